@@ -1,0 +1,34 @@
+# Sources compiled once per CPU level, each file with its own flags and nothing else: the baseline stays
+# what the platform's ABI promises, wider code is reached through a table chosen at run time.
+include(CheckCXXCompilerFlag)
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  if(MSVC)
+    set(RWKV_FLAGS_avx2 /arch:AVX2)
+    set(RWKV_FLAGS_avx512 /arch:AVX512)
+  else()
+    set(RWKV_FLAGS_avx2 -mavx2 -mfma -mf16c)
+    set(RWKV_FLAGS_avxvnni -mavx2 -mfma -mf16c -mavxvnni)
+    set(RWKV_FLAGS_avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
+                          -mprefer-vector-width=512)
+    check_cxx_compiler_flag(-mavxvnni RWKV_HAVE_AVXVNNI)
+    if(NOT RWKV_HAVE_AVXVNNI)
+      unset(RWKV_FLAGS_avxvnni)
+    endif()
+  endif()
+endif()
+
+# rwkv_add_cpu_levels(TARGET STEM): adds STEM_scalar.cpp and STEM_<level>.cpp for every level this compiler knows.
+function(rwkv_add_cpu_levels target stem)
+  target_sources(${target} PRIVATE ${stem}_scalar.cpp)
+  foreach(level avx2 avxvnni avx512)
+    if(DEFINED RWKV_FLAGS_${level})
+      target_sources(${target} PRIVATE ${stem}_${level}.cpp)
+      # GCC 12 reports its own intrinsics headers as using uninitialized values
+      set_source_files_properties(${stem}_${level}.cpp PROPERTIES COMPILE_OPTIONS
+        "${RWKV_FLAGS_${level}};$<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized;-Wno-maybe-uninitialized>")
+      string(TOUPPER ${level} upper)
+      target_compile_definitions(${target} PRIVATE RWKV_HAVE_LEVEL_${upper}=1)
+    endif()
+  endforeach()
+endfunction()
