@@ -1,0 +1,146 @@
+"""Checkpoints written by torch.save: a zip archive of one pickle and the storages it refers to.
+
+The pickle is interpreted by `torch_pickle` (nothing in it is run) and the storages stay mapped in the file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quant.checkpoints.base import Checkpoint, Stored
+from quant.checkpoints.naming import canonical_names
+from quant.checkpoints.torch_pickle import MAX_PICKLE, TensorRef, load
+from quant.checkpoints.torch_zip import DOWNLOAD_AGAIN, Entry, read_directory
+from quant.errors import FormatError, UnsupportedModel, quoted
+from quant.mapped_file import MappedFile
+
+_ITEM_BYTES = {
+    "f32": 4, "f16": 2, "bf16": 2, "f64": 8, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "bool": 1,
+    "c64": 8, "c128": 16,
+}  # fmt: skip
+_NUMPY = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
+_NESTED = ("state_dict", "model", "module")
+"""Keys under which training checkpoints keep the weights."""
+_CONVERTED = {"_strategy", "_version", "_rescale_layer"}
+"""Keys that ChatRWKV's converter adds."""
+
+
+class PthCheckpoint(Checkpoint):
+    """A model in a torch zip file (.pth, .pt, .ckpt)."""
+
+    format = "pth"
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Map and validate `path`.
+
+        Raises SourceNotFound, UnsafePickle (the pickle would run code), UnsupportedModel (a converted file,
+        TorchScript, big-endian data) and FormatError (anything else that is wrong).
+        """
+        file = MappedFile(path)
+        try:
+            where = str(file.path)
+            entries = read_directory(file)
+            root = _root(entries, where)
+            if _read_small(file, entries.get(f"{root}/byteorder"), b"little") != b"little":
+                raise UnsupportedModel(f"{where} holds big-endian tensors: not supported")
+            found, extras = _weights(load(_read_pickle(file, entries[f"{root}/data.pkl"]), where), where)
+            self._refs: dict[str, tuple[TensorRef, Entry]] = {}
+            tensors: dict[str, Stored] = {}
+            for name, file_name in canonical_names(found).items():
+                ref = found[file_name]
+                entry = entries.get(f"{root}/data/{ref.storage.key}")
+                _check_view(ref, entry, f"{where}: tensor {quoted(name)}")
+                assert entry is not None
+                self._refs[name] = ref, entry
+                tensors[name] = Stored(file_name, ref.storage.dtype, ref.shape)
+            super().__init__(file, tensors, extras)
+        except BaseException:
+            file.close()
+            raise
+
+    def _view(self, name: str) -> npt.NDArray[Any]:
+        ref, entry = self._refs[name]
+        storage = self._file.array(_NUMPY[ref.storage.dtype], ref.storage.numel, entry.begin)
+        if math.prod(ref.shape) == 0:
+            return np.empty(ref.shape, storage.dtype)
+        strides = [step * storage.itemsize for step in ref.stride]
+        return np.lib.stride_tricks.as_strided(storage[ref.offset :], ref.shape, strides, writeable=False)
+
+
+def _root(entries: dict[str, Entry], where: str) -> str:
+    """The one folder in which torch keeps everything."""
+    roots = [
+        name.partition("/")[0] for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")
+    ]
+    if len(roots) != 1:
+        raise FormatError(f"{where} is a zip archive, but not one written by torch.save")
+    if f"{roots[0]}/constants.pkl" in entries:
+        raise UnsupportedModel(f"{where} is a TorchScript program, not a checkpoint")
+    return roots[0]
+
+
+def _read_small(file: MappedFile, entry: Entry | None, default: bytes) -> bytes:
+    return default if entry is None else file.read(entry.begin, min(entry.end, entry.begin + 64)).strip()
+
+
+def _read_pickle(file: MappedFile, entry: Entry) -> bytes:
+    size = entry.end - entry.begin
+    if size > MAX_PICKLE:
+        raise FormatError(f"{file.path}: the pickle is {size} bytes long; the limit is {MAX_PICKLE}")
+    data = file.read(entry.begin, entry.end)
+    if entry.crc and zlib.crc32(data) != entry.crc:
+        raise FormatError(f"{file.path}: the pickle's checksum is wrong", hint=DOWNLOAD_AGAIN)
+    return data
+
+
+def _weights(loaded: Any, where: str) -> tuple[dict[str, TensorRef], dict[str, str]]:
+    """The tensors by name, and the plain values beside them as strings.
+
+    Descends into `state_dict` and the like.
+    """
+    extras: dict[str, str] = {}
+    for _ in range(4):
+        if not isinstance(loaded, dict):
+            raise FormatError(f"{where} does not hold a dict of tensors")
+        if _CONVERTED & loaded.keys():
+            raise UnsupportedModel(
+                f"{where} was converted by ChatRWKV: its weights are rescaled and transposed",
+                hint="Use the original .pth file.",
+            )
+        tensors = {str(name): value for name, value in loaded.items() if isinstance(value, TensorRef)}
+        for name, value in loaded.items():
+            if isinstance(value, str) or (type(value) in (int, float, bool) and abs(value) < 1 << 63):
+                extras[str(name)] = str(value)
+        if tensors:
+            return tensors, extras
+        inner = [loaded[key] for key in _NESTED if isinstance(loaded.get(key), dict)]
+        if len(inner) != 1:
+            break
+        loaded = inner[0]
+    raise FormatError(f"{where} holds no tensors")
+
+
+def _check_view(ref: TensorRef, entry: Entry | None, where: str) -> None:
+    """The storage exists with the size it claims, and the view stays inside it without repeating elements."""
+    storage = ref.storage
+    if entry is None:
+        raise FormatError(f"{where}: its storage {quoted(storage.key)} is missing", hint=DOWNLOAD_AGAIN)
+    size = entry.end - entry.begin
+    if size != storage.numel * _ITEM_BYTES[storage.dtype]:
+        raise FormatError(
+            f"{where}: its storage of {size} bytes does not hold {storage.numel} {storage.dtype}"
+        )
+    elements = math.prod(ref.shape)
+    if elements == 0:
+        return
+    last = ref.offset + sum((dim - 1) * step for dim, step in zip(ref.shape, ref.stride, strict=True))
+    if last >= storage.numel:
+        raise FormatError(f"{where}: it reaches element {last} of a storage of {storage.numel}")
+    if elements > storage.numel:
+        raise FormatError(f"{where}: it repeats the elements of its storage")

@@ -1,0 +1,70 @@
+"""Errors of the `quant` package: one base class, one exit code per kind, an optional hint.
+
+A message is one short line that names the file or tensor; what to do about it is the separate `hint`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class QuantError(Exception):
+    """Base of every error that `quant` raises on purpose.
+
+    `exit_code` is the process exit code that a command line should end with; `hint` is one line of advice or
+    None.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class InvalidRequest(QuantError):
+    """The request makes no sense: an already quantized source, an unknown format, sizes that do not fit."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class SourceNotFound(QuantError):
+    """The source file is missing, is a folder, or cannot be read."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class FormatError(QuantError):
+    """The file is corrupt, truncated, hostile, or not a checkpoint."""
+
+    exit_code: ClassVar[int] = 4
+
+
+class UnsupportedModel(FormatError):
+    """The file is sound, but holds a model or a layout that is not supported; the message says which."""
+
+
+class UnsafePickle(FormatError):
+    """The pickle refers to a global or uses an opcode that could run code; the message names it."""
+
+
+class NoSpace(QuantError):
+    """The disk has not enough room for the file to be written."""
+
+    exit_code: ClassVar[int] = 5
+
+
+class Cancelled(QuantError):
+    """The caller asked to stop; nothing was written."""
+
+    exit_code: ClassVar[int] = 130
+
+
+def quoted(text: str, limit: int = 80) -> str:
+    """`text` out of a file, made safe for a message.
+
+    Control characters are escaped, and what goes past `limit` characters is cut off.
+    """
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode("ascii") for ch in text)
