@@ -1,0 +1,256 @@
+"""Codes and scales for given tables, row by row, without data.
+
+Groups are worked on side by side: an array of groups is [k, groups], and sums run over ascending k in
+float32, so that the order of additions is the same for any width of vector registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from quant.arrays import F32, F64, I8, U8
+from quant.codecs import q4
+
+TINY = np.float32(1e-30)
+"""Rows whose largest weight is below this are zero: their scales would be denormal numbers."""
+SMALL = np.float32(1e-6)
+"""Groups whose largest weight is below this share of the row's are zero: so is their scale, once rounded."""
+ONE = np.float32(1)
+TOP8 = np.float32(127)
+CUBE8 = np.float32(127**3)
+TOP = np.float32(127**2)
+"""The largest factor of a group: s = 127."""
+
+TABLE: U8 = np.array([1, 16, 27, 36, 44, 51, 57, 63, 68, 73, 79, 86, 94, 103, 113, 124], np.uint8)
+"""The fixed 4-bit table, where learning starts: what it converges to on normally distributed weights."""
+
+_STEPS = (0.80, 0.87, 0.93, 1.0, 1.06, 1.12, 1.19, 1.25)
+_CANDIDATES: F32 = np.array([sign * step / 63 for step in _STEPS for sign in (1, -1)], np.float32)
+"""Scales to try, as shares of the group's largest weight; both signs, as tables are not symmetric."""
+
+
+class Fit(NamedTuple):
+    """Codes of R rows of L weights with Lg groups each, and what was lost in every row."""
+
+    codes: U8
+    """[R, L]."""
+    scales: I8
+    """[R, Lg]."""
+    rows: F32
+    """[R]."""
+    error: F64
+    """[R]: sum of squared errors: float32 over a group, then float64 over groups in order."""
+    power: F64
+    """[R]: sum of squared weights, likewise."""
+    largest: F32
+    """[R]: largest absolute error."""
+
+
+class Groups(NamedTuple):
+    """A run of equally long groups of a block of rows: the whole ones, or the rest at the end of each row."""
+
+    columns: slice
+    """Their weights."""
+    indices: slice
+    """Their numbers within a row."""
+
+    def gather(self, rows: F32) -> F32:
+        """[R, L] -> [k, R * groups], row by row."""
+        count = self.indices.stop - self.indices.start
+        cut = rows[:, self.columns]
+        return np.ascontiguousarray(cut.reshape(len(rows) * count, -1).T)
+
+
+def groups_of(length: int, group: int) -> Iterator[Groups]:
+    """The groups of a row of `length` weights: those of full size, and the rest if there is one."""
+    whole = length // group
+    if whole:
+        yield Groups(slice(0, whole * group), slice(0, whole))
+    if length % group:
+        yield Groups(slice(whole * group, length), slice(whole, whole + 1))
+
+
+def fit8(block: F32, group: int) -> Fit:
+    """q8 codes for `block` [R, L]. The scale of a group is the smallest that reaches its largest weight."""
+    count, length = block.shape
+    codes = np.empty((count, length), np.uint8)
+    scales = np.zeros((count, -(-length // group)), np.int8)
+    top = np.abs(block).max(axis=1)
+    rows = np.where(top >= TINY, top / CUBE8, np.float32(0))
+    stats = _Statistics(count)
+    for run in groups_of(length, group):
+        x = run.gather(block)
+        width = x.shape[1] // count
+        d = np.repeat(rows, width)
+        reach = np.abs(x).max(axis=0)
+        ratio = reach / divisor(TOP8 * d, d > 0)
+        root = np.minimum(np.ceil(np.sqrt(ratio)), TOP8)
+        root[d == 0] = 0
+        factor = d * (root * root)
+        scaled = x / divisor(factor, factor > 0)
+        scaled[:, factor == 0] = 0
+        code = np.clip((scaled + np.float32(128.5)).astype(np.int32), 1, 255)
+        stats.add(x, factor * (code.astype(np.float32) - np.float32(128)), count)
+        scales[:, run.indices] = root.reshape(count, width)
+        codes[:, run.columns] = code.T.reshape(count, -1)
+    return Fit(codes, scales, rows, *stats.result())
+
+
+def fit4(block: F32, group: int, table: U8) -> Fit:
+    """q4 nibbles for `block` [R, L] and a table [16]: searched scales, then the best of two rounded ones."""
+    count, length = block.shape
+    codes = np.empty((count, length), np.uint8)
+    scales = np.zeros((count, -(-length // group)), np.int8)
+    entries = q4.entries(table)
+    lookup = Lookup(entries)
+    top = np.abs(block).max(axis=1)
+    live = top >= TINY
+    unit: F32 = block / divisor(top, live)[:, None]
+    unit[~live] = 0
+    wanted = np.empty(scales.shape, np.float32)
+    for run in groups_of(length, group):
+        wanted[:, run.indices] = search(run.gather(unit), lookup).reshape(count, -1)
+    step = np.abs(wanted).max(axis=1) / TOP
+    rows = step * top
+    rows[~live] = 0
+    stats = _Statistics(count)
+    for run in groups_of(length, group):
+        width = run.indices.stop - run.indices.start
+        root, code = _round(
+            run.gather(unit), np.ravel(wanted[:, run.indices]), np.repeat(step, width), lookup
+        )
+        square = root.astype(np.int32) * np.abs(root.astype(np.int32))
+        factor = np.repeat(rows, width) * square.astype(np.float32)
+        stats.add(run.gather(block), factor * entries[code], count)
+        scales[:, run.indices] = root.reshape(count, width)
+        codes[:, run.columns] = code.T.reshape(count, -1)
+    return Fit(codes, scales, rows, *stats.result())
+
+
+class Lookup:
+    """Nearest entry of an ascending table of 16 values: the number of midpoints below; lower on a tie."""
+
+    GRID = 8
+    """Entries are multiples of 1 / GRID within -64..64, so midpoints are multiples of half of that."""
+
+    def __init__(self, entries: F32) -> None:
+        """`entries`: float32 [16]."""
+        middles = (entries[1:] + entries[:-1]) * np.float32(0.5)
+        self._fine = np.float32(2 * self.GRID)
+        self._limit = np.float32(2 * self.GRID * 64)
+        steps = np.arange(-self._limit, self._limit + 1, dtype=np.float32) / self._fine
+        # rounding up to a midpoint's grid keeps the side of every midpoint
+        self._index: U8 = np.searchsorted(middles, steps, side="left").astype(np.uint8)
+        self._entry: F32 = entries[self._index]
+
+    def indices(self, values: F32) -> U8:
+        """Index 0..15 of the nearest entry, for any shape."""
+        return self._index[self._place(values)]
+
+    def entries(self, values: F32) -> F32:
+        """The nearest entry itself, for any shape."""
+        return self._entry[self._place(values)]
+
+    def _place(self, values: F32) -> npt.NDArray[np.uint16]:
+        fine = values * self._fine
+        np.ceil(fine, out=fine)
+        np.clip(fine, -self._limit, self._limit, out=fine)
+        fine += self._limit
+        return fine.astype(np.uint16)
+
+
+def search(x: F32, lookup: Lookup) -> F32:
+    """The scale, with sign, that suits each group of `x` [k, n] best: float32 [n], 0 for groups of zeros.
+
+    Weights are within -1..1. For every candidate: codes, then the scale that is best for these codes in
+    closed form; of all, the one that explains most of the group's power; once more from there.
+    """
+    reach = np.abs(x).max(axis=0)
+    live = reach >= SMALL
+    best = np.full(x.shape[1], -1, np.float32)
+    scale = np.zeros(x.shape[1], np.float32)
+    reach = divisor(reach, live)
+
+    def attempt(candidate: F32) -> None:
+        entries = lookup.entries(x * (ONE / candidate))
+        cross, square = _sum(x * entries), _sum(entries * entries)
+        safe = divisor(square, square > 0)
+        fitted = cross / safe
+        gain = cross * fitted
+        better = gain > best
+        best[better] = gain[better]
+        scale[better] = fitted[better]
+
+    for factor in _CANDIDATES:
+        attempt(reach * factor)
+    attempt(divisor(scale, scale != 0))
+    scale[~live] = 0
+    return scale
+
+
+def _round(x: F32, wanted: F32, step: F32, lookup: Lookup) -> tuple[I8, U8]:
+    """Signed roots [n] and nibbles [k, n] for groups `x` [k, n] of wanted scale [n], in units of `step` [n].
+
+    Tries the two neighbouring roots; a group whose error they do not lessen becomes zero.
+    """
+    ratio = np.abs(wanted) / divisor(step, step > 0)
+    low = np.minimum(np.floor(np.sqrt(ratio)), TOP8)
+    high = np.minimum(low + np.float32(1), TOP8)
+    sign = np.where(wanted < 0, np.float32(-1), np.float32(1))
+
+    def attempt(root: F32) -> tuple[F32, U8]:
+        factor = step * (root * root) * sign
+        scaled = x * (ONE / divisor(factor, factor != 0))
+        code, entries = lookup.indices(scaled), lookup.entries(scaled)
+        cross, square = _sum(x * entries), _sum(entries * entries)
+        return (factor + factor) * cross - (factor * factor) * square, code
+
+    gain_low, code_low = attempt(low)
+    gain_high, code_high = attempt(high)
+    up = gain_high > gain_low
+    dead = np.where(up, gain_high, gain_low) <= 0
+    dead |= wanted == 0
+    root = (np.where(up, high, low) * sign).astype(np.int8)
+    code = np.where(up, code_high, code_low)
+    root[dead] = 0
+    dead |= root == 0
+    code[:, dead] = 0
+    return root, code
+
+
+def divisor(values: F32, usable: npt.NDArray[np.bool_]) -> F32:
+    """`values`, but 1 where they are not usable."""
+    result: F32 = np.where(usable, values, ONE)
+    return result
+
+
+def _sum(terms: F32) -> F32:
+    """Sum of [k, n] over k in float32, k ascending."""
+    total: F32 = terms[0].copy()
+    for term in terms[1:]:
+        total += term
+    return total
+
+
+class _Statistics:
+    """Squared errors of a block of rows, added group by group."""
+
+    def __init__(self, count: int) -> None:
+        self.error, self.power = np.zeros(count), np.zeros(count)
+        self.largest = np.zeros(count, np.float32)
+
+    def add(self, x: F32, decoded: F32, count: int) -> None:
+        """Weights and decoded values [k, R * groups] of one run."""
+        lost = x - decoded
+        for group in _sum(lost * lost).reshape(count, -1).T:
+            self.error += group
+        for group in _sum(x * x).reshape(count, -1).T:
+            self.power += group
+        np.maximum(self.largest, np.abs(lost).max(axis=0).reshape(count, -1).max(axis=1), out=self.largest)
+
+    def result(self) -> tuple[F64, F64, F32]:
+        return self.error, self.power, self.largest
