@@ -1,0 +1,182 @@
+#include "codec/encode.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <thread>
+#include <vector>
+
+#include "codec/encode_levels.h"
+#include "core/check.h"
+#include "cpu/kernels.h"
+
+namespace rwkv::codec {
+namespace {
+
+constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+constexpr int blocks_of(int rows) { return (rows + kLanes - 1) / kLanes; }
+
+/// The fixed table, where learning starts (quant/methods/nearest.py).
+constexpr uint8_t kTable[16] = {1, 16, 27, 36, 44, 51, 57, 63, 68, 73, 79, 86, 94, 103, 113, 124};
+constexpr float kTiny = 1e-30f;
+constexpr double kGrid = 8; ///< entries are multiples of 1/8 while they are learned
+
+constexpr const EncodeTable* (*kTables[])() = {
+    scalar_encode_table,
+#ifdef RWKV_HAVE_LEVEL_AVX2
+    avx2_encode_table,
+#endif
+#ifdef RWKV_HAVE_LEVEL_AVXVNNI
+    avxvnni_encode_table,
+#endif
+#ifdef RWKV_HAVE_LEVEL_AVX512
+    avx512_encode_table,
+#endif
+};
+
+const EncodeTable& table_of(const std::string& level) {
+    const char* name = cpu::choose(level.c_str()).name;
+    for (const auto& table : kTables)
+        if (std::strcmp(table()->name, name) == 0)
+            return *table();
+    return *scalar_encode_table();
+}
+
+/// task(i, thread) for i in 0..count-1, on up to `threads` threads. The task must not throw.
+void parallel(int count, int threads, const std::function<void(int, int)>& task) {
+    std::atomic<int> next{0};
+    const auto work = [&](int thread) {
+        for (int i = next++; i < count; i = next++)
+            task(i, thread);
+    };
+    std::vector<std::thread> helpers;
+    for (int thread = 1; thread < std::min(threads, count); ++thread)
+        helpers.emplace_back(work, thread);
+    work(0);
+    for (std::thread& helper : helpers)
+        helper.join();
+}
+
+Codebook codebook_of(const float* entries) {
+    Codebook book;
+    std::copy(entries, entries + 16, book.entry);
+    for (int i = 0; i < 15; ++i)
+        book.middle[i] = (entries[i + 1] + entries[i]) * 0.5f;
+    return book;
+}
+
+Codebook codebook_of(const uint8_t* table) {
+    float entries[16];
+    for (int i = 0; i < 16; ++i)
+        entries[i] = float(int(table[i]) - kQ4Zero);
+    return codebook_of(entries);
+}
+
+/// Evenly spaced rows of the matrix, one after the other.
+std::vector<float> sample_of(const Request& r, int* rows) {
+    const int count = r.rows(), length = r.length();
+    const int wanted = std::min(count, std::max(kSampleRows, (kSampleWeights + length - 1) / length));
+    std::vector<float> sample(size_t(wanted) * size_t(length));
+    const size_t row_step = r.layout == Layout::kKn ? 1 : size_t(r.k),
+                 step = r.layout == Layout::kKn ? size_t(r.k) : 1;
+    for (int i = 0; i < wanted; ++i) {
+        const float* from = r.w + size_t(int64_t(i) * count / wanted) * row_step;
+        for (int j = 0; j < length; ++j)
+            sample[size_t(i) * size_t(length) + size_t(j)] = from[size_t(j) * step];
+    }
+    *rows = wanted;
+    return sample;
+}
+
+/// Moves each entry to the scale-weighted mean of its weights: sums in double, row by row.
+void move_entries(const std::vector<float>& sample, int length, int group, const std::vector<uint8_t>& index,
+                  const std::vector<float>& scale, float* entries) {
+    const size_t groups = size_t((length + group - 1) / group);
+    double moment[16] = {}, weight[16] = {}, centre[16];
+    for (size_t i = 0; i < sample.size(); ++i) {
+        const size_t row = i / size_t(length), column = i % size_t(length);
+        const double s = scale[row * groups + column / size_t(group)];
+        moment[index[i]] += s * double(sample[i]);
+        weight[index[i]] += s * s;
+    }
+    for (int i = 0; i < 16; ++i)
+        centre[i] = weight[i] > 0 ? moment[i] / weight[i] : double(entries[i]);
+    std::sort(centre, centre + 16);
+    const double largest = std::max(std::fabs(centre[0]), std::fabs(centre[15]));
+    for (int i = 0; i < 16; ++i)
+        entries[i] = float(std::floor(centre[i] * (63.0 / largest) * kGrid + 0.5) / kGrid);
+}
+
+/// The nearest strictly ascending whole numbers in -63..63, plus the zero point.
+void to_whole(const float* entries, uint8_t* table) {
+    int whole[16];
+    for (int i = 0; i < 16; ++i) {
+        whole[i] = int(std::floor(entries[i] + 0.5f));
+        whole[i] = std::max(whole[i], i ? whole[i - 1] + 1 : -63);
+    }
+    for (int i = 15; i >= 0; --i)
+        whole[i] = std::min(whole[i], i < 15 ? whole[i + 1] - 1 : 63);
+    for (int i = 0; i < 16; ++i)
+        table[i] = uint8_t(whole[i] + kQ4Zero);
+}
+
+/// Lloyd's rounds on a sample of the rows, as quant/methods/codebook.py says.
+void learn(const Request& r, const EncodeTable& kernels, int threads, uint8_t* table) {
+    std::copy(kTable, kTable + 16, table);
+    if (!r.learn)
+        return;
+    int rows = 0;
+    std::vector<float> sample = sample_of(r, &rows);
+    float top = 0;
+    for (const float value : sample)
+        top = std::max(top, std::fabs(value));
+    if (!(top >= kTiny))
+        return;
+    for (float& value : sample)
+        value /= top;
+    const int length = r.length();
+    std::vector<uint8_t> index(sample.size());
+    std::vector<float> scale(size_t(rows) * size_t((length + r.group - 1) / r.group));
+    Codebook book = codebook_of(table);
+    for (int round = 0; round < kLearningRounds; ++round) {
+        parallel(blocks_of(rows), threads, [&](int block, int) {
+            kernels.assign_block(sample.data(), rows, length, r.group, book, block, index.data(),
+                                 scale.data());
+        });
+        float entries[16];
+        std::copy(book.entry, book.entry + 16, entries);
+        move_entries(sample, length, r.group, index, scale, entries);
+        book = codebook_of(entries);
+    }
+    to_whole(book.entry, table);
+}
+
+} // namespace
+
+int Request::padded() const { return round_up(length(), layout != Layout::kKn ? 32 : four() ? 128 : 64); }
+
+size_t Request::stride() const {
+    if (layout != Layout::kKn)
+        return code_bytes();
+    return code_bytes() + size_t(round_up(padded() / group, 64));
+}
+
+void encode(const Request& request, int threads, const std::string& level) {
+    require(request.n > 0 && request.k > 0, Fault::kArgument, "the matrix is empty");
+    require(threads > 0, Fault::kArgument, "threads must be at least 1");
+    const EncodeTable& kernels = table_of(level);
+    Codebook book{};
+    if (request.four()) {
+        learn(request, kernels, threads, request.cb);
+        book = codebook_of(request.cb);
+    }
+    const size_t scratch_floats = size_t(request.padded() / request.group) * kLanes;
+    std::vector<float> scratch(scratch_floats * size_t(threads));
+    parallel(blocks_of(request.rows()), threads, [&](int block, int thread) {
+        kernels.encode_block(request, book, block, scratch.data() + size_t(thread) * scratch_floats);
+    });
+}
+
+} // namespace rwkv::codec

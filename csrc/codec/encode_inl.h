@@ -1,0 +1,492 @@
+// The encoders' arithmetic, written as plain loops over 16 lanes that compilers turn into vectors. Lanes are
+// rows, so no sum crosses lanes: sums run over ascending k in float32, without fused multiply-adds, as in
+// quant/methods/nearest.py. Everything is in the including file's anonymous namespace (see cpu/level_inl.h
+// for why).
+#pragma once
+
+#include <math.h>
+#include <string.h>
+
+#include "codec/encode_levels.h"
+
+namespace rwkv::codec {
+namespace {
+
+constexpr int kMaxGroup = 32;
+constexpr float kTiny = 1e-30f; // rows whose largest weight is below this are zero
+constexpr float kSmall = 1e-6f; // groups below this share of the row's largest weight are zero
+constexpr float kTop = 127.0f * 127.0f;
+constexpr float kCube = 127.0f * 127.0f * 127.0f;
+
+constexpr int kSteps = 8;
+constexpr double kStep[kSteps] = {0.80, 0.87, 0.93, 1.0, 1.06, 1.12, 1.19, 1.25};
+
+/// One value per lane.
+struct alignas(64) Lane {
+    float v[kLanes];
+};
+
+/// One group of 16 rows: x[k] holds weight k of each; `count` of them are real.
+struct Group {
+    Lane x[kMaxGroup];
+    int count;
+};
+
+template <int J>
+inline float nearest_from(const Codebook& book, float value, float found) {
+    if constexpr (J == 15)
+        return found;
+    else
+        return nearest_from<J + 1>(book, value, value > book.middle[J] ? book.entry[J + 1] : found);
+}
+
+/// The entry nearest to `value`; the lower one on a tie.
+inline float nearest(const Codebook& book, float value) {
+    return nearest_from<0>(book, value, book.entry[0]);
+}
+
+template <int J>
+inline int count_from(const Codebook& book, float value, int found) {
+    if constexpr (J == 15)
+        return found;
+    else
+        return count_from<J + 1>(book, value, found + (value > book.middle[J] ? 1 : 0));
+}
+
+/// Which entry that is.
+inline int nearest_index(const Codebook& book, float value) { return count_from<0>(book, value, 0); }
+
+inline float magnitude(float value) { return value < 0 ? -value : value; }
+
+/// cross = sum of x times its entry, square = sum of squared entries, for weights divided by `scale`.
+inline void correlate(const Group& group, const Codebook& book, const Lane& scale, Lane& cross,
+                      Lane& square) {
+    const Codebook local = book; // so that no store can be thought to change it
+    Lane inverse, a, b;
+    for (int l = 0; l < kLanes; ++l) {
+        inverse.v[l] = 1.0f / scale.v[l];
+        a.v[l] = b.v[l] = 0;
+    }
+    for (int k = 0; k < group.count; ++k) {
+        const Lane& x = group.x[k];
+        for (int l = 0; l < kLanes; ++l) {
+            const float entry = nearest(local, x.v[l] * inverse.v[l]);
+            a.v[l] += x.v[l] * entry;
+            b.v[l] += entry * entry;
+        }
+    }
+    cross = a;
+    square = b;
+}
+
+/// Codes for the scale `candidate`, then the scale that suits them best; kept where it explains more than
+/// `best`.
+inline void attempt(const Group& group, const Codebook& book, const Lane& candidate, Lane& best,
+                    Lane& scale) {
+    Lane cross, square;
+    correlate(group, book, candidate, cross, square);
+    for (int l = 0; l < kLanes; ++l) {
+        const float fitted = cross.v[l] / (square.v[l] > 0 ? square.v[l] : 1.0f);
+        const float gain = cross.v[l] * fitted;
+        const bool better = gain > best.v[l];
+        best.v[l] = better ? gain : best.v[l];
+        scale.v[l] = better ? fitted : scale.v[l];
+    }
+}
+
+inline void largest_of(const Group& group, Lane& reach) {
+    for (int l = 0; l < kLanes; ++l)
+        reach.v[l] = 0;
+    for (int k = 0; k < group.count; ++k)
+        for (int l = 0; l < kLanes; ++l) {
+            const float size = magnitude(group.x[k].v[l]);
+            reach.v[l] = size > reach.v[l] ? size : reach.v[l];
+        }
+}
+
+/// The scale, with sign, that suits each row's group best; 0 for zeros. Weights within -1..1.
+inline void search(const Group& group, const Codebook& book, Lane& scale) {
+    Lane reach, base, best, candidate;
+    largest_of(group, reach);
+    for (int l = 0; l < kLanes; ++l) {
+        base.v[l] = reach.v[l] >= kSmall ? reach.v[l] : 1.0f;
+        best.v[l] = -1.0f;
+        scale.v[l] = 0;
+    }
+    for (int i = 0; i < 2 * kSteps; ++i) {
+        const float factor = float((i % 2 ? -kStep[i / 2] : kStep[i / 2]) / 63);
+        for (int l = 0; l < kLanes; ++l)
+            candidate.v[l] = base.v[l] * factor;
+        attempt(group, book, candidate, best, scale);
+    }
+    for (int l = 0; l < kLanes; ++l)
+        candidate.v[l] = scale.v[l] != 0 ? scale.v[l] : 1.0f;
+    attempt(group, book, candidate, best, scale);
+    for (int l = 0; l < kLanes; ++l)
+        scale.v[l] = reach.v[l] >= kSmall ? scale.v[l] : 0;
+}
+
+/// How much root^2 units of `step` lessen the squared error.
+inline void gain_of(const Group& group, const Codebook& book, const Lane& factor, Lane& gain) {
+    Lane safe, cross, square;
+    for (int l = 0; l < kLanes; ++l)
+        safe.v[l] = factor.v[l] != 0 ? factor.v[l] : 1.0f;
+    correlate(group, book, safe, cross, square);
+    for (int l = 0; l < kLanes; ++l) {
+        const float f = factor.v[l];
+        gain.v[l] = (f + f) * cross.v[l] - (f * f) * square.v[l];
+    }
+}
+
+/// Signed roots for the wanted scales in units of `step`, the better of the two neighbours, and indices
+/// [k][lane].
+inline void round_scales(const Group& group, const Codebook& book, const float* wanted, const Lane& step,
+                         int* root, uint8_t (*index)[kLanes]) {
+    Lane sign, low, high, factor_low, factor_high, gain_low, gain_high, inverse;
+    for (int l = 0; l < kLanes; ++l) {
+        const float ratio = magnitude(wanted[l]) / (step.v[l] > 0 ? step.v[l] : 1.0f);
+        const float whole = float(int(sqrtf(ratio)));
+        low.v[l] = whole < 127.0f ? whole : 127.0f;
+        high.v[l] = low.v[l] + 1.0f < 127.0f ? low.v[l] + 1.0f : 127.0f;
+        sign.v[l] = wanted[l] < 0 ? -1.0f : 1.0f;
+        factor_low.v[l] = step.v[l] * (low.v[l] * low.v[l]) * sign.v[l];
+        factor_high.v[l] = step.v[l] * (high.v[l] * high.v[l]) * sign.v[l];
+    }
+    gain_of(group, book, factor_low, gain_low);
+    gain_of(group, book, factor_high, gain_high);
+    int keep[kLanes];
+    for (int l = 0; l < kLanes; ++l) {
+        const bool up = gain_high.v[l] > gain_low.v[l];
+        const float gain = up ? gain_high.v[l] : gain_low.v[l],
+                    factor = up ? factor_high.v[l] : factor_low.v[l];
+        const float size = up ? high.v[l] : low.v[l];
+        const bool dead = !(gain > 0) || wanted[l] == 0 || size == 0;
+        root[l] = dead ? 0 : int(size * sign.v[l]);
+        keep[l] = dead ? 0 : 15;
+        inverse.v[l] = 1.0f / (factor != 0 ? factor : 1.0f);
+    }
+    const Codebook local = book;
+    for (int k = 0; k < group.count; ++k)
+        for (int l = 0; l < kLanes; ++l)
+            index[k][l] = uint8_t(nearest_index(local, group.x[k].v[l] * inverse.v[l]) & keep[l]);
+}
+
+/// Weights of 16 consecutive rows of a matrix, group by group.
+struct Reader {
+    const float* w;
+    size_t row_step; // from one row to the next
+    size_t step;     // from one weight of a row to the next
+    int rows;        // real ones, 1..16
+    int length;
+    int group;
+
+    int groups() const { return (length + group - 1) / group; }
+
+    void load(int g, Group& out) const {
+        const int begin = g * group, rest = length - begin;
+        out.count = rest < group ? rest : group;
+        if (step == 1) { // rows lie one after the other: turn them
+            for (int l = 0; l < rows; ++l) {
+                const float* from = w + size_t(l) * row_step + begin;
+                for (int k = 0; k < out.count; ++k)
+                    out.x[k].v[l] = from[k];
+            }
+        } else {
+            for (int k = 0; k < out.count; ++k) {
+                const float* from = w + size_t(begin + k) * step;
+                for (int l = 0; l < rows; ++l)
+                    out.x[k].v[l] = from[l];
+            }
+        }
+        for (int k = 0; k < out.count; ++k)
+            for (int l = rows; l < kLanes; ++l)
+                out.x[k].v[l] = 0;
+    }
+};
+
+inline int rows_in_block(int rows, int block) {
+    const int rest = rows - block * kLanes;
+    return rest < kLanes ? rest : kLanes;
+}
+
+/// Squared errors of a block of rows: float32 within a group, then double over groups.
+struct Losses {
+    double error[kLanes], power[kLanes];
+    Lane largest;
+
+    void clear() {
+        for (int l = 0; l < kLanes; ++l) {
+            error[l] = power[l] = 0;
+            largest.v[l] = 0;
+        }
+    }
+
+    void add(const Group& group, const Lane* decoded) {
+        Lane lost_sum, power_sum;
+        for (int l = 0; l < kLanes; ++l)
+            lost_sum.v[l] = power_sum.v[l] = 0;
+        for (int k = 0; k < group.count; ++k)
+            for (int l = 0; l < kLanes; ++l) {
+                const float x = group.x[k].v[l], lost = x - decoded[k].v[l], size = magnitude(lost);
+                lost_sum.v[l] += lost * lost;
+                power_sum.v[l] += x * x;
+                largest.v[l] = size > largest.v[l] ? size : largest.v[l];
+            }
+        for (int l = 0; l < kLanes; ++l) {
+            error[l] += double(lost_sum.v[l]);
+            power[l] += double(power_sum.v[l]);
+        }
+    }
+};
+
+/// Where the codes and scales of one block of rows go.
+struct Writer {
+    const Request& request;
+    int block;
+    int rows;
+    int padded;
+    size_t stride;
+
+    Writer(const Request& r, int b)
+        : request(r), block(b), rows(rows_in_block(r.rows(), b)), padded(r.padded()), stride(r.stride()) {}
+
+    uint8_t* row(int l) const { return request.q + (size_t(block) * kLanes + size_t(l)) * stride; }
+
+    /// Codes of zero, scales of zero.
+    void clear() const {
+        const int fill = request.four() ? 0 : kQ8Zero;
+        const size_t groups = size_t(padded / request.group);
+        if (request.layout == Layout::kTile) {
+            const size_t bytes = request.code_bytes() * kLanes;
+            memset(request.q + size_t(block) * bytes, fill, bytes);
+            memset(request.s + size_t(block) * kLanes * groups, 0, kLanes * groups);
+            return;
+        }
+        for (int l = 0; l < rows; ++l) {
+            memset(row(l), fill, request.code_bytes());
+            memset(row(l) + request.code_bytes(), 0, stride - request.code_bytes());
+        }
+        if (request.layout == Layout::kRow)
+            memset(request.s + size_t(block) * kLanes * groups, 0, size_t(rows) * groups);
+    }
+
+    void scales(int g, const int* root) const {
+        const size_t groups = size_t(padded / request.group);
+        for (int l = 0; l < (request.layout == Layout::kTile ? kLanes : rows); ++l) {
+            const int8_t s = int8_t(root[l]);
+            if (request.layout == Layout::kTile)
+                request.s[(size_t(block) * groups + size_t(g)) * kLanes + size_t(l)] = s;
+            else if (request.layout == Layout::kRow)
+                request.s[(size_t(block) * kLanes + size_t(l)) * groups + size_t(g)] = s;
+            else
+                row(l)[request.code_bytes() + size_t(g)] = uint8_t(s);
+        }
+    }
+
+    void codes(int g, int count, const uint8_t (*code)[kLanes]) const {
+        const int begin = g * request.group;
+        if (request.layout == Layout::kTile) {
+            for (int k = 0; k < count; ++k)
+                tile(begin + k, code[k]);
+            return;
+        }
+        for (int k = 0; k < count; ++k) {
+            const int at = begin + k;
+            size_t byte;
+            int shift = 0;
+            if (request.layout == Layout::kRow) {
+                byte = request.four() ? size_t(at / 32 * 16 + at % 16) : size_t(at);
+                shift = request.four() ? at % 32 / 16 * 4 : 0;
+            } else if (request.four()) {
+                byte = size_t(at / 128 * 64 + at % 16 * 4 + at % 128 / 32);
+                shift = at % 32 / 16 * 4;
+            } else {
+                byte = size_t(at / 64 * 64 + at % 16 * 4 + at % 64 / 16);
+            }
+            for (int l = 0; l < rows; ++l) {
+                uint8_t& target = row(l)[byte];
+                target = request.four() ? uint8_t(target | code[k][l] << shift) : code[k][l];
+            }
+        }
+    }
+
+  private:
+    void tile(int k, const uint8_t* code) const {
+        uint8_t* base = request.q + size_t(block) * kLanes * request.code_bytes();
+        if (request.four()) {
+            uint8_t* target = base + size_t(k / 8) * 64 + size_t(k % 4);
+            const int shift = k % 8 / 4 * 4;
+            for (int l = 0; l < kLanes; ++l)
+                target[4 * l] = uint8_t(target[4 * l] | code[l] << shift);
+        } else {
+            uint8_t* target = base + size_t(k / 4) * 64 + size_t(k % 4);
+            for (int l = 0; l < kLanes; ++l)
+                target[4 * l] = code[l];
+        }
+    }
+};
+
+inline Reader reader_of(const Request& r, int block) {
+    const bool kn = r.layout == Layout::kKn;
+    const size_t first = size_t(block) * kLanes, k = size_t(r.k);
+    return {r.w + (kn ? first : first * k), kn ? 1 : k, kn ? k : 1,
+            rows_in_block(r.rows(), block), r.length(), r.group};
+}
+
+inline void store_rows(const Request& r, int block, const Lane& d, const Losses& losses) {
+    const size_t first = size_t(block) * kLanes;
+    const int rows = rows_in_block(r.rows(), block);
+    for (int l = 0; l < (r.layout == Layout::kTile ? kLanes : rows); ++l)
+        r.d[first + size_t(l)] = d.v[l];
+    for (int l = 0; l < rows; ++l) {
+        r.row_error[first + size_t(l)] = losses.error[l];
+        r.row_power[first + size_t(l)] = losses.power[l];
+        r.row_largest[first + size_t(l)] = losses.largest.v[l];
+    }
+}
+
+inline void largest_in_rows(const Reader& in, Group& group, Lane& top) {
+    for (int l = 0; l < kLanes; ++l)
+        top.v[l] = 0;
+    for (int g = 0; g < in.groups(); ++g) {
+        Lane reach;
+        in.load(g, group);
+        largest_of(group, reach);
+        for (int l = 0; l < kLanes; ++l)
+            top.v[l] = reach.v[l] > top.v[l] ? reach.v[l] : top.v[l];
+    }
+}
+
+inline void encode8(const Request& request, int block) {
+    const Reader in = reader_of(request, block);
+    const Writer out(request, block);
+    Group group;
+    Lane top, d, decoded[kMaxGroup];
+    Losses losses;
+    uint8_t code[kMaxGroup][kLanes];
+    losses.clear();
+    out.clear();
+    largest_in_rows(in, group, top);
+    for (int l = 0; l < kLanes; ++l)
+        d.v[l] = top.v[l] >= kTiny ? top.v[l] / kCube : 0;
+    for (int g = 0; g < in.groups(); ++g) {
+        Lane reach, factor;
+        int root[kLanes];
+        in.load(g, group);
+        largest_of(group, reach);
+        for (int l = 0; l < kLanes; ++l) {
+            const float ratio = reach.v[l] / (d.v[l] > 0 ? 127.0f * d.v[l] : 1.0f), r = sqrtf(ratio);
+            int up = int(r);
+            up += float(up) < r ? 1 : 0;
+            up = up < 127 ? up : 127;
+            root[l] = d.v[l] > 0 ? up : 0;
+            factor.v[l] = d.v[l] * (float(root[l]) * float(root[l]));
+        }
+        for (int k = 0; k < group.count; ++k)
+            for (int l = 0; l < kLanes; ++l) {
+                const float f = factor.v[l], divided = group.x[k].v[l] / (f > 0 ? f : 1.0f);
+                int c = int((f > 0 ? divided : 0.0f) + 128.5f);
+                c = c < 1 ? 1 : c;
+                c = c > 255 ? 255 : c;
+                code[k][l] = uint8_t(c);
+                decoded[k].v[l] = f * (float(c) - 128.0f);
+            }
+        losses.add(group, decoded);
+        out.scales(g, root);
+        out.codes(g, group.count, code);
+    }
+    store_rows(request, block, d, losses);
+}
+
+/// Divides by the largest weight of each row; rows without one become zero.
+inline void to_units(Group& group, const Lane& top) {
+    Lane safe;
+    for (int l = 0; l < kLanes; ++l)
+        safe.v[l] = top.v[l] >= kTiny ? top.v[l] : 1.0f;
+    for (int k = 0; k < group.count; ++k)
+        for (int l = 0; l < kLanes; ++l) {
+            const float unit = group.x[k].v[l] / safe.v[l];
+            group.x[k].v[l] = top.v[l] >= kTiny ? unit : 0.0f;
+        }
+}
+
+inline void encode4(const Request& request, const Codebook& book, int block, float* wanted) {
+    const Reader in = reader_of(request, block);
+    const Writer out(request, block);
+    Group group, unit;
+    Lane top, step, d, scale, decoded[kMaxGroup];
+    Losses losses;
+    uint8_t code[kMaxGroup][kLanes];
+    losses.clear();
+    out.clear();
+    largest_in_rows(in, group, top);
+    for (int l = 0; l < kLanes; ++l)
+        step.v[l] = 0;
+    for (int g = 0; g < in.groups(); ++g) {
+        in.load(g, unit);
+        to_units(unit, top);
+        search(unit, book, scale);
+        for (int l = 0; l < kLanes; ++l) {
+            const float size = magnitude(scale.v[l]);
+            wanted[g * kLanes + l] = scale.v[l];
+            step.v[l] = size > step.v[l] ? size : step.v[l];
+        }
+    }
+    for (int l = 0; l < kLanes; ++l) {
+        step.v[l] = step.v[l] / kTop;
+        d.v[l] = top.v[l] >= kTiny ? step.v[l] * top.v[l] : 0.0f;
+    }
+    for (int g = 0; g < in.groups(); ++g) {
+        int root[kLanes];
+        in.load(g, group);
+        unit = group;
+        to_units(unit, top);
+        round_scales(unit, book, wanted + g * kLanes, step, root, code);
+        Lane factor;
+        for (int l = 0; l < kLanes; ++l)
+            factor.v[l] = d.v[l] * float(root[l] * (root[l] < 0 ? -root[l] : root[l]));
+        for (int k = 0; k < group.count; ++k)
+            for (int l = 0; l < kLanes; ++l)
+                decoded[k].v[l] = factor.v[l] * book.entry[code[k][l]];
+        losses.add(group, decoded);
+        out.scales(g, root);
+        out.codes(g, group.count, code);
+    }
+    store_rows(request, block, d, losses);
+}
+
+void encode_block(const Request& request, const Codebook& book, int block, float* scratch) {
+    if (request.four())
+        encode4(request, book, block, scratch);
+    else
+        encode8(request, block);
+}
+
+void assign_block(const float* sample, int rows, int length, int group_size, const Codebook& book, int block,
+                  uint8_t* index, float* scale) {
+    const size_t first = size_t(block) * kLanes;
+    const Reader in{sample + first * size_t(length), size_t(length), 1,
+                    rows_in_block(rows, block),      length,         group_size};
+    Group group;
+    Lane fitted, inverse;
+    for (int g = 0; g < in.groups(); ++g) {
+        in.load(g, group);
+        search(group, book, fitted);
+        for (int l = 0; l < in.rows; ++l)
+            scale[(first + size_t(l)) * size_t(in.groups()) + size_t(g)] = fitted.v[l];
+        for (int l = 0; l < kLanes; ++l)
+            inverse.v[l] = 1.0f / (fitted.v[l] != 0 ? fitted.v[l] : 1.0f);
+        for (int k = 0; k < group.count; ++k) {
+            uint8_t found[kLanes];
+            for (int l = 0; l < kLanes; ++l)
+                found[l] = uint8_t(nearest_index(book, group.x[k].v[l] * inverse.v[l]));
+            for (int l = 0; l < in.rows; ++l)
+                index[(first + size_t(l)) * size_t(length) + size_t(g * group_size + k)] = found[l];
+        }
+    }
+}
+
+constexpr EncodeTable make_table(const char* name) { return {name, encode_block, assign_block}; }
+
+} // namespace
+} // namespace rwkv::codec

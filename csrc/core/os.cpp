@@ -1,0 +1,122 @@
+#include "core/os.h"
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "core/check.h"
+
+#ifdef _WIN32
+#define WIN32_LEAN_AND_MEAN
+#define NOMINMAX
+#include <malloc.h>
+#include <process.h>
+#include <windows.h>
+#else
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#endif
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+namespace rwkv::os {
+
+#ifdef _WIN32
+
+Mapping map_file(const std::string& path) {
+    const int wide_size = MultiByteToWideChar(CP_UTF8, 0, path.c_str(), -1, nullptr, 0);
+    std::wstring wide(size_t(wide_size), L'\0');
+    MultiByteToWideChar(CP_UTF8, 0, path.c_str(), -1, wide.data(), wide_size);
+    const HANDLE file = CreateFileW(wide.c_str(), GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_DELETE, nullptr,
+                                    OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
+    require(file != INVALID_HANDLE_VALUE, Fault::kFormat, path + ": cannot be opened");
+    LARGE_INTEGER size;
+    const bool sized = GetFileSizeEx(file, &size) && size.QuadPart > 0;
+    const HANDLE section = sized ? CreateFileMappingW(file, nullptr, PAGE_READONLY, 0, 0, nullptr) : nullptr;
+    const void* data = section ? MapViewOfFile(section, FILE_MAP_READ, 0, 0, 0) : nullptr;
+    if (section)
+        CloseHandle(section);
+    CloseHandle(file);
+    require(data != nullptr, Fault::kFormat, path + ": cannot be mapped");
+    return {static_cast<const uint8_t*>(data), size_t(size.QuadPart)};
+}
+
+void unmap_file(Mapping mapping) noexcept {
+    if (mapping.data)
+        UnmapViewOfFile(mapping.data);
+}
+
+int process_id() noexcept { return _getpid(); }
+
+void* aligned_allocate(size_t bytes) {
+    void* p = _aligned_malloc(bytes ? bytes : 64, 64);
+    if (!p)
+        throw std::bad_alloc();
+    return p;
+}
+
+void aligned_free(void* p) noexcept { _aligned_free(p); }
+
+#else
+
+Mapping map_file(const std::string& path) {
+    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    require(fd >= 0, Fault::kFormat, path + ": " + std::strerror(errno));
+    struct stat info{};
+    const bool known = ::fstat(fd, &info) == 0 && info.st_size > 0;
+    void* data = known ? ::mmap(nullptr, size_t(info.st_size), PROT_READ, MAP_SHARED, fd, 0) : MAP_FAILED;
+    const int why = known ? errno : EINVAL;
+    ::close(fd);
+    require(data != MAP_FAILED, Fault::kFormat, path + ": cannot be mapped: " + std::strerror(why));
+    return {static_cast<const uint8_t*>(data), size_t(info.st_size)};
+}
+
+void unmap_file(Mapping mapping) noexcept {
+    if (mapping.data)
+        ::munmap(const_cast<uint8_t*>(mapping.data), mapping.size);
+}
+
+int process_id() noexcept { return int(::getpid()); }
+
+void* aligned_allocate(size_t bytes) {
+    const size_t rounded = (bytes + 63) / 64 * 64;
+    void* p = std::aligned_alloc(64, rounded ? rounded : 64);
+    if (!p)
+        throw std::bad_alloc();
+    return p;
+}
+
+void aligned_free(void* p) noexcept { std::free(p); }
+
+#endif
+
+#if defined(__x86_64__) || defined(_M_X64)
+
+// MXCSR: bit 15 flushes results to zero, bit 6 reads subnormal operands as zero.
+FlushDenormals::FlushDenormals() noexcept : saved_(_mm_getcsr()) { _mm_setcsr(unsigned(saved_) | 0x8040u); }
+FlushDenormals::~FlushDenormals() { _mm_setcsr(unsigned(saved_)); }
+void spin_pause() noexcept { _mm_pause(); }
+
+#elif defined(__aarch64__) && !defined(_MSC_VER)
+
+FlushDenormals::FlushDenormals() noexcept {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" : : "r"(saved_ | (uint64_t(1) << 24)));
+}
+FlushDenormals::~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
+void spin_pause() noexcept { asm volatile("yield"); }
+
+#else
+
+FlushDenormals::FlushDenormals() noexcept : saved_(0) {}
+FlushDenormals::~FlushDenormals() {}
+void spin_pause() noexcept {}
+
+#endif
+
+} // namespace rwkv::os

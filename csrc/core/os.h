@@ -1,0 +1,40 @@
+// Everything the engine asks of the operating system. One function per need, one form per system in os.cpp.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace rwkv::os {
+
+struct Mapping {
+    const uint8_t* data = nullptr;
+    size_t size = 0;
+};
+
+/// Maps a whole file read-only and shared. Throws Error(kFormat) with the system's reason.
+Mapping map_file(const std::string& path);
+void unmap_file(Mapping mapping) noexcept;
+
+int process_id() noexcept;
+
+/// Flushes subnormal floats to zero on this thread while it lives; the caller's mode comes back afterwards.
+class FlushDenormals {
+  public:
+    FlushDenormals() noexcept;
+    ~FlushDenormals();
+    FlushDenormals(const FlushDenormals&) = delete;
+    FlushDenormals& operator=(const FlushDenormals&) = delete;
+
+  private:
+    uint64_t saved_;
+};
+
+/// Tells the core that it waits in a loop.
+void spin_pause() noexcept;
+
+/// Memory whose address is a multiple of 64 bytes, for vector loads. Never null: throws std::bad_alloc.
+void* aligned_allocate(size_t bytes);
+void aligned_free(void* p) noexcept;
+
+} // namespace rwkv::os

@@ -1,0 +1,111 @@
+#include "core/thread_pool.h"
+
+#include <chrono>
+#include <thread>
+#include <vector>
+
+#include "core/os.h"
+
+namespace rwkv {
+namespace {
+
+// Between two phases of a token the others are some microseconds away, so a short spin wins; past that a
+// sleeping thread costs others nothing (more threads than cores must still finish).
+constexpr auto kSpin = std::chrono::microseconds(50);
+
+void wait_while_equal(const std::atomic<unsigned>& value, unsigned old) noexcept {
+    using Clock = std::chrono::steady_clock;
+    for (int i = 0; i < 64; ++i) {
+        if (value.load(std::memory_order_acquire) != old)
+            return;
+        os::spin_pause();
+    }
+    const auto deadline = Clock::now() + kSpin;
+    do {
+        for (int i = 0; i < 64; ++i) {
+            if (value.load(std::memory_order_acquire) != old)
+                return;
+            os::spin_pause();
+        }
+    } while (Clock::now() < deadline);
+    while (value.load(std::memory_order_acquire) == old)
+        value.wait(old, std::memory_order_acquire);
+}
+
+} // namespace
+
+struct ThreadPool::Workers {
+    std::vector<std::thread> threads;
+    const std::function<void(int)>* task = nullptr;
+    alignas(64) std::atomic<unsigned> generation{0};
+    std::atomic<bool> stop{false};
+};
+
+ThreadPool::ThreadPool(int threads) : size_(threads), owner_process_(os::process_id()) { start(); }
+
+void ThreadPool::start() {
+    workers_ = std::make_unique<Workers>();
+    Workers* workers = workers_.get();
+    for (int thread = 1; thread < size_; ++thread) {
+        workers->threads.emplace_back([this, workers, thread] {
+            unsigned seen = 0;
+            for (;;) {
+                wait_while_equal(workers->generation, seen);
+                seen = workers->generation.load(std::memory_order_acquire);
+                if (workers->stop.load(std::memory_order_acquire))
+                    return;
+                {
+                    const os::FlushDenormals flush;
+                    (*workers->task)(thread);
+                }
+                barrier();
+            }
+        });
+    }
+}
+
+ThreadPool::~ThreadPool() {
+    if (owner_process_ != os::process_id()) {
+        (void)workers_.release(); // after a fork these threads do not exist here: nothing to join
+        return;
+    }
+    workers_->stop.store(true, std::memory_order_release);
+    workers_->generation.fetch_add(1, std::memory_order_release);
+    workers_->generation.notify_all();
+    for (std::thread& thread : workers_->threads)
+        thread.join();
+}
+
+void ThreadPool::run(const std::function<void(int)>& task) {
+    if (owner_process_ != os::process_id()) { // the child of a fork has no workers: make its own
+        (void)workers_.release();
+        owner_process_ = os::process_id();
+        arrived_.store(0);
+        start();
+    }
+    if (size_ > 1) {
+        workers_->task = &task;
+        workers_->generation.fetch_add(1, std::memory_order_release);
+        workers_->generation.notify_all();
+    }
+    {
+        const os::FlushDenormals flush;
+        task(0);
+    }
+    barrier();
+}
+
+void ThreadPool::barrier() noexcept {
+    if (size_ == 1)
+        return;
+    const unsigned phase = phase_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+        arrived_.store(0, std::memory_order_relaxed);
+        phase_.fetch_add(1, std::memory_order_release);
+        phase_.notify_all();
+    } else {
+        wait_while_equal(phase_, phase);
+    }
+}
+
+} // namespace rwkv

@@ -1,0 +1,77 @@
+#include "cpu/kernels.h"
+
+#include <string>
+
+#include "core/check.h"
+#include "cpu/features.h"
+#include "cpu/levels.h"
+
+namespace rwkv::cpu {
+namespace {
+
+struct Level {
+    const char* name;
+    const KernelTable* (*table)();
+    bool (*runs)(const Features&);
+};
+
+// In order of preference, best last.
+constexpr Level kLevels[] = {
+    {"scalar", scalar_table, [](const Features&) { return true; }},
+#ifdef RWKV_HAVE_LEVEL_AVX2
+    {"avx2", avx2_table, [](const Features& f) { return f.avx2; }},
+#endif
+#ifdef RWKV_HAVE_LEVEL_AVXVNNI
+    {"avxvnni", avxvnni_table, [](const Features& f) { return f.avxvnni; }},
+#endif
+#ifdef RWKV_HAVE_LEVEL_AVX512
+    {"avx512", avx512_table, [](const Features& f) { return f.avx512vnni; }},
+#endif
+};
+
+} // namespace
+
+size_t product_scratch_bytes(const Matrix& w, int rows) {
+    if (w.layout != Layout::kKn)
+        return size_t(rows + kWidestBlock) * kUnitRows * sizeof(float);
+    // sparse_inl.h: outputs of 16 tokens, scales of 4 records, the list of active channels
+    const size_t groups = size_t(w.n_pad / w.group) + 32;
+    return sizeof(float) * (16 * size_t(w.n_pad) + 4 * groups + size_t(w.k) + 16);
+}
+
+const KernelTable& choose(const char* forced_level) {
+    const Features features = detect();
+    if (forced_level && *forced_level) {
+        std::string wanted = forced_level;
+        const bool unchecked = wanted.back() == '!';
+        if (unchecked)
+            wanted.pop_back();
+        for (const Level& level : kLevels) {
+            if (wanted != level.name)
+                continue;
+            require(unchecked || level.runs(features), Fault::kDevice,
+                    "RWKV_CPU_LEVEL=" + wanted +
+                        ": this processor does not report it (it has: " + describe(features) + ")");
+            return *level.table();
+        }
+        throw Error(Fault::kArgument, "RWKV_CPU_LEVEL=" + wanted + ": no such level in this build");
+    }
+    const Level* best = &kLevels[0];
+    for (const Level& level : kLevels)
+        if (level.runs(features))
+            best = &level;
+    return *best->table();
+}
+
+const char* const* runnable_levels(int* count) {
+    static const char* names[sizeof kLevels / sizeof kLevels[0]];
+    const Features features = detect();
+    int n = 0;
+    for (const Level& level : kLevels)
+        if (level.runs(features))
+            names[n++] = level.name;
+    *count = n;
+    return names;
+}
+
+} // namespace rwkv::cpu

@@ -1,0 +1,82 @@
+#include "cpu/features.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define RWKV_X86 1
+#ifdef _MSC_VER
+#include <immintrin.h>
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#endif
+
+namespace rwkv::cpu {
+
+#ifdef RWKV_X86
+namespace {
+
+struct Registers {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+};
+
+Registers cpuid(unsigned leaf, unsigned subleaf) noexcept {
+    Registers r;
+#ifdef _MSC_VER
+    int v[4];
+    __cpuidex(v, int(leaf), int(subleaf));
+    r = {unsigned(v[0]), unsigned(v[1]), unsigned(v[2]), unsigned(v[3])};
+#else
+    if (!__get_cpuid_count(leaf, subleaf, &r.a, &r.b, &r.c, &r.d))
+        r = {};
+#endif
+    return r;
+}
+
+/// Register sets that the operating system saves (XCR0).
+unsigned long long saved_registers() noexcept {
+#ifdef _MSC_VER
+    return _xgetbv(0);
+#else
+    unsigned low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (static_cast<unsigned long long>(high) << 32) | low;
+#endif
+}
+
+bool bit(unsigned value, int position) noexcept { return (value >> position) & 1u; }
+
+} // namespace
+
+Features detect() noexcept {
+    Features f;
+    const Registers one = cpuid(1, 0);
+    if (!bit(one.c, 27))
+        return f; // OSXSAVE: without it XGETBV does not exist
+    const unsigned long long saved = saved_registers();
+    const Registers seven = cpuid(7, 0), seven1 = seven.a >= 1 ? cpuid(7, 1) : Registers{};
+    const bool ymm = (saved & 0x6) == 0x6, zmm = (saved & 0xe6) == 0xe6;
+    f.avx2 = ymm && bit(one.c, 28) && bit(one.c, 12) && bit(one.c, 29) && bit(seven.b, 5);
+    f.avxvnni = f.avx2 && bit(seven1.a, 4);
+    f.avx512vnni = f.avx2 && zmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) &&
+                   bit(seven.b, 31) && bit(seven.c, 11);
+    return f;
+}
+#else
+Features detect() noexcept { return {}; }
+#endif
+
+std::string describe(const Features& f) {
+    std::string text;
+    if (f.avx2)
+        text += "avx2 fma f16c ";
+    if (f.avxvnni)
+        text += "avxvnni ";
+    if (f.avx512vnni)
+        text += "avx512vnni ";
+    if (text.empty())
+        return "baseline";
+    text.pop_back();
+    return text;
+}
+
+} // namespace rwkv::cpu

@@ -1,0 +1,19 @@
+// What this processor and its operating system can run.
+#pragma once
+
+#include <string>
+
+namespace rwkv::cpu {
+
+struct Features {
+    bool avx2 = false;       ///< AVX2, FMA and F16C, with the operating system saving the wide registers
+    bool avxvnni = false;    ///< AVX2 and the VEX form of VNNI
+    bool avx512vnni = false; ///< AVX-512 F, BW, VL, DQ and VNNI
+};
+
+Features detect() noexcept;
+
+/// One line for people: the features found, by name.
+std::string describe(const Features& features);
+
+} // namespace rwkv::cpu

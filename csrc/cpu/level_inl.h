@@ -1,0 +1,79 @@
+// Everything of one CPU level, in the including file's anonymous namespace: no function here may be shared
+// with code compiled for another level (the linker would keep one copy and older processors would meet it).
+#pragma once
+
+#include "cpu/math_inl.h"
+//
+#include "cpu/norm_inl.h"
+//
+#include "cpu/matmat_inl.h"
+//
+#include "cpu/sparse_inl.h"
+//
+#include "cpu/wkv_inl.h"
+
+namespace rwkv::cpu {
+namespace {
+
+void product(const Product& p, int begin, int end, int rows, uint8_t* scratch) {
+    const Matrix& w = *p.w;
+    if (begin >= end)
+        return;
+    if (w.layout == Layout::kKn)
+        return sparse_product(p, begin, end, rows, scratch);
+    float* y = reinterpret_cast<float*>(scratch);
+    for (int unit = begin; unit < end; ++unit) {
+        const int n = unit * kUnitRows, count = w.n - n < kUnitRows ? w.n - n : kUnitRows;
+        if (w.layout == Layout::kTile) {
+            for (int tile = 2 * unit; tile < 2 * unit + 2 && tile * kTileRows < w.n; ++tile) {
+                float* part = y + (tile & 1) * kTileRows;
+                if (w.encoding == Encoding::kQ8)
+                    tile_times_rows<false, 32>(w, tile, *p.x, rows, part, kUnitRows);
+                else if (w.group == 32)
+                    tile_times_rows<true, 32>(w, tile, *p.x, rows, part, kUnitRows);
+                else
+                    tile_times_rows<true, 16>(w, tile, *p.x, rows, part, kUnitRows);
+            }
+        } else if (w.encoding == Encoding::kF32) {
+            float_unit<Encoding::kF32>(w, n, count, *p.x, rows, y);
+        } else if (w.encoding == Encoding::kF16) {
+            float_unit<Encoding::kF16>(w, n, count, *p.x, rows, y);
+        } else {
+            float_unit<Encoding::kBf16>(w, n, count, *p.x, rows, y);
+        }
+        for (int t = 0; t < rows; ++t)
+            finish_outputs(p, t, n, count, y + t * kUnitRows);
+    }
+}
+
+void embedding_row(const Matrix& m, int row, float* out) {
+    const size_t r = size_t(row);
+    if (m.is_float()) {
+        const uint8_t* data = m.q + r * size_t(m.k) * (m.encoding == Encoding::kF32 ? 4 : 2);
+        for (int i = 0; i < m.k; i += 16) {
+            const int count = lanes(i, m.k);
+            const vf v = m.encoding == Encoding::kF32   ? load_weights<Encoding::kF32>(data, i, count)
+                         : m.encoding == Encoding::kF16 ? load_weights<Encoding::kF16>(data, i, count)
+                                                        : load_weights<Encoding::kBf16>(data, i, count);
+            store_n(out + i, v, count);
+        }
+        return;
+    }
+    const bool q4 = m.encoding == Encoding::kQ4;
+    const uint8_t* codes = m.q + r * size_t(m.k_pad) / (q4 ? 2 : 1);
+    const int8_t* scales = m.s + r * size_t(m.k_pad / m.group);
+    for (int i = 0; i < m.k; ++i) {
+        const int s = scales[i / m.group], byte = q4 ? codes[i / 32 * 16 + i % 16] : codes[i];
+        const int code = q4 ? int(m.cb[i % 32 < 16 ? byte & 15 : byte >> 4]) - kQ4Zero : byte - kQ8Zero;
+        out[i] = (m.d[r] * float(s * (s < 0 ? -s : s))) * float(code);
+    }
+}
+
+constexpr KernelTable make_table(const char* name) {
+    return {name,     kMaxTokens,    product,           layer_norm, shift_mix, shift_mix_delta,
+            set_acts, embedding_row, exp_neg_exp_array, exp_array,  wkv4,      wkv5,
+            wkv7,     prepare7,      finish7,           finish5};
+}
+
+} // namespace
+} // namespace rwkv::cpu

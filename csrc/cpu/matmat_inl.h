@@ -1,0 +1,207 @@
+// Matrix products for one token or many: integer tiles and float rows. One output is always summed in the
+// same order (ascending groups, or 16 partial sums by input index mod 16), whatever the number of tokens or
+// threads.
+#pragma once
+
+#include "cpu/kernels.h"
+
+namespace rwkv::cpu {
+namespace {
+
+constexpr int kPrefetchBytes = 4096; // how far ahead of the tile stream of one token
+
+inline void prefetch(const uint8_t* p) {
+#ifdef _MSC_VER
+    (void)p;
+#else
+    __builtin_prefetch(p);
+#endif
+}
+
+/// Outputs of one 16-row tile for block `block` of T interleaved tokens: y[t * y_stride + row].
+template <int T, bool kIsQ4, int kGroup>
+void tile_times_tokens(const Matrix& w, int tile, const Acts& x, int block, float* y, int y_stride) {
+    const int groups = w.k_pad / kActGroup;
+    constexpr int kGroupBytes = kTileRows * kActGroup / (kIsQ4 ? 2 : 1); // codes of 32 inputs
+    constexpr int kScales = kActGroup / kGroup;                          // scale lines in them
+    constexpr int kQuad = 4 * T;                                         // bytes of 4 inputs of all tokens
+    const uint8_t* codes = w.q + size_t(tile) * size_t(groups) * kGroupBytes;
+    const int8_t* scales = w.s + size_t(tile) * size_t(groups) * kScales * kTileRows;
+    const size_t first_group = size_t(block) * size_t(groups) * T;
+    const int8_t* xq = x.q + first_group * kActGroup;
+    const float* x_scale = x.scale + first_group;
+    const int32_t* bias = kIsQ4 ? x.bias_q4 + 2 * first_group : x.bias_q8 + first_group;
+    vf total[T];
+    for (int t = 0; t < T; ++t)
+        total[t] = zero();
+    vc codebook{};
+    if constexpr (kIsQ4)
+        codebook = load_codebook(w.cb);
+    for (int g = 0; g < groups; ++g, x_scale += T) {
+        vi dot[T];
+        if constexpr (kIsQ4) {
+            constexpr int kLoads = kGroup / 8; // 64 bytes hold 8 inputs of 16 rows
+            for (int half = 0; half < kScales; ++half) {
+                for (int t = 0; t < T; ++t)
+                    dot[t] = dot_start(kScales == 2 ? bias[t] : bias[t] + bias[T + t]);
+                bias += kScales == 2 ? T : 2 * T;
+                for (int j = 0; j < kLoads; ++j, codes += 64, xq += 2 * kQuad) {
+                    if constexpr (T == 1)
+                        prefetch(codes + kPrefetchBytes);
+                    const vc packed = load_codes(codes);
+                    const vc low = low_codes(codebook, packed), high = high_codes(codebook, packed);
+                    for (int t = 0; t < T; ++t)
+                        dot[t] = dot_q4(dot[t], low, xq + 4 * t);
+                    for (int t = 0; t < T; ++t)
+                        dot[t] = dot_q4(dot[t], high, xq + kQuad + 4 * t);
+                }
+                const vf scale = square_law(load_i8(scales));
+                scales += kTileRows;
+                for (int t = 0; t < T; ++t)
+                    total[t] = fma(to_float(dot[t]), mul(scale, set(x_scale[t])), total[t]);
+            }
+        } else {
+            for (int t = 0; t < T; ++t)
+                dot[t] = dot_start_q8(bias[t]);
+            bias += T;
+            for (int j = 0; j < 8; ++j, codes += 64, xq += kQuad) {
+                if constexpr (T == 1)
+                    prefetch(codes + kPrefetchBytes);
+                const vc quads = load_codes(codes);
+                for (int t = 0; t < T; ++t)
+                    dot[t] = dot_q8(dot[t], quads, xq + 4 * t);
+            }
+            const vf scale = square_law(load_i8(scales));
+            scales += kTileRows;
+            for (int t = 0; t < T; ++t)
+                total[t] = fma(to_float(dot[t]), mul(scale, set(x_scale[t])), total[t]);
+        }
+    }
+    const vf row_scale = load(w.d + size_t(tile) * kTileRows);
+    for (int t = 0; t < T; ++t)
+        store(y + t * y_stride, mul(total[t], row_scale));
+}
+
+template <bool kIsQ4, int kGroup>
+void tile_times_rows(const Matrix& w, int tile, const Acts& x, int rows, float* y, int y_stride) {
+    if (x.width == 1) {
+        for (int t = 0; t < rows; ++t)
+            tile_times_tokens<1, kIsQ4, kGroup>(w, tile, x, t, y + t * y_stride, y_stride);
+        return;
+    }
+    for (int block = 0; block * kMaxTokens < rows; ++block)
+        tile_times_tokens<kMaxTokens, kIsQ4, kGroup>(w, tile, x, block, y + block * kMaxTokens * y_stride,
+                                                     y_stride);
+}
+
+/// One vector of row-major float weights.
+template <Encoding E>
+vf load_weights(const uint8_t* row, int k, int count) {
+    if constexpr (E == Encoding::kF32)
+        return load_n(reinterpret_cast<const float*>(row) + k, count);
+    else if constexpr (E == Encoding::kF16)
+        return load_f16_n(reinterpret_cast<const uint16_t*>(row) + k, count);
+    else
+        return load_bf16_n(reinterpret_cast<const uint16_t*>(row) + k, count);
+}
+template <Encoding E>
+vf load_weights(const uint8_t* row, int k) {
+    if constexpr (E == Encoding::kF32)
+        return load(reinterpret_cast<const float*>(row) + k);
+    else if constexpr (E == Encoding::kF16)
+        return load_f16(reinterpret_cast<const uint16_t*>(row) + k);
+    else
+        return load_bf16(reinterpret_cast<const uint16_t*>(row) + k);
+}
+
+template <Encoding E, int R, int T>
+void rows_times_tokens(const Matrix& w, int row, const Acts& x, int t0, float* y, int y_stride) {
+    const size_t row_bytes = size_t(w.k) * (E == Encoding::kF32 ? 4 : 2);
+    const uint8_t* weights = w.q + size_t(row) * row_bytes;
+    const float* inputs = x.f + size_t(t0) * size_t(x.k_pad);
+    vf total[R][T];
+    for (int r = 0; r < R; ++r)
+        for (int t = 0; t < T; ++t)
+            total[r][t] = zero();
+    int k = 0;
+    for (; k + 16 <= w.k; k += 16) {
+        vf in[T];
+        for (int t = 0; t < T; ++t)
+            in[t] = load(inputs + size_t(t) * size_t(x.k_pad) + k);
+        for (int r = 0; r < R; ++r) {
+            const vf weight = load_weights<E>(weights + size_t(r) * row_bytes, k);
+            for (int t = 0; t < T; ++t)
+                total[r][t] = fma(weight, in[t], total[r][t]);
+        }
+    }
+    if (k < w.k) { // the inputs are padded with zeros, the weights are not
+        for (int r = 0; r < R; ++r) {
+            const vf weight = load_weights<E>(weights + size_t(r) * row_bytes, k, w.k - k);
+            for (int t = 0; t < T; ++t)
+                total[r][t] = fma(weight, load(inputs + size_t(t) * size_t(x.k_pad) + k), total[r][t]);
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int t = 0; t < T; ++t)
+            y[t * y_stride + r] = reduce_add(total[r][t]);
+}
+
+template <Encoding E>
+void float_unit(const Matrix& w, int first_row, int count, const Acts& x, int rows, float* y) {
+    constexpr int kTokens = kMaxTokens / 2;
+    int t = 0;
+    const auto all_rows = [&]<int T>() {
+        int r = 0;
+        for (; r + 4 <= count; r += 4)
+            rows_times_tokens<E, 4, T>(w, first_row + r, x, t, y + t * kUnitRows + r, kUnitRows);
+        for (; r < count; ++r)
+            rows_times_tokens<E, 1, T>(w, first_row + r, x, t, y + t * kUnitRows + r, kUnitRows);
+    };
+    if constexpr (kTokens > 1)
+        for (; t + kTokens <= rows; t += kTokens)
+            all_rows.template operator()<kTokens>();
+    for (; t < rows; ++t)
+        all_rows.template operator()<1>();
+}
+
+/// What becomes of `count` outputs y from output `n` of token t.
+inline void finish_outputs(const Product& p, int t, int n, int count, float* y) {
+    float* out = p.out ? p.out + size_t(t) * p.out_stride + n : nullptr;
+    const float* gate = p.gate ? p.gate + size_t(t) * p.gate_stride + n : nullptr;
+    for (int i = 0; i < count; i += 16) {
+        const int part = lanes(i, count);
+        vf v = load_n(y + i, part);
+        switch (p.epilogue) {
+        case Epilogue::kStore:
+            break;
+        case Epilogue::kTanh:
+            v = tanh(v);
+            break;
+        case Epilogue::kSigmoid:
+            v = sigmoid(v);
+            break;
+        case Epilogue::kSilu:
+            v = mul(v, sigmoid(v));
+            break;
+        case Epilogue::kRelu2:
+            v = max(v, zero());
+            v = mul(v, v);
+            break;
+        case Epilogue::kAdd:
+            v = add(load_n(out + i, part), v);
+            break;
+        case Epilogue::kMulAdd:
+            v = fma(load_n(gate + i, part), v, load_n(out + i, part));
+            break;
+        }
+        if (out)
+            store_n(out + i, v, part);
+        if (p.quantized)
+            store_n(y + i, v, part);
+    }
+    if (p.quantized)
+        set_acts(y, t, n, n + count, *p.quantized);
+}
+
+} // namespace
+} // namespace rwkv::cpu

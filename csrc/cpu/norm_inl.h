@@ -1,0 +1,92 @@
+// Layer norm, token shift, and the hand-over of activations to integer products.
+#pragma once
+
+#include "cpu/kernels.h"
+
+namespace rwkv::cpu {
+namespace {
+
+/// (x - mean) / sqrt(var + eps) over n values, then times weight plus bias. Two passes, population variance.
+inline void normalize(const float* x, const float* weight, const float* bias, float eps, int n, float* y) {
+    vf sum = zero();
+    for (int i = 0; i < n; i += 16)
+        sum = add(sum, load_n(x + i, lanes(i, n)));
+    const vf mean = set(reduce_add(sum) / float(n));
+    const float ones[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    vf squares = zero();
+    for (int i = 0; i < n; i += 16) {
+        const int count = lanes(i, n);
+        const vf centred = mul(sub(load_n(x + i, count), mean), load_n(ones, count));
+        squares = fma(centred, centred, squares);
+    }
+    const vf scale = set(1.0f / sqrtf(reduce_add(squares) / float(n) + eps));
+    for (int i = 0; i < n; i += 16) {
+        const int count = lanes(i, n);
+        const vf unit = mul(sub(load_n(x + i, count), mean), scale);
+        store_n(y + i, fma(unit, load_n(weight + i, count), load_n(bias + i, count)), count);
+    }
+}
+
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, int n, float* y) {
+    normalize(x, weight, bias, eps, n, y);
+}
+
+void shift_mix(const float* x, const float* prev, const float* mix, int n, float* out) {
+    for (int i = 0; i < n; i += 16) {
+        const int count = lanes(i, n);
+        const vf now = load_n(x + i, count);
+        store_n(out + i, fma(sub(load_n(prev + i, count), now), load_n(mix + i, count), now), count);
+    }
+}
+
+void shift_mix_delta(const float* x, const float* prev, const float* mix, const float* delta, int n,
+                     float* out) {
+    for (int i = 0; i < n; i += 16) {
+        const int count = lanes(i, n);
+        const vf now = load_n(x + i, count), weight = add(load_n(mix + i, count), load_n(delta + i, count));
+        store_n(out + i, fma(sub(load_n(prev + i, count), now), weight, now), count);
+    }
+}
+
+/// Below this a group of activations counts as zero (127 / max would overflow long before it matters).
+constexpr float kTiny = 1e-30f;
+
+/// Four channels of one row as they stand in the interleaved form.
+inline void store_quads(int8_t* to, size_t stride, vi low, vi high) {
+    int8_t codes[kActGroup];
+    store_i8(codes, low);
+    store_i8(codes + 16, high);
+    for (size_t j = 0; j < kActGroup / 4; ++j)
+        memcpy(to + j * stride, codes + 4 * j, 4);
+}
+
+void set_acts(const float* x, int t, int begin, int end, Acts& acts) {
+    const size_t width = size_t(acts.width), lane = size_t(t) % width;
+    const size_t block = size_t(t) / width * width * size_t(acts.k_pad); // first code of this row's block
+    for (int c = begin; c < end; c += kActGroup, x += kActGroup) {
+        const int count = end - c < kActGroup ? end - c : kActGroup;
+        const vf low = load_n(x, count < 16 ? count : 16), high = load_n(x + 16, count < 16 ? 0 : count - 16);
+        if (acts.f) {
+            float* f = acts.f + size_t(t) * size_t(acts.k_pad) + c;
+            store(f, low);
+            store(f + 16, high);
+        }
+        if (!acts.q)
+            continue;
+        const float largest = reduce_max(max(abs(low), abs(high)));
+        const bool used = largest > kTiny;
+        const vf inverse = set(used ? 127.0f / largest : 0.0f);
+        const vi a = round_int(mul(low, inverse)), b = round_int(mul(high, inverse));
+        const size_t group = block / kActGroup + size_t(c / kActGroup) * width + lane;
+        store_quads(acts.q + block + size_t(c) * width + 4 * lane, 4 * width, a, b);
+        const int32_t sum_a = int32_t(reduce_add(to_float(a))), sum_b = int32_t(reduce_add(to_float(b)));
+        acts.scale[group] = used ? largest / 127.0f : 0.0f;
+        const size_t half = block / 16 + size_t(c / 16) * width + lane;
+        acts.bias_q4[half] = -kQ4Zero * sum_a;
+        acts.bias_q4[half + width] = -kQ4Zero * sum_b;
+        acts.bias_q8[group] = -kQ8Zero * (sum_a + sum_b);
+    }
+}
+
+} // namespace
+} // namespace rwkv::cpu

@@ -1,0 +1,197 @@
+// Sixteen lanes as two AVX2 halves; with RWKV_VEC_VNNI the integer products use AVX-VNNI. Names:
+// vec_scalar.h.
+#pragma once
+
+#if !defined(__AVX2__)
+#error "compile with the AVX2 flags of cmake/cpu_levels.cmake"
+#endif
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/half.h"
+
+namespace rwkv::cpu {
+namespace {
+
+constexpr int kMaxTokens = 2; // sixteen registers hold no more accumulators
+
+struct vf {
+    __m256 a, b;
+};
+struct vi {
+    __m256i a, b;
+};
+using vc = vi;
+
+inline vf set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline vf zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline vf load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline __m256i first(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline vf load_n(const float* p, int n) {
+    return {_mm256_maskload_ps(p, first(n)), _mm256_maskload_ps(p + 8, first(n - 8))};
+}
+inline void store(float* p, vf x) {
+    _mm256_storeu_ps(p, x.a);
+    _mm256_storeu_ps(p + 8, x.b);
+}
+inline void store_n(float* p, vf x, int n) {
+    _mm256_maskstore_ps(p, first(n), x.a);
+    _mm256_maskstore_ps(p + 8, first(n - 8), x.b);
+}
+inline __m256 widen_bf16(__m128i h) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+inline __m128i half_row(const uint16_t* p) { return _mm_loadu_si128((const __m128i*)p); }
+inline vf load_bf16(const uint16_t* p) { return {widen_bf16(half_row(p)), widen_bf16(half_row(p + 8))}; }
+inline vf load_f16(const uint16_t* p) {
+    return {_mm256_cvtph_ps(half_row(p)), _mm256_cvtph_ps(half_row(p + 8))};
+}
+inline vf load_bf16_n(const uint16_t* p, int n) {
+    uint16_t lanes[16] = {};
+    memcpy(lanes, p, size_t(n) * 2);
+    return load_bf16(lanes);
+}
+inline vf load_f16_n(const uint16_t* p, int n) {
+    uint16_t lanes[16] = {};
+    memcpy(lanes, p, size_t(n) * 2);
+    return load_f16(lanes);
+}
+
+inline vf add(vf x, vf y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+inline vf sub(vf x, vf y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+inline vf mul(vf x, vf y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline vf div(vf x, vf y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+inline vf fma(vf x, vf y, vf z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+inline vf max(vf x, vf y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline vf min(vf x, vf y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+inline vf abs(vf x) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+inline vf select_lt(vf x, vf y, vf yes, vf no) {
+    return {_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ)),
+            _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ))};
+}
+
+inline __m128 fold_to_four(vf x) {
+    const __m256 eight = _mm256_add_ps(x.a, x.b);
+    return _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+}
+inline float reduce_add(vf x) {
+    const __m128 four = fold_to_four(x), two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+inline float reduce_max(vf x) {
+    const __m256 eight = _mm256_max_ps(x.a, x.b);
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+
+inline vi iset(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+inline vi round_int(vf x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+inline vf to_float(vi x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+inline __m256 pow2(__m256i n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+inline vf pow2(vi n) { return {pow2(n.a), pow2(n.b)}; }
+inline vi load_i8(const int8_t* p) {
+    const __m128i bytes = _mm_loadu_si128((const __m128i*)p);
+    return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};
+}
+inline void store_i8(int8_t* p, vi x) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128((__m128i*)p, bytes);
+}
+inline vf square_law(vi s) {
+    return to_float(
+        {_mm256_mullo_epi32(s.a, _mm256_abs_epi32(s.a)), _mm256_mullo_epi32(s.b, _mm256_abs_epi32(s.b))});
+}
+
+inline __m256i load_half(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+inline vi load_words(const uint8_t* p) { return {load_half(p), load_half(p + 32)}; }
+template <int I>
+inline vi nibble(vi x) {
+    const __m256i mask = _mm256_set1_epi32(15);
+    return {_mm256_and_si256(_mm256_srli_epi32(x.a, 4 * I), mask),
+            _mm256_and_si256(_mm256_srli_epi32(x.b, 4 * I), mask)};
+}
+template <int I>
+inline vi byte(vi x) {
+    const __m256i mask = _mm256_set1_epi32(255);
+    return {_mm256_and_si256(_mm256_srli_epi32(x.a, 8 * I), mask),
+            _mm256_and_si256(_mm256_srli_epi32(x.b, 8 * I), mask)};
+}
+inline vi isub(vi x, vi y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
+inline __m256 lookup(vf table, __m256i index) {
+    const __m256 low = _mm256_permutevar8x32_ps(table.a, index),
+                 high = _mm256_permutevar8x32_ps(table.b, index);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28))); // bit 3 chooses
+}
+inline vf lookup(vf table, vi index) { return {lookup(table, index.a), lookup(table, index.b)}; }
+
+inline vc load_codes(const uint8_t* p) { return load_words(p); }
+inline vc load_codebook(const uint8_t* p) {
+    const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)p));
+    return {twice, twice};
+}
+inline vc low_codes(vc codebook, vc packed) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    return {_mm256_shuffle_epi8(codebook.a, _mm256_and_si256(packed.a, mask)),
+            _mm256_shuffle_epi8(codebook.b, _mm256_and_si256(packed.b, mask))};
+}
+inline vc high_codes(vc codebook, vc packed) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    return {_mm256_shuffle_epi8(codebook.a, _mm256_and_si256(_mm256_srli_epi16(packed.a, 4), mask)),
+            _mm256_shuffle_epi8(codebook.b, _mm256_and_si256(_mm256_srli_epi16(packed.b, 4), mask))};
+}
+
+inline __m256i four_bytes(const int8_t* x) {
+    int32_t word;
+    memcpy(&word, x, 4);
+    return _mm256_set1_epi32(word);
+}
+inline vi dot_start(int32_t bias) { return iset(bias); }
+
+#ifdef RWKV_VEC_VNNI
+
+inline vi dot_q4(vi acc, vc w, const int8_t* x) {
+    const __m256i four = four_bytes(x);
+    return {_mm256_dpbusd_avx_epi32(acc.a, w.a, four), _mm256_dpbusd_avx_epi32(acc.b, w.b, four)};
+}
+inline vi dot_start_q8(int32_t bias) { return iset(bias); }
+inline vi dot_q8(vi acc, vc w, const int8_t* x) { return dot_q4(acc, w, x); }
+
+#else
+
+// Codes below 128 times bytes within +-127: a pair sums to at most 32258, so maddubs cannot saturate.
+inline __m256i add_quads(__m256i acc, __m256i pairs) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+inline vi dot_q4(vi acc, vc w, const int8_t* x) {
+    const __m256i four = four_bytes(x);
+    return {add_quads(acc.a, _mm256_maddubs_epi16(w.a, four)),
+            add_quads(acc.b, _mm256_maddubs_epi16(w.b, four))};
+}
+// Codes up to 255 would saturate: take the zero point off first (so the accumulator starts at 0, not at the
+// bias) and move the sign of x to the weight.
+inline vi dot_start_q8(int32_t) { return iset(0); }
+inline vi dot_q8(vi acc, vc w, const int8_t* x) {
+    const __m256i four = four_bytes(x), magnitude = _mm256_sign_epi8(four, four),
+                  flip = _mm256_set1_epi8(-128);
+    const __m256i wa = _mm256_sign_epi8(_mm256_xor_si256(w.a, flip), four);
+    const __m256i wb = _mm256_sign_epi8(_mm256_xor_si256(w.b, flip), four);
+    return {add_quads(acc.a, _mm256_maddubs_epi16(magnitude, wa)),
+            add_quads(acc.b, _mm256_maddubs_epi16(magnitude, wb))};
+}
+
+#endif
+
+} // namespace
+} // namespace rwkv::cpu

@@ -1,0 +1,107 @@
+// Sixteen lanes in AVX-512 (F, BW, VL, DQ, VNNI). The names are described in vec_scalar.h.
+#pragma once
+
+#if !defined(__AVX512VNNI__) && !defined(_MSC_VER)
+#error "compile with the AVX-512 flags of cmake/cpu_levels.cmake"
+#endif
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/half.h"
+
+namespace rwkv::cpu {
+namespace {
+
+constexpr int kMaxTokens = 8;
+
+using vf = __m512;
+using vi = __m512i;
+using vc = __m512i;
+
+inline __mmask16 first(int n) { return __mmask16((1u << n) - 1u); }
+
+inline vf set(float x) { return _mm512_set1_ps(x); }
+inline vf zero() { return _mm512_setzero_ps(); }
+inline vf load(const float* p) { return _mm512_loadu_ps(p); }
+inline vf load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+inline void store(float* p, vf a) { _mm512_storeu_ps(p, a); }
+inline void store_n(float* p, vf a, int n) { _mm512_mask_storeu_ps(p, first(n), a); }
+inline vf widen_bf16(__m256i h) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+inline vf load_bf16(const uint16_t* p) { return widen_bf16(_mm256_loadu_si256((const __m256i*)p)); }
+inline vf load_bf16_n(const uint16_t* p, int n) { return widen_bf16(_mm256_maskz_loadu_epi16(first(n), p)); }
+inline vf load_f16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+inline vf load_f16_n(const uint16_t* p, int n) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p));
+}
+
+inline vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
+inline vf sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+inline vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+inline vf div(vf a, vf b) { return _mm512_div_ps(a, b); }
+inline vf fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+inline vf max(vf a, vf b) { return _mm512_max_ps(a, b); }
+inline vf min(vf a, vf b) { return _mm512_min_ps(a, b); }
+inline vf abs(vf a) { return _mm512_abs_ps(a); }
+inline vf select_lt(vf a, vf b, vf x, vf y) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+
+inline float fold(__m256 eight) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+inline float reduce_add(vf a) {
+    return fold(_mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)));
+}
+inline float reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
+
+inline vi iset(int32_t x) { return _mm512_set1_epi32(x); }
+inline vi round_int(vf a) { return _mm512_cvtps_epi32(a); }
+inline vf to_float(vi a) { return _mm512_cvtepi32_ps(a); }
+inline vf pow2(vi n) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, iset(127)), 23)); }
+inline vi load_i8(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+inline void store_i8(int8_t* p, vi a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(a)); }
+inline vf square_law(vi s) { return to_float(_mm512_mullo_epi32(s, _mm512_abs_epi32(s))); }
+
+inline vi load_words(const uint8_t* p) { return _mm512_loadu_si512(p); }
+template <int I>
+inline vi nibble(vi a) {
+    return _mm512_and_si512(_mm512_srli_epi32(a, 4 * I), iset(15));
+}
+template <int I>
+inline vi byte(vi a) {
+    return _mm512_and_si512(_mm512_srli_epi32(a, 8 * I), iset(255));
+}
+inline vi isub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+inline vf lookup(vf table, vi index) { return _mm512_permutexvar_ps(index, table); }
+
+inline vc load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline vc load_codebook(const uint8_t* p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p));
+}
+inline vc low_codes(vc codebook, vc packed) {
+    return _mm512_shuffle_epi8(codebook, _mm512_and_si512(packed, _mm512_set1_epi8(15)));
+}
+inline vc high_codes(vc codebook, vc packed) {
+    return _mm512_shuffle_epi8(codebook,
+                               _mm512_and_si512(_mm512_srli_epi16(packed, 4), _mm512_set1_epi8(15)));
+}
+
+inline int32_t four_bytes(const int8_t* x) {
+    int32_t word;
+    memcpy(&word, x, 4);
+    return word;
+}
+inline vi dot_start(int32_t bias) { return iset(bias); }
+inline vi dot_q4(vi acc, vc w, const int8_t* x) { return _mm512_dpbusd_epi32(acc, w, iset(four_bytes(x))); }
+inline vi dot_start_q8(int32_t bias) { return iset(bias); }
+inline vi dot_q8(vi acc, vc w, const int8_t* x) { return dot_q4(acc, w, x); }
+
+} // namespace
+} // namespace rwkv::cpu

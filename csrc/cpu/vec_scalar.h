@@ -1,0 +1,218 @@
+// Sixteen lanes in plain C++: the level that runs everywhere and says what the vector levels mean.
+//
+// Every vec_*.h gives the same names:
+//   vf   16 floats      vi   16 int32      vc   64 bytes (the codes of 16 rows x 4 inputs)
+// `_n` forms touch only the first n lanes (0 <= n <= 16) and read the others as zero.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "core/half.h"
+
+namespace rwkv::cpu {
+namespace {
+
+constexpr int kMaxTokens = 4; // tokens that one tile of weights meets in registers
+
+struct vf {
+    float v[16];
+};
+struct vi {
+    int32_t v[16];
+};
+struct vc {
+    uint8_t v[64];
+};
+
+#define RWKV_LANES(expression)                                                                               \
+    for (int i = 0; i < 16; ++i)                                                                             \
+        r.v[i] = (expression);                                                                               \
+    return r
+
+vf set(float x) {
+    vf r;
+    RWKV_LANES(x);
+}
+vf zero() { return set(0.0f); }
+vf load(const float* p) {
+    vf r;
+    RWKV_LANES(p[i]);
+}
+vf load_n(const float* p, int n) {
+    vf r;
+    RWKV_LANES(i < n ? p[i] : 0.0f);
+}
+void store(float* p, vf a) {
+    for (int i = 0; i < 16; ++i)
+        p[i] = a.v[i];
+}
+void store_n(float* p, vf a, int n) {
+    for (int i = 0; i < n; ++i)
+        p[i] = a.v[i];
+}
+vf load_bf16(const uint16_t* p) {
+    vf r;
+    RWKV_LANES(bf16_to_float(p[i]));
+}
+vf load_bf16_n(const uint16_t* p, int n) {
+    vf r;
+    RWKV_LANES(i < n ? bf16_to_float(p[i]) : 0.0f);
+}
+vf load_f16(const uint16_t* p) {
+    vf r;
+    RWKV_LANES(f16_to_float(p[i]));
+}
+vf load_f16_n(const uint16_t* p, int n) {
+    vf r;
+    RWKV_LANES(i < n ? f16_to_float(p[i]) : 0.0f);
+}
+
+vf add(vf a, vf b) {
+    vf r;
+    RWKV_LANES(a.v[i] + b.v[i]);
+}
+vf sub(vf a, vf b) {
+    vf r;
+    RWKV_LANES(a.v[i] - b.v[i]);
+}
+vf mul(vf a, vf b) {
+    vf r;
+    RWKV_LANES(a.v[i] * b.v[i]);
+}
+vf div(vf a, vf b) {
+    vf r;
+    RWKV_LANES(a.v[i] / b.v[i]);
+}
+vf fma(vf a, vf b, vf c) {
+    vf r;
+    RWKV_LANES(fmaf(a.v[i], b.v[i], c.v[i]));
+} // a b + c, rounded once
+vf max(vf a, vf b) {
+    vf r;
+    RWKV_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]);
+}
+vf min(vf a, vf b) {
+    vf r;
+    RWKV_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]);
+}
+vf abs(vf a) {
+    vf r;
+    RWKV_LANES(fabsf(a.v[i]));
+}
+vf select_lt(vf a, vf b, vf x, vf y) {
+    vf r;
+    RWKV_LANES(a.v[i] < b.v[i] ? x.v[i] : y.v[i]);
+} // a < b ? x : y
+
+/// The one order of every horizontal sum: halves are folded onto each other.
+float reduce_add(vf a) {
+    for (int width = 8; width >= 1; width /= 2)
+        for (int i = 0; i < width; ++i)
+            a.v[i] = a.v[i] + a.v[i + width];
+    return a.v[0];
+}
+float reduce_max(vf a) {
+    float m = a.v[0];
+    for (int i = 1; i < 16; ++i)
+        m = a.v[i] > m ? a.v[i] : m;
+    return m;
+}
+
+vi iset(int32_t x) {
+    vi r;
+    RWKV_LANES(x);
+}
+vi round_int(vf a) {
+    vi r;
+    RWKV_LANES(int32_t(lrintf(a.v[i])));
+} // to nearest, ties to even
+vf to_float(vi a) {
+    vf r;
+    RWKV_LANES(float(a.v[i]));
+}
+vf pow2(vi n) {
+    vf r;
+    RWKV_LANES(bits_to_float(uint32_t(n.v[i] + 127) << 23));
+} // -126 <= n <= 127
+vi load_i8(const int8_t* p) {
+    vi r;
+    RWKV_LANES(p[i]);
+}
+void store_i8(int8_t* p, vi a) {
+    for (int i = 0; i < 16; ++i)
+        p[i] = int8_t(a.v[i]);
+}
+/// s * |s| for signed bytes: the square law of group scales.
+vf square_law(vi s) {
+    vf r;
+    RWKV_LANES(float(s.v[i] * (s.v[i] < 0 ? -s.v[i] : s.v[i])));
+}
+
+vi load_words(const uint8_t* p) {
+    vi r;
+    memcpy(r.v, p, 64);
+    return r;
+}
+template <int I>
+vi nibble(vi a) {
+    vi r;
+    RWKV_LANES(int32_t(uint32_t(a.v[i]) >> (4 * I)) & 15);
+}
+template <int I>
+vi byte(vi a) {
+    vi r;
+    RWKV_LANES(int32_t(uint32_t(a.v[i]) >> (8 * I)) & 255);
+}
+vi isub(vi a, vi b) {
+    vi r;
+    RWKV_LANES(a.v[i] - b.v[i]);
+}
+
+/// table[index] for indices 0..15
+vf lookup(vf table, vi index) {
+    vf r;
+    RWKV_LANES(table.v[index.v[i]]);
+}
+
+vc load_codes(const uint8_t* p) {
+    vc r;
+    memcpy(r.v, p, 64);
+    return r;
+}
+vc load_codebook(const uint8_t* p) {
+    vc r;
+    for (int i = 0; i < 64; ++i)
+        r.v[i] = p[i % 16];
+    return r;
+}
+vc low_codes(vc codebook, vc packed) {
+    vc r;
+    for (int i = 0; i < 64; ++i)
+        r.v[i] = codebook.v[packed.v[i] & 15];
+    return r;
+}
+vc high_codes(vc codebook, vc packed) {
+    vc r;
+    for (int i = 0; i < 64; ++i)
+        r.v[i] = codebook.v[packed.v[i] >> 4];
+    return r;
+}
+
+vi dot_start(int32_t bias) { return iset(bias); }
+/// acc[row] += sum over 4 inputs of code[row][i] * x[i]; codes below 128
+vi dot_q4(vi acc, vc w, const int8_t* x) {
+    for (int row = 0; row < 16; ++row)
+        for (int i = 0; i < 4; ++i)
+            acc.v[row] += int32_t(w.v[4 * row + i]) * x[i];
+    return acc;
+}
+/// The same for codes up to 255, where the level's dot_start_q8 says what the accumulator begins with.
+vi dot_q8(vi acc, vc w, const int8_t* x) { return dot_q4(acc, w, x); }
+vi dot_start_q8(int32_t bias) { return iset(bias); }
+
+#undef RWKV_LANES
+
+} // namespace
+} // namespace rwkv::cpu
