@@ -1,0 +1,32 @@
+// Channel mix: out = V relu(K x_k)^2, in v4 to v6 times sigmoid(R x_r) (arXiv 2305.13048, section 3.1.3).
+#include "model/pass.h"
+
+namespace rwkv {
+
+using cpu::Epilogue;
+
+void channel_mix(Pass& p, const Block& b, int layer) {
+    Scratch& s = p.s;
+    const bool gated = !b.ffn_receptance.empty();
+    p.shifted_rows(b.ln2, layer, &State::ffn_x_prev, [&](int t, const float* now, const float* previous) {
+        p.shift_into(s.ffn_k, t, now, previous, b.ffn_mix_k);
+        if (gated)
+            p.shift_into(s.ffn_r, t, now, previous, b.ffn_mix_r);
+    });
+    p.barrier();
+    p.save_shift(layer, &State::ffn_x_prev);
+    const auto key = Pass::product_into(b.ffn_key, s.ffn_k, Epilogue::kRelu2, s.ffn_hidden);
+    auto value = Pass::product(b.ffn_value, s.ffn_hidden, gated ? Epilogue::kMulAdd : Epilogue::kAdd, s.x);
+    if (gated) {
+        p.products({key, Pass::product(b.ffn_receptance, s.ffn_r, Epilogue::kSigmoid, s.ffn_gate)});
+        value.gate = s.ffn_gate.data;
+        value.gate_stride = s.ffn_gate.stride;
+    } else {
+        p.products({key});
+    }
+    p.barrier();
+    p.products({value});
+    p.barrier();
+}
+
+} // namespace rwkv

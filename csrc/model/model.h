@@ -1,0 +1,60 @@
+// A loaded model: maps the file, owns the threads, evaluates tokens.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "core/mapped_file.h"
+#include "core/thread_pool.h"
+#include "model/config.h"
+#include "model/pass.h"
+#include "model/scratch.h"
+#include "model/state.h"
+#include "model/weights.h"
+
+namespace rwkv {
+
+class Model {
+  public:
+    /// `threads` >= 1; `level` names a CPU level or is empty. Throws Error.
+    Model(const std::string& path, const Config& config, const TensorSpecs& specs, int threads,
+          const std::string& level);
+
+    const Config& config() const { return config_; }
+    int threads() const { return pool_.size(); }
+    const char* level() const { return op_.name; }
+    size_t weight_bytes() const { return weight_bytes_; }
+
+    /// Returns true to stop a long prompt. Called between layers, on the calling thread.
+    using Poll = std::function<bool()>;
+
+    /// Feeds `tokens` (at least one) to `state`. Writes the logits of the last token, or of every token when
+    /// `all`: [tokens, vocab]. Throws Error(kArgument) for a bad token or a foreign state and Cancelled when
+    /// `poll` says so; the state is then as it was before.
+    void forward(std::span<const int32_t> tokens, State& state, float* logits, bool all, const Poll& poll);
+
+    /// One token for each of B different states: logits [B, vocab].
+    void forward_batch(std::span<const int32_t> tokens, std::span<State* const> states, float* logits);
+
+  private:
+    void check(std::span<const int32_t> tokens, const State& state) const;
+    /// Logits of the rows in `wanted`, in order.
+    bool run(std::span<const int32_t> tokens, const std::vector<Segment>& segments,
+             std::span<const int> wanted, float* logits, const Poll& poll);
+
+    Config config_;
+    const cpu::KernelTable& op_;
+    MappedFile file_;
+    Weights weights_;
+    ThreadPool pool_;
+    std::mutex mutex_; ///< one evaluation at a time: the scratch is the model's
+    Scratch scratch_;
+    int chunk_;
+    size_t weight_bytes_ = 0;
+};
+
+} // namespace rwkv

@@ -1,0 +1,242 @@
+// Every level against float64 on odd shapes, and every level against every other bit for bit.
+#include <cmath>
+
+#include "tests/test.h"
+
+using namespace rwkv;
+using namespace rwkv::test;
+using cpu::Epilogue;
+using cpu::KernelTable;
+using cpu::Product;
+
+namespace {
+
+constexpr int kRows = 11; // a full register block, and tails of 2 and 1
+
+struct Case {
+    const char* encoding;
+    const char* layout;
+};
+constexpr Case kCases[] = {{"f32", "row"},     {"f16", "row"},     {"bf16", "row"},
+                           {"q8g32", "t16x4"}, {"q4g32", "t16x4"}, {"q4g16", "t16x4"},
+                           {"q8g32", "kn"},    {"q4g32", "kn"},    {"q4g16", "kn"}};
+
+/// The product of rows x with m, in `pieces` pieces; with `one_by_one` each row alone.
+std::vector<float> run(const KernelTable& op, const Matrix& m, const std::vector<float>& x, int rows,
+                       Epilogue epilogue, const std::vector<float>& initial, int pieces, bool one_by_one) {
+    std::vector<float> out = initial;
+    AlignedBuffer<uint8_t> scratch(cpu::product_scratch_bytes(m, rows));
+    const size_t n = size_t(m.n), k = size_t(m.k), together = one_by_one ? 1 : size_t(rows);
+    for (size_t t = 0; t < size_t(rows); t += together) {
+        const ActsBuffer acts(
+            op, std::vector<float>(x.begin() + long(t * k), x.begin() + long((t + together) * k)),
+            int(together), m.k);
+        const Product p{&m, &acts.acts, epilogue, out.data() + t * n, n, initial.data() + t * n, n, nullptr};
+        for (int piece = 0; piece < pieces; ++piece)
+            op.product(p, m.units() * piece / pieces, m.units() * (piece + 1) / pieces, int(together),
+                       scratch.data());
+    }
+    return out;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+} // namespace
+
+TEST(products_match_float64_and_each_other) {
+    const auto tables = levels();
+    unsigned seed = 1;
+    for (const Case& c : kCases)
+        for (const int k : {8, 24, 32, 96, 224, 480})
+            for (const int n : {1, 16, 47, 128, 200}) {
+                const size_t misalign = seed % 2 ? 4 : 0;
+                const RandomMatrix random(c.encoding, c.layout, n, k, ++seed, misalign);
+                std::vector<float> x = gaussian(size_t(kRows) * size_t(k), ++seed);
+                if (std::string(c.layout) == "kn")
+                    for (size_t i = 0; i < x.size(); i += 1 + i % 3)
+                        x[i] = 0.0f; // like relu^2
+                const std::vector<float> initial = gaussian(size_t(kRows) * size_t(n), ++seed);
+                std::vector<float> first;
+                for (const KernelTable* op : tables) {
+                    const ActsBuffer acts(*op, x, kRows, k);
+                    const auto y = run(*op, random.matrix, x, kRows, Epilogue::kStore, initial, 1, false);
+                    for (int t = 0; t < kRows; ++t)
+                        for (int i = 0; i < n; ++i) {
+                            double sum = 0, size = 0;
+                            for (int j = 0; j < k; ++j) {
+                                const double in = random.matrix.wants_quantized()
+                                                      ? acts.quantized(t, j)
+                                                      : double(x[size_t(t * k + j)]);
+                                sum += random.at(i, j) * in;
+                                size += std::fabs(random.at(i, j) * in);
+                            }
+                            // every operation rounds once; at most k / 16 + 8 of them in a chain
+                            const double bound = (k / 16 + 8) * 6e-8 * size + 1e-30;
+                            const double got = y[size_t(t * n + i)];
+                            CHECK(std::fabs(got - sum) <= bound, "%s %s %s n=%d k=%d t=%d i=%d: %g, not %g",
+                                  op->name, c.encoding, c.layout, n, k, t, i, got, sum);
+                        }
+                    CHECK(same_bits(y, run(*op, random.matrix, x, kRows, Epilogue::kStore, initial, 3, true)),
+                          "%s %s %s n=%d k=%d: one by one differs", op->name, c.encoding, c.layout, n, k);
+                    if (first.empty())
+                        first = y;
+                    CHECK(same_bits(first, y), "%s differs from scalar: %s %s n=%d k=%d", op->name,
+                          c.encoding, c.layout, n, k);
+                }
+            }
+}
+
+TEST(epilogues_match_float64) {
+    const struct {
+        Epilogue epilogue;
+        double (*formula)(double y, double old);
+    } cases[] = {
+        {Epilogue::kTanh, [](double y, double) { return std::tanh(y); }},
+        {Epilogue::kSigmoid, [](double y, double) { return 1 / (1 + std::exp(-y)); }},
+        {Epilogue::kSilu, [](double y, double) { return y / (1 + std::exp(-y)); }},
+        {Epilogue::kRelu2, [](double y, double) { return y > 0 ? y * y : 0; }},
+        {Epilogue::kAdd, [](double y, double old) { return old + y; }},
+        {Epilogue::kMulAdd, [](double y, double old) { return old + old * y; }},
+    };
+    const int n = 45, k = 64;
+    const RandomMatrix random("f32", "row", n, k, 5);
+    const std::vector<float> x = gaussian(size_t(kRows) * k, 6, 0.3f),
+                             initial = gaussian(size_t(kRows) * n, 7);
+    for (const auto& c : cases) {
+        std::vector<float> first;
+        for (const KernelTable* op : levels()) {
+            const auto plain = run(*op, random.matrix, x, kRows, Epilogue::kStore, initial, 1, false);
+            const auto y = run(*op, random.matrix, x, kRows, c.epilogue, initial, 2, false);
+            for (size_t i = 0; i < y.size(); ++i) {
+                const double want = c.formula(plain[i], initial[i]);
+                CHECK(std::fabs(y[i] - want) <= 4e-7 * (std::fabs(want) + 1), "%s %d: %g, not %g", op->name,
+                      int(c.epilogue), double(y[i]), want);
+            }
+            if (first.empty())
+                first = y;
+            CHECK(same_bits(first, y), "%s differs from scalar in epilogue %d", op->name, int(c.epilogue));
+        }
+    }
+}
+
+TEST(activations_survive_extremes) {
+    for (const KernelTable* op : levels()) {
+        std::vector<float> x(96, 0.0f);
+        x[0] = 1e-38f; // a group whose reciprocal would overflow
+        x[33] = 3e38f; // the largest magnitudes
+        x[34] = -3e38f;
+        for (int i = 64; i < 96; ++i)
+            x[size_t(i)] = i % 2 ? 0.5f : -127.0f;
+        const ActsBuffer acts(*op, x, 1, 96);
+        CHECK(acts.quantized(0, 0) == 0.0, "%s", op->name);
+        CHECK(acts.code(0, 33) == 127 && acts.code(0, 34) == -127, "%s", op->name);
+        CHECK(acts.quantized(0, 64) == -127.0, "%s", op->name);
+        CHECK(acts.code(0, 65) == 0, "%s: ties go to even", op->name); // 0.5 in steps of 1
+    }
+}
+
+TEST(embedding_rows_decode) {
+    const Case cases[] = {{"f32", "row"},   {"f16", "row"},   {"bf16", "row"},
+                          {"q8g32", "row"}, {"q4g32", "row"}, {"q4g16", "row"}};
+    for (const Case& c : cases)
+        for (const int k : {8, 24, 64, 224}) {
+            const RandomMatrix random(c.encoding, c.layout, 5, k, unsigned(k));
+            for (const KernelTable* op : levels())
+                for (int row = 0; row < 5; ++row) {
+                    std::vector<float> out(size_t(k), -1.0f);
+                    op->embedding_row(random.matrix, row, out.data());
+                    for (int i = 0; i < k; ++i) {
+                        const double want = random.at(row, i);
+                        CHECK(std::fabs(out[size_t(i)] - want) <= 2e-7 * std::fabs(want), "%s %s", op->name,
+                              c.encoding);
+                    }
+                }
+        }
+}
+
+TEST(norms_and_recurrences_are_equal_on_all_levels) {
+    const auto tables = levels();
+    for (const int n : {8, 24, 64, 80}) {
+        const int rows = 5, stride = n + 3;
+        std::vector<std::vector<float>> results;
+        for (const KernelTable* op : tables) {
+            std::vector<float> result;
+            const auto x = gaussian(size_t(n), 1), weight = gaussian(size_t(n), 2),
+                       bias = gaussian(size_t(n), 3);
+            std::vector<float> y(size_t(n), 0.0f);
+            op->layer_norm(x.data(), weight.data(), bias.data(), 1e-5f, n, y.data());
+            double mean = 0, variance = 0;
+            for (const float v : x)
+                mean += v / n;
+            for (const float v : x)
+                variance += (v - mean) * (v - mean) / n;
+            for (int i = 0; i < n; ++i) {
+                const size_t at = size_t(i);
+                const double want = (x[at] - mean) / std::sqrt(variance + 1e-5) * weight[at] + bias[at];
+                CHECK(std::fabs(y[at] - want) < 1e-5, "%s layer norm", op->name);
+            }
+            result.insert(result.end(), y.begin(), y.end());
+
+            const size_t count = size_t(rows * stride);
+            const auto r = gaussian(count, 4), v = gaussian(count, 6);
+            auto k = gaussian(count, 5), w = gaussian(count, 7), a = gaussian(count, 8);
+            std::vector<float> b(count), out(count), vv = v;
+            const auto vec = gaussian(size_t(n), 9);
+            AlignedBuffer<float> state(size_t(n) * size_t(cpu::state_stride(n)));
+            for (int t = 0; t < rows; ++t) {
+                const size_t at = size_t(t * stride);
+                op->prepare7(&k[at], &w[at], &a[at], &b[at], &vv[at], &r[at], t ? &r[at] : nullptr,
+                             vec.data(), vec.data(), vec.data(), weight.data(), bias.data(), n);
+            }
+            op->wkv7(r.data(), k.data(), vv.data(), w.data(), a.data(), b.data(), state.data(), out.data(),
+                     size_t(stride), rows, n);
+            for (int t = 0; t < rows; ++t) {
+                const size_t at = size_t(t * stride);
+                op->finish7(&out[at], &r[at], &k[at], &vv[at], vec.data(), weight.data(), bias.data(), &v[at],
+                            64e-5f, n);
+            }
+            result.insert(result.end(), out.begin(), out.end());
+            result.insert(result.end(), state.data(), state.data() + state.size());
+
+            op->exp_neg_exp(w.data(), int(count));
+            op->wkv5(r.data(), k.data(), v.data(), w.data(), size_t(stride), vec.data(), state.data(),
+                     out.data(), size_t(stride), rows, n);
+            for (int t = 0; t < rows; ++t)
+                op->finish5(&out[size_t(t * stride)], weight.data(), bias.data(),
+                            t % 2 ? &v[size_t(t * stride)] : nullptr, 64e-5f, n);
+            result.insert(result.end(), out.begin(), out.end());
+
+            const size_t width = size_t(n);
+            std::vector<float> aa(width), bb(width), pp(width, -1e30f), decay(width, -0.3f);
+            op->wkv4(r.data(), k.data(), v.data(), decay.data(), vec.data(), aa.data(), bb.data(), pp.data(),
+                     out.data(), size_t(stride), rows, 0, n);
+            result.insert(result.end(), out.begin(), out.end());
+            result.insert(result.end(), aa.begin(), aa.end());
+            for (const float value : result)
+                CHECK(std::isfinite(value), "%s", op->name);
+            results.push_back(result);
+        }
+        for (size_t i = 1; i < results.size(); ++i)
+            CHECK(same_bits(results[0], results[i]), "%s differs from scalar, n=%d", tables[i]->name, n);
+    }
+}
+
+TEST(exp_is_accurate_and_ends_in_zero) {
+    for (const KernelTable* op : levels()) {
+        std::vector<float> x;
+        for (float v = -87.0f; v < 88.0f; v += 0.0371f)
+            x.push_back(v);
+        std::vector<float> y = x;
+        op->exp(y.data(), int(y.size()));
+        for (size_t i = 0; i < x.size(); ++i) {
+            const double want = std::exp(double(x[i]));
+            CHECK(std::fabs(y[i] - want) <= 2.5e-7 * want, "%s exp(%g)", op->name, double(x[i]));
+        }
+        float ends[4] = {-1e30f, -88.0f, 0.0f, 1e4f};
+        op->exp(ends, 4);
+        CHECK(ends[0] == 0.0f && ends[1] == 0.0f && ends[2] == 1.0f && std::isfinite(ends[3]), "%s",
+              op->name);
+    }
+}

@@ -1,0 +1,48 @@
+// Drawing one token from logits: softmax, top-p and top-k at temperature 1, then temperature (BlinkDL's
+// order).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace rwkv {
+
+struct SamplingOptions {
+    float temperature = 1; // > 0
+    int64_t top_k = 0;     // 0: off
+    double top_p = 1;      // > 0; off from 1 up
+};
+
+/// Holds the scratch memory, so that a token allocates nothing. One thread at a time.
+///
+/// top-p keeps every weight that is not below that of the first token, in descending order, at which the
+/// running sum reaches top_p of the whole: equals survive together. top-k keeps exactly k, of equals those
+/// with the lower ids. The same logits, options and draw give the same token on every processor: the
+/// exponential is computed here.
+class Sampler {
+  public:
+    /// The first id, in ascending order of those kept, at which the running sum of the weights exceeds `draw`
+    /// (in [0, 1)) of their sum. -inf bans a token. Throws Error(kFormat) for no logits, a NaN, a +inf, or
+    /// -inf alone.
+    int32_t sample(std::span<const float> logits, const SamplingOptions& options, double draw);
+
+  private:
+    void weigh(std::span<const float> logits, float top, float temperature);
+    float floor_of_mass(double goal, double rest);
+    float floor_of_count(size_t k);
+    void gather(float floor);
+    float cut_of_mass(double goal);
+    void keep_largest(size_t k);
+    int32_t pick_all(double draw) const;
+
+    std::vector<float> weights_; // [V], exp((logit - largest) / temperature)
+    std::vector<float> maxima_;  // [blocks of V], largest weight of each block
+    std::vector<double> sums_;   // [blocks of V], sum of each block
+    double whole_ = 0;           // sum of all
+    std::vector<int32_t> ids_;   // candidates, ascending
+    std::vector<float> scratch_; // their weights, then what the search makes of them
+    std::vector<double> bins_;   // sums of weights of nearly the same size
+};
+
+} // namespace rwkv
