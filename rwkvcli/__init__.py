@@ -1,0 +1,31 @@
+"""Run RWKV language models (v4 to v7) on your own machine.
+
+from rwkvcli import Model
+model = Model.load("demo")
+for piece in model.generate("Once upon a time", max_tokens=64):
+    print(piece, end="")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Model", "State", "__version__"]
+
+if TYPE_CHECKING:
+    from rwkvcli.runtime.model import Model
+    from rwkvcli.runtime.state import State
+
+
+def __getattr__(name: str) -> Any:
+    # Imported late: `rwkv --help` and `import rwkvcli` need neither numpy nor the extension.
+    if name == "Model":
+        from rwkvcli.runtime.model import Model
+
+        return Model
+    if name == "State":
+        from rwkvcli.runtime.state import State
+
+        return State
+    raise AttributeError(f"module 'rwkvcli' has no attribute {name!r}")

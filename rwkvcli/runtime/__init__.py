@@ -1,0 +1,1 @@
+"""Loading models, states, tokens and sampling."""

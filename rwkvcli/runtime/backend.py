@@ -1,0 +1,48 @@
+"""What a device gives: states and logits. `native` (C++) and `torch_backend` have it; nothing else depends on which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+
+UNUSED_EPS = 64e-5
+"""RWKV-4 has no group norm; a backend's settings have its epsilon all the same."""
+
+
+class BackendState(Protocol):
+    """The recurrent state of one sequence, where and how the device keeps it."""
+
+    def copy(self) -> BackendState: ...
+
+    def to_numpy(self) -> dict[str, Float32]:
+        """The canonical form (a copy): per block `att.x_prev` [C], `ffn.x_prev` [C] and `att.state`
+        [H, value, key]; for RWKV-4 `att.aa`, `att.bb`, `att.pp` [C]."""
+        ...
+
+    def load_numpy(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take the canonical form over. Raises ValueError, and changes nothing, if it does not fit."""
+        ...
+
+
+class Backend(Protocol):
+    """A loaded model on one device."""
+
+    @property
+    def description(self) -> str:
+        """The device in a few words: `cpu, avx512, 4 threads`."""
+        ...
+
+    def new_state(self) -> BackendState: ...
+
+    def forward(self, tokens: NDArray[np.int32], state: Any, all_logits: bool = False) -> Float32:
+        """Feed tokens [T >= 1] to the state, in place. float32 logits [V] of the last, or [T, V] of all."""
+        ...
+
+    def forward_batch(self, tokens: NDArray[np.int32], states: Sequence[Any]) -> Float32:
+        """Feed one token to each of B different states. float32 logits [B, V]."""
+        ...

@@ -1,0 +1,195 @@
+"""`Model`: a model file, its tokenizer and a device, in one object."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvcli.errors import UsageError
+from rwkvcli.runtime.backend import UNUSED_EPS, Backend, Float32
+from rwkvcli.runtime.device import default_threads, parse_device
+from rwkvcli.runtime.state import State, wrong_model
+
+if TYPE_CHECKING:
+    from quant.arch import Arch
+    from quant.container.reader import ModelFile
+    from rwkvcli.runtime.tokenizer import Tokenizer
+
+
+class Model:
+    """A loaded model. `Model.load("model.safetensors")` or `Model.load("demo")`.
+
+    One evaluation runs at a time: calls from several threads wait for each other.
+    """
+
+    def __init__(self, file: ModelFile, backend: Backend) -> None:
+        self.file = file
+        self.backend = backend
+        self._tokenizer: Tokenizer | None = None
+        identity = [file.metadata.get(key, "") for key in ("arch", "source", "plan", "method", "calibration")]
+        self.fingerprint = hashlib.sha256("\0".join(identity).encode()).hexdigest()
+        """Names the file's content: what a saved state must match."""
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto", threads: int | None = None) -> Model:
+        """Open a model file (as `rwkv quantize` writes it), or the built-in `demo`.
+
+        `device`: `auto`, `cpu` or `torch[:DEVICE]`. `threads`: CPU threads, by default one per core that this process
+        may use. Raises ModelNotFound, FormatError, DeviceUnavailable, MissingExtra, UsageError.
+        """
+        from quant.container.reader import ModelFile
+
+        kind, torch_device = parse_device(device)
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads must be at least 1, not {threads}")
+        file = ModelFile.open(demo_path() if str(path) == "demo" else Path(path))
+        if kind == "torch":
+            return cls(file, _torch_backend(file, torch_device, threads))
+        from rwkvcli.runtime.native import NativeModel
+
+        return cls(file, NativeModel(file, threads or default_threads(), cpu_level()))
+
+    @property
+    def config(self) -> Arch:
+        """version, n_layer, n_embd, n_head, head_size, n_ffn, vocab_size."""
+        return self.file.arch
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """.encode(str) -> list[int], .decode(list[int]) -> str. Raises UsageError if the file names none."""
+        if self._tokenizer is None:
+            from rwkvcli.runtime.tokenizer import tokenizer_for
+
+            self._tokenizer = tokenizer_for(
+                self.file.tokenizer, self.config.vocab_size, self.file.tokenizer_bytes()
+            )
+        return self._tokenizer
+
+    def new_state(self) -> State:
+        """The state before the first token."""
+        return State(self.backend.new_state(), self.fingerprint)
+
+    def forward(
+        self, tokens: Sequence[int] | NDArray[Any], state: State, all_logits: bool = False
+    ) -> Float32:
+        """Feed tokens to the state, in place.
+
+        Returns float32 logits [vocab] of the last token, or [T, vocab] of every token. How a text is split over calls
+        changes no bit of the result. Raises UsageError (no tokens, ids outside the vocabulary) and StateMismatch; the
+        state is then as it was, also after Ctrl-C.
+        """
+        ids = self._ids(tokens)
+        self._check(state)
+        logits = self.backend.forward(ids, state.inner, all_logits)
+        state.tokens_seen += len(ids)
+        return logits
+
+    def forward_batch(
+        self, tokens: Sequence[Sequence[int]] | Sequence[int], states: Sequence[State]
+    ) -> Float32:
+        """Feed one token to each of B different states: `forward_batch([t0, t1], [s0, s1])`. Logits [B, vocab]."""
+        flat = [_single(token) for token in tokens]
+        if len(flat) != len(states):
+            raise UsageError(f"{len(flat)} tokens for {len(states)} states")
+        if len({id(state) for state in states}) != len(states):
+            raise UsageError(
+                "the same state stands twice in the batch", hint="give each sequence its own: state.copy()"
+            )
+        for state in states:
+            self._check(state)
+        logits = self.backend.forward_batch(self._ids(flat), [state.inner for state in states])
+        for state in states:
+            state.tokens_seen += 1
+        return logits
+
+    def generate(
+        self,
+        prompt: str,
+        max_tokens: int = 512,
+        *,
+        state: State | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 0.85,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Continue `prompt`, yielding text as it comes. `max_tokens` -1: until the model ends the text.
+
+        With `state` the prompt continues what that state has seen, and the state advances. The same seed gives the
+        same text. Raises UsageError for settings out of range.
+        """
+        from rwkvcli.runtime.decoding import decode
+        from rwkvcli.runtime.sampling import Sampler, SamplingParams
+
+        params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        sampler = Sampler(params, valid=self.tokenizer.vocab_size)
+        state = state if state is not None else self.new_state()
+        ids = self.tokenizer.encode(prompt)
+        if not ids:
+            ids = [self.tokenizer.eos_id]  # the end of one text is the beginning of the next
+        logits = self.forward(ids, state)
+        for piece in decode(self, state, logits, self.tokenizer, sampler, max_tokens, stop):
+            if piece.text:
+                yield piece.text
+
+    def _ids(self, tokens: Sequence[int] | NDArray[Any]) -> NDArray[np.int32]:
+        try:
+            wide = np.asarray(tokens)
+        except ValueError:
+            raise UsageError("tokens must be a flat list of ids") from None
+        if wide.size == 0:
+            raise UsageError("no tokens")
+        if wide.ndim != 1 or wide.dtype.kind not in "iu":
+            raise UsageError("tokens must be a flat list of whole numbers")
+        low, high = int(wide.min()), int(wide.max())
+        if low < 0 or high >= self.config.vocab_size:
+            bad = low if low < 0 else high
+            raise UsageError(f"token {bad} is outside the vocabulary of {self.config.vocab_size}")
+        return wide.astype(np.int32)
+
+    def _check(self, state: State) -> None:
+        if not isinstance(state, State) or state.fingerprint != self.fingerprint:
+            raise wrong_model(state)
+
+
+def demo_path() -> Path:
+    """The built-in model, package data."""
+    return Path(__file__).parent.parent / "data" / "demo.safetensors"
+
+
+def cpu_level() -> str:
+    """The CPU level that RWKV_CPU_LEVEL forces, or empty."""
+    import os
+
+    return os.environ.get("RWKV_CPU_LEVEL", "")
+
+
+def _single(token: Any) -> int:
+    if isinstance(token, Sequence | np.ndarray):
+        if len(token) != 1:
+            raise UsageError("forward_batch takes one token per state")
+        return int(token[0])
+    return int(token)
+
+
+def _torch_backend(file: ModelFile, device: str, threads: int | None) -> Backend:
+    from rwkvcli.errors import DeviceUnavailable, MissingExtra
+
+    try:
+        import torch
+
+        from rwkvcli.runtime.torch_backend import TorchModel
+    except ImportError:
+        raise MissingExtra("torch", "--device torch") from None
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        return TorchModel(file, device, group_norm_eps=file.group_norm_eps or UNUSED_EPS)
+    except (RuntimeError, AssertionError) as e:
+        raise DeviceUnavailable(f"torch cannot use device {device!r}: {str(e).splitlines()[0]}") from e

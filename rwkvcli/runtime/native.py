@@ -1,0 +1,68 @@
+"""The C++ engine as a backend: the only importer of the extension's Model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvcli import _kernels
+from rwkvcli.errors import DeviceUnavailable, FormatError, UsageError
+from rwkvcli.runtime.backend import UNUSED_EPS, BackendState, Float32
+
+if TYPE_CHECKING:
+    from quant.container.reader import ModelFile
+
+
+class NativeModel:
+    """A model file evaluated by the C++ engine on the CPU.
+
+    `threads` >= 1; `level` names a CPU level (`scalar`, `avx2`, `avxvnni`, `avx512`) or is empty for the best one.
+    The engine maps the file itself; nothing is copied at load.
+    """
+
+    def __init__(self, file: ModelFile, threads: int, level: str = "") -> None:
+        config: dict[str, Any] = asdict(file.arch)
+        config["group_norm_eps"] = file.group_norm_eps or UNUSED_EPS
+        tensors = [
+            (name, plan.encoding, plan.layout, list(plan.shape), plan.parts)
+            for name, plan in file.plan.items()
+        ]
+        try:
+            self._model = _kernels.Model(str(file.path), config, tensors, threads, level)
+        except _kernels.FormatError as e:
+            raise FormatError(str(e)) from None
+        except _kernels.DeviceError as e:
+            raise DeviceUnavailable(str(e)) from None
+        except ValueError as e:
+            raise UsageError(str(e)) from None
+
+    @property
+    def threads(self) -> int:
+        return self._model.threads
+
+    @property
+    def level(self) -> str:
+        """The CPU level in use."""
+        return self._model.level
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights read for one token when every row is used."""
+        return self._model.weight_bytes
+
+    @property
+    def description(self) -> str:
+        return f"cpu, {self.level}, {self.threads} thread{'s' if self.threads != 1 else ''}"
+
+    def new_state(self) -> BackendState:
+        return self._model.new_state()
+
+    def forward(self, tokens: NDArray[np.int32], state: Any, all_logits: bool = False) -> Float32:
+        return self._model.forward(tokens, state, all_logits)
+
+    def forward_batch(self, tokens: NDArray[np.int32], states: Sequence[Any]) -> Float32:
+        return self._model.forward_batch(tokens, list(states))

@@ -1,0 +1,74 @@
+"""From the bytes of tokens to text that can be shown: whole characters only, nothing past a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from rwkvcli.errors import UsageError
+
+
+class Utf8Stream:
+    """Bytes in, whole characters out.
+
+    At most 3 bytes are held back, those that may begin a character; invalid bytes become U+FFFD. However
+    the bytes are split, the texts joined equal `data.decode("utf-8", "replace")`.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, data: bytes) -> str:
+        return self._decoder.decode(data)
+
+    def flush(self) -> str:
+        """What is held back, as U+FFFD; the stream is as new afterwards."""
+        return self._decoder.decode(b"", final=True)
+
+
+class StopMatcher:
+    """Cuts a text before the first stop string, which may lie across any number of pushes.
+
+    The first is the one that is complete first; of several complete at the same character the longest, so
+    that the text is cut as early as it can be. Text that may be the beginning of a stop string is held
+    back. The result does not depend on how the text is split. Raises UsageError for an empty stop string.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        if isinstance(stops, str):
+            raise UsageError("stop takes a list of strings, not one string")
+        if "" in stops:
+            raise UsageError("a stop string is empty")
+        self._stops = tuple(stops)
+        self._longest = max(map(len, stops), default=0)
+        self._held = ""
+        self.matched: str | None = None
+        """The stop string that was found; nothing is given out after it."""
+
+    def push(self, text: str) -> str:
+        """The text that can be shown now."""
+        if self.matched is not None:
+            return ""
+        text = self._held + text
+        # ends first; among those that end there, starts first
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            _, at, self.matched = min(found)
+            self._held = ""
+            return text[:at]
+        keep = self._partial(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What was held back: no stop string came of it."""
+        text, self._held = self._held, ""
+        return text
+
+    def _partial(self, text: str) -> int:
+        """Length of the longest end of `text` that begins a stop string."""
+        for size in range(min(self._longest - 1, len(text)), 0, -1):
+            end = text[-size:]
+            if any(stop.startswith(end) for stop in self._stops):
+                return size
+        return 0

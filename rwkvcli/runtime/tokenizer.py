@@ -1,0 +1,275 @@
+"""Text to token ids and back: World (native), bytes, and any `tokenizer.json`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from rwkvcli.errors import FormatError, UsageError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+    from rwkvcli import _kernels
+
+WORLD_IDS = 65530
+"""Valid ids of the World vocabulary: 65529 entries and id 0. Models pad their embedding to 65536 rows."""
+
+
+class Tokenizer(Protocol):
+    """What a model needs to know of its vocabulary.
+
+    Methods that take text raise UsageError for text that cannot be encoded, methods that take ids for ids
+    outside [0, vocab_size).
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of valid ids. Logits at and past it belong to no token and are masked when sampling."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a text."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`. Lone surrogates made by `surrogateescape` (as in sys.argv) stand for their bytes."""
+        ...
+
+    def encode_bytes(self, data: bytes) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, invalid UTF-8 replaced by U+FFFD."""
+        ...
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes: ...
+
+    def stream(self) -> Callable[[int], bytes]:
+        """A function from each next id to the bytes it adds to the text: for ids that come one by one."""
+        ...
+
+
+def text_to_bytes(text: str) -> bytes:
+    """UTF-8 of `text`; surrogates U+DC80..U+DCFF become the bytes they escaped. UsageError for others."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as e:
+        raise UsageError(
+            f"character {e.start} of the text is half a surrogate pair, not a character"
+        ) from None
+
+
+class _ByteCapable(ABC):
+    """The text half of a tokenizer whose every id stands for bytes of its own."""
+
+    eos_id = 0
+
+    @abstractmethod
+    def encode_bytes(self, data: bytes) -> list[int]: ...
+
+    @abstractmethod
+    def decode_bytes(self, ids: Sequence[int]) -> bytes: ...
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_bytes(text_to_bytes(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def stream(self) -> Callable[[int], bytes]:
+        return lambda token: self.decode_bytes((token,))
+
+
+class WorldTokenizer(_ByteCapable):
+    """RWKV World (v20230424): greedy longest match over bytes; any bytes can be encoded. Id 0 has no bytes.
+
+    `rows` is the model's number of rows; ids that it has no row for are never produced.
+    """
+
+    def __init__(self, rows: int = WORLD_IDS) -> None:
+        self._native = _world_kernel(min(rows, WORLD_IDS))
+
+    @property
+    def vocab_size(self) -> int:
+        return self._native.vocab_size
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        return self._native.encode(data)
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        try:
+            return self._native.decode(ids)
+        except (ValueError, TypeError) as e:
+            raise _bad_ids(ids, self.vocab_size) from e
+
+
+class ByteTokenizer(_ByteCapable):
+    """One id per byte. Id 0, the NUL byte, ends a text."""
+
+    vocab_size = 256
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        return list(data)
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        try:
+            return bytes(ids)
+        except (ValueError, TypeError) as e:
+            raise _bad_ids(ids, self.vocab_size) from e
+
+
+class JsonTokenizer:
+    """A `tokenizer.json` of the Hugging Face `tokenizers` library: GPT-NeoX and custom vocabularies.
+
+    Special tokens written out in the text are recognised, as the models were trained; none is added.
+    Special tokens have no text. Input must be valid UTF-8. Raises FormatError if `tokenizer_json` is not
+    such a file.
+    """
+
+    def __init__(self, tokenizer_json: bytes) -> None:
+        from tokenizers import Tokenizer as Native
+        from tokenizers.decoders import ByteLevel
+
+        try:
+            # from_str, because from_buffer lets a panic of the library through on bytes that are not UTF-8
+            self._native: tokenizers.Tokenizer = Native.from_str(tokenizer_json.decode("utf-8"))
+        except Exception as e:  # the library raises nothing more specific
+            raise FormatError(f"tokenizer.json: {e}") from None
+        self._native.no_truncation()
+        self._native.no_padding()
+        ids = self._native.get_vocab(with_added_tokens=True).values()
+        if not ids:
+            raise FormatError("tokenizer.json: the vocabulary is empty")
+        self.vocab_size = max(ids) + 1
+        self.eos_id: int = self._native.token_to_id("<|endoftext|>") or 0
+        # A byte-level vocabulary spells each byte as one printable character, so every id has bytes of its
+        # own. In others the text of an id can depend on its neighbours.
+        self._byte_of = _byte_level_alphabet() if isinstance(self._native.decoder, ByteLevel) else None
+        self._added = self._native.get_added_tokens_decoder()
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_bytes(text_to_bytes(text))
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as e:
+            raise UsageError(
+                f"byte {e.start} of the text is not UTF-8",
+                hint="this model's vocabulary encodes valid text only",
+            ) from None
+        return self._native.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        for token in ids:
+            if not 0 <= token < self.vocab_size:
+                raise _bad_ids(ids, self.vocab_size)
+        if self._byte_of is None:
+            return self._native.decode(list(ids), skip_special_tokens=True).encode("utf-8")
+        return b"".join(map(self._bytes_of, ids))
+
+    def stream(self) -> Callable[[int], bytes]:
+        if self._byte_of is not None:
+            return lambda token: self.decode_bytes((token,))
+        return _WindowStream(self).push
+
+    def _bytes_of(self, token: int) -> bytes:
+        added = self._added.get(token)
+        if added is not None:
+            return b"" if added.special else added.content.encode("utf-8")
+        spelling = self._native.id_to_token(token)
+        if spelling is None or self._byte_of is None:
+            return b""  # a gap in the vocabulary
+        return b"".join(self._byte_of.get(char) or char.encode("utf-8") for char in spelling)
+
+
+class _WindowStream:
+    """Text added by each id, where that depends on the ids before: the difference between two decodings.
+
+    The window is cut where a decoding ended in whole characters, so that the cost of an id does not grow
+    with the text.
+    """
+
+    def __init__(self, tokenizer: JsonTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._window: list[int] = []
+        self._known = 0  # the window's ids whose text was given out
+
+    def push(self, token: int) -> bytes:
+        self._window.append(token)
+        text = self._tokenizer.decode(self._window)
+        given = self._tokenizer.decode(self._window[: self._known])
+        if text.endswith("\ufffd") or not text.startswith(given):
+            return b""
+        self._window = self._window[self._known :]
+        self._known = len(self._window)
+        return text[len(given) :].encode("utf-8")
+
+
+def tokenizer_for(kind: str, vocab_size: int, json: bytes | None = None) -> Tokenizer:
+    """The tokenizer that a model file names: `world`, `bytes`, `json` (with its bytes), or `none`.
+
+    `vocab_size` is the model's number of rows. Raises UsageError for `none`, and FormatError for an unknown
+    kind or a vocabulary that does not fit the model.
+    """
+    if kind == "none":
+        raise UsageError(
+            "the model file names no tokenizer",
+            hint="`rwkv quantize SRC --tokenizer FILE` embeds one; token ids can be used without",
+        )
+    if kind == "world":
+        if vocab_size < WORLD_IDS - 1:  # a few models leave the last id out
+            raise FormatError(f"the World vocabulary has {WORLD_IDS} ids, but the model has {vocab_size}")
+        return WorldTokenizer(vocab_size)
+    tokenizer: Tokenizer
+    if kind == "bytes":
+        tokenizer = ByteTokenizer()
+    elif kind == "json":
+        if json is None:
+            raise FormatError("the model file names an embedded tokenizer.json, but holds none")
+        tokenizer = JsonTokenizer(json)
+    else:
+        raise FormatError(
+            f"unknown tokenizer {kind[:40]!r}", hint="the file may need a newer version of rwkv"
+        )
+    if tokenizer.vocab_size > vocab_size:
+        raise FormatError(f"the tokenizer has {tokenizer.vocab_size} ids, but the model only {vocab_size}")
+    return tokenizer
+
+
+@lru_cache(maxsize=2)
+def _world_kernel(vocab_size: int) -> _kernels.WorldTokenizer:
+    """Shared by all models of the process: it never changes."""
+    from rwkvcli import _kernels
+
+    blob = Path(__file__).parent.parent.joinpath("data", "world_vocab.bin").read_bytes()
+    try:
+        return _kernels.WorldTokenizer(blob, vocab_size)
+    except _kernels.FormatError as e:
+        raise FormatError(str(e), hint="the installation is damaged: install it again") from None
+
+
+def _bad_ids(ids: Sequence[int], vocab_size: int) -> UsageError:
+    for token in ids:
+        try:
+            if not 0 <= token < vocab_size:
+                return UsageError(f"token {token} is outside the vocabulary of {vocab_size}")
+        except TypeError:
+            break
+    return UsageError("token ids must be whole numbers")
+
+
+def _byte_level_alphabet() -> dict[str, bytes]:
+    """Character to byte, as byte-level BPE spells them: printable Latin-1 as itself, others from U+0100."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): bytes([byte]) for byte in printable}
+    alphabet.update({chr(0x100 + i): bytes([byte]) for i, byte in enumerate(others)})
+    return alphabet
