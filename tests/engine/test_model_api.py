@@ -1,0 +1,256 @@
+"""Model and State: refusals leave the state as it was; states are saved, copied, interrupted and resumed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_models import VERSIONS, ModelMaker
+
+from rwkvcli import Model, State
+from rwkvcli.errors import DeviceUnavailable, FormatError, ModelNotFound, RwkvError, StateMismatch, UsageError
+
+
+def same(a: State, b: State) -> bool:
+    x, y = a.to_numpy(), b.to_numpy()
+    return x.keys() == y.keys() and all(np.array_equal(x[name], y[name]) for name in x)
+
+
+@pytest.fixture
+def model(make_model: ModelMaker) -> Model:
+    return Model.load(make_model("7", "int8"), threads=2)
+
+
+@pytest.mark.parametrize("tokens", [[], [300], [-1], [1, 2, 1 << 40], [[1], [2]], [1.5], ["a"]])
+def test_bad_tokens_change_nothing(model: Model, tokens: list[object]) -> None:
+    state = model.new_state()
+    model.forward([1, 2, 3], state)
+    before = state.copy()
+    with pytest.raises(UsageError):
+        model.forward(tokens, state)  # type: ignore[arg-type]
+    assert same(state, before)
+    assert state.tokens_seen == 3
+
+
+def test_foreign_states_are_refused(model: Model, make_model: ModelMaker) -> None:
+    other = Model.load(make_model("7", "int4"))
+    state = other.new_state()
+    with pytest.raises(StateMismatch):
+        model.forward([1], state)
+    with pytest.raises(StateMismatch):
+        model.forward([1], None)  # type: ignore[arg-type]
+    with pytest.raises(StateMismatch):
+        model.forward_batch([1, 2], [model.new_state(), state])
+    assert same(state, other.new_state())
+
+
+def test_batches_need_one_state_each(model: Model) -> None:
+    state = model.new_state()
+    with pytest.raises(UsageError, match="twice"):
+        model.forward_batch([1, 2], [state, state])
+    with pytest.raises(UsageError):
+        model.forward_batch([1, 2], [state])
+    with pytest.raises(UsageError):
+        model.forward_batch([[1, 2], [3]], [state, model.new_state()])
+    assert model.forward_batch([[1], [2]], [state, model.new_state()]).shape == (2, 300)
+
+
+def test_loading_refuses_what_it_cannot_run(tmp_path: Path, make_model: ModelMaker) -> None:
+    path = make_model("7", "int8")
+    with pytest.raises(RwkvError) as missing:
+        Model.load(tmp_path / "none.safetensors")
+    assert missing.value.exit_code == 3
+    with pytest.raises(UsageError):
+        Model.load(path, threads=0)
+    with pytest.raises(UsageError):
+        Model.load(path, device="abacus")
+    with pytest.raises(DeviceUnavailable):
+        Model.load(path, device="cuda")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(path.read_bytes()[:-64])
+    with pytest.raises(FormatError):
+        Model.load(cut)
+
+
+def test_a_forced_level_is_checked(make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RWKV_CPU_LEVEL", "sse9")
+    with pytest.raises(UsageError, match="sse9"):
+        Model.load(make_model("7", "int8"))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_saved_conversation_goes_on_bit_for_bit(
+    make_model: ModelMaker, version: str, tmp_path: Path
+) -> None:
+    model = Model.load(make_model(version, "int8"), threads=2)
+    state = model.new_state()
+    model.forward(list(range(20)), state)
+    state.save(tmp_path / "s.safetensors")
+    expected = model.forward([5, 6], state)
+    resumed = State.load(tmp_path / "s.safetensors", Model.load(make_model(version, "int8"), threads=1))
+    assert resumed.tokens_seen == 20
+    np.testing.assert_array_equal(model.forward([5, 6], resumed), expected)
+    assert same(state, resumed)
+
+
+def test_canonical_form_has_the_published_shapes(make_model: ModelMaker) -> None:
+    arrays = Model.load(make_model("7", "f32", n_embd=128)).new_state().to_numpy()
+    assert arrays["blocks.1.att.state"].shape == (2, 64, 64)
+    assert arrays["blocks.0.att.x_prev"].shape == arrays["blocks.0.ffn.x_prev"].shape == (128,)
+    v4 = Model.load(make_model("4", "f32")).new_state().to_numpy()
+    assert (v4["blocks.0.att.pp"] <= -1e30).all()
+    assert set(v4) == {
+        f"blocks.{i}.{n}" for i in (0, 1) for n in ("att.x_prev", "att.aa", "att.bb", "att.pp", "ffn.x_prev")
+    }
+
+
+def test_state_files_are_checked(model: Model, make_model: ModelMaker, tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    model.new_state().save(path)
+    with pytest.raises(StateMismatch):
+        State.load(path, Model.load(make_model("7", "int8", seed=2)))
+    with pytest.raises(ModelNotFound):
+        State.load(tmp_path / "none", model)
+    data = path.read_bytes()
+    for size in (0, 5, 60, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:size])
+        with pytest.raises(FormatError):
+            State.load(path, model)
+    with pytest.raises(FormatError):
+        State.load(make_model("7", "int8"), model)
+
+
+def test_an_interrupted_save_leaves_the_old_file(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.safetensors"
+    state = model.new_state()
+    state.save(path)
+    before = path.read_bytes()
+    model.forward([1], state)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("quant.atomic.os.fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        state.save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def run_python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-c", textwrap.dedent(code), *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are delivered differently")
+def test_ctrl_c_stops_a_long_prompt_and_keeps_the_state(make_model: ModelMaker) -> None:
+    result = run_python(
+        """
+        import os, signal, sys, threading, time
+        import numpy as np
+        from rwkvcli import Model
+        model = Model.load(sys.argv[1], threads=2)
+        state = model.new_state()
+        model.forward([1, 2, 3], state)
+        before = state.to_numpy()
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        begin = time.monotonic()
+        try:
+            model.forward(np.ones(4_000_000, np.int32), state)
+        except KeyboardInterrupt:
+            pass
+        else:
+            sys.exit("was not interrupted")
+        assert time.monotonic() - begin < 60
+        after = state.to_numpy()
+        assert all(np.array_equal(before[k], after[k]) for k in before)
+        assert state.tokens_seen == 3
+        model.forward([4], state)
+        print("fine")
+        """,
+        str(make_model("7", "int8")),
+    )
+    assert (result.stdout, result.returncode) == ("fine\n", 0), result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_the_child_of_a_fork_computes_too(make_model: ModelMaker) -> None:
+    result = run_python(
+        """
+        import os, sys
+        import numpy as np
+        from rwkvcli import Model
+        model = Model.load(sys.argv[1], threads=3)
+        state = model.new_state()
+        expected = model.forward([1, 2], state.copy())
+        child = os.fork()
+        same = np.array_equal(model.forward([1, 2], state.copy()), expected)
+        if child == 0:
+            os._exit(0 if same else 1)
+        _, status = os.waitpid(child, 0)
+        sys.exit(0 if same and status == 0 else "the child's logits differ")
+        """,
+        str(make_model("7", "int8")),
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_threads_of_the_caller_wait_for_each_other(model: Model) -> None:
+    expected = model.forward([1, 2, 3], model.new_state())
+    results: list[bool] = []
+
+    def work() -> None:
+        for _ in range(20):
+            results.append(np.array_equal(model.forward([1, 2, 3], model.new_state()), expected))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [True] * 80
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_prompt(make_model: ModelMaker) -> None:
+    result = run_python(
+        """
+        import sys
+        import numpy as np
+        from rwkvcli import Model
+
+        def anonymous():
+            return sum(int(l.split()[1]) for l in open("/proc/self/smaps_rollup") if l.startswith("Anonymous:"))
+
+        model = Model.load(sys.argv[1], threads=2)
+        state = model.new_state()
+        model.forward(np.ones(600, np.int32), state)
+        before = anonymous()
+        model.forward(np.ones(20_000, np.int32), state)
+        for i in range(300):
+            model.forward([i], state)
+        assert all(np.isfinite(a).all() for a in state.to_numpy().values())
+        print(anonymous() - before)
+        """,
+        str(make_model("7", "int8")),
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 4096  # kB
+
+
+def test_generate_is_seeded_and_stops(make_model: ModelMaker) -> None:
+    model = Model.load(make_model("7", "int8", vocab_size=256))
+    settings = {"max_tokens": 30, "temperature": 1.0, "top_p": 0.9, "seed": 3}
+    once = "".join(model.generate("abc", **settings))
+    assert once == "".join(model.generate("abc", **settings))
+    state = model.new_state()
+    "".join(model.generate("abc", max_tokens=5, temperature=0.0, state=state))
+    assert state.tokens_seen >= 3

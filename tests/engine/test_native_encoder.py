@@ -1,0 +1,101 @@
+"""The C++ encoder against the numpy one: the same bytes, on every CPU level and for any number of threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_models import ModelMaker
+
+from quant.codecs import decode
+from quant.container.reader import ModelFile
+from quant.methods import numpy_encoder
+from quant.pipeline import quantize
+from quant.sources import open_model
+from rwkvcli import _kernels
+from rwkvcli.services.quantization import NativeEncoder
+
+ENCODINGS = ["q8g32", "q4g32", "q4g16"]
+LAYOUTS = ["t16x4", "row", "kn"]
+SHAPES = [(1, 1), (1, 8), (17, 24), (50, 96), (33, 224), (130, 480), (64, 40), (300, 1000)]
+
+
+def weights(shape: tuple[int, int]) -> np.ndarray:
+    """Rows of very different magnitudes, zeros here and there, a zero row, column and corner."""
+    random = np.random.default_rng(shape[0])
+    values = random.standard_normal(shape) * np.exp(random.normal(0, 2, (shape[0], 1)))
+    values[random.random(shape) < 0.1] = 0
+    if shape[0] > 16 and shape[1] > 8:
+        values[3] = 0
+        values[:, 5] = 0
+        values[:16, :32] = 0
+    return values.astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_same_bytes_as_numpy(encoding: str, layout: str, shape: tuple[int, int]) -> None:
+    w = weights(shape)
+    for method in ("codebook", "nearest") if shape == (50, 96) else ("codebook",):
+        wanted = numpy_encoder(method).encode(w, encoding, layout)
+        for level in _kernels.cpu_levels():
+            for threads in (1, 3):
+                made = _kernels.encode(w, encoding, layout, threads, method, level)
+                assert made.keys() == wanted.keys()
+                for part, array in wanted.items():
+                    assert made[part].dtype == array.dtype and made[part].shape == array.shape, part
+                    assert made[part].tobytes() == array.tobytes(), (part, level, threads)
+
+
+def test_same_bytes_for_a_sample_of_many_rows() -> None:
+    w = np.random.default_rng(1).standard_t(4, (2000, 96)).astype(np.float32)
+    wanted, made = (e.encode(w, "q4g16", "t16x4") for e in (numpy_encoder(), NativeEncoder(2)))
+    assert all(made[part].tobytes() == array.tobytes() for part, array in wanted.items())
+
+
+@pytest.mark.parametrize("magnitude", [1e-42, 1e-28, 1e15, 3e37])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_same_bytes_for_extreme_weights(encoding: str, magnitude: float) -> None:
+    w = (np.random.default_rng(2).standard_normal((20, 70)) * magnitude).astype(np.float32)
+    wanted, made = (e.encode(w, encoding, "row") for e in (numpy_encoder(), NativeEncoder(1)))
+    assert all(made[part].tobytes() == array.tobytes() for part, array in wanted.items())
+
+
+@pytest.mark.parametrize("version", ["6", "7"])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_same_files_as_numpy(make_model: ModelMaker, tmp_path: Path, version: str, kind: str) -> None:
+    plain = make_model(version, "f32", n_embd=48, head_size=8, ffn_value="kn")
+    for name, encoder in (("numpy", numpy_encoder()), ("native", NativeEncoder(2))):
+        with open_model(plain) as source:
+            quantize(source, tmp_path / name, kind, encoder=encoder, ffn_value="kn")
+    assert (tmp_path / "numpy").read_bytes() == (tmp_path / "native").read_bytes()
+    ModelFile.open(tmp_path / "native").close()
+
+
+def test_quality_on_a_matrix_of_real_size() -> None:
+    w = np.random.default_rng(3).standard_normal((1024, 2048), dtype=np.float32)
+    for encoding, limit in (("q8g32", 0.031e-3), ("q4g32", 5.5e-3), ("q4g16", 4.15e-3)):
+        parts = NativeEncoder(2).encode(w, encoding, "t16x4")
+        error = np.square(w - decode(parts, encoding, "t16x4", (1024, 2048)), dtype=np.float64).mean()
+        assert error < limit
+
+
+@pytest.mark.parametrize(
+    ("w", "arguments", "error"),
+    [
+        (np.zeros((2, 2), np.float64), ("q8g32", "row", 1), TypeError),
+        (np.zeros((2, 2), np.float32).T[::-1], ("q8g32", "row", 1), TypeError),
+        (np.zeros(4, np.float32), ("q8g32", "row", 1), ValueError),
+        (np.zeros((0, 4), np.float32), ("q8g32", "row", 1), ValueError),
+        (np.zeros((2, 2), np.float32), ("q4g64", "row", 1), ValueError),
+        (np.zeros((2, 2), np.float32), ("q8g32", "tile", 1), ValueError),
+        (np.zeros((2, 2), np.float32), ("q8g32", "row", 0), ValueError),
+        (np.zeros((2, 2), np.float32), ("q8g32", "row", 1, "gptq"), ValueError),
+        (np.zeros((2, 2), np.float32), ("q8g32", "row", 1, "codebook", "sse9"), ValueError),
+    ],
+)
+def test_wrong_arguments_are_refused(w: np.ndarray, arguments: tuple, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        _kernels.encode(w, *arguments)
