@@ -1,0 +1,155 @@
+"""`main`, the one place where an error becomes text and an exit code.
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | unexpected: a bug, or a system error that has no code of its own |
+| 2 | usage |
+| 3 | model or file not found, offline, network, not authorised |
+| 4 | refused or corrupt |
+| 5 | out of memory, disk full, device unavailable |
+| 130 | interrupted |
+
+A closed stdout ends the process by SIGPIPE, with nothing on stderr. Everything but the standard library is
+imported inside `main`, so that Ctrl-C in the middle of an import is handled too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from typing import Any
+
+from rwkvcli.cli.signals import die_by_sigpipe, discard_stdout, end_tidily, interrupt_once
+
+UNEXPECTED = 1
+USAGE = 2
+RESOURCES = 5
+INTERRUPTED = 130
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line `args` (sys.argv by default) and return its exit code."""
+    previous = interrupt_once()
+    end_tidily()
+    try:
+        words = sys.argv[1:] if args is None else args
+        return _finish(_run(words), words)
+    except KeyboardInterrupt:  # between the handlers of _run
+        return INTERRUPTED
+    finally:
+        # From here on only the interpreter's own exit is left: Ctrl-C may end it, but prints no traceback.
+        if previous is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, previous if args is not None else signal.SIG_DFL)
+
+
+def _run(args: list[str]) -> int:
+    try:
+        _prepare_streams()
+        from rwkvcli.cli.root import run
+
+        return run(args)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        die_by_sigpipe()
+        return INTERRUPTED
+    except Exception as error:
+        interruption = _interruption(error)
+        return _report(error, args) if interruption is None else interruption
+
+
+def _interruption(error: BaseException | None) -> int | None:
+    """The exit code if `error` is a signal in disguise: one that comes while an extension module is being
+    imported leaves it as an ImportError with the signal's exception as its cause.
+    """
+    if not isinstance(error, ImportError | SystemError):
+        return None
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return INTERRUPTED
+        if isinstance(error, SystemExit):
+            return error.code if isinstance(error.code, int) else UNEXPECTED
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _report(error: Exception, args: list[str]) -> int:
+    """Print `error` as one line (and a hint), and return its exit code."""
+    from rwkvcli.cli.console import asked_color, print_error, print_usage_error
+
+    color = asked_color(args)
+
+    code = getattr(error, "exit_code", None)
+    if hasattr(error, "format_message"):  # Typer's own errors, under whichever name this version keeps them
+        print_usage_error(error.format_message(), getattr(error, "ctx", None), color)
+        return code if isinstance(code, int) else USAGE
+    if _wants_traceback(args):
+        import traceback
+
+        traceback.print_exception(error)
+    hint = getattr(error, "hint", None)
+    if isinstance(code, int):  # rwkvcli.errors.RwkvError, quant.errors.QuantError
+        print_error(str(error), hint, color)
+        return code
+    if isinstance(error, MemoryError):
+        print_error("out of memory", "close other programs, or use a smaller model", color)
+        return RESOURCES
+    if isinstance(error, OSError):
+        print_error(_describe(error), None, color)
+        return (
+            RESOURCES
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM)
+            else UNEXPECTED
+        )
+    print_error(
+        f"unexpected {type(error).__name__}: {error}" if str(error) else f"unexpected {type(error).__name__}",
+        "this is a bug: run it again with -v and report what it prints",
+        color,
+    )
+    return UNEXPECTED
+
+
+def _describe(error: OSError) -> str:
+    """`file: reason` of a system error; what was being written when there is no file name is stdout."""
+    reason = (error.strerror or str(error) or type(error).__name__).lower()
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
+    return f"{name}: {reason}" if name else reason
+
+
+def _wants_traceback(args: list[str]) -> bool:
+    """Whether -v was given; the arguments may be ones that could not be parsed."""
+    return os.environ.get("RWKV_VERBOSE", "") not in ("", "0") or any(
+        arg in ("-v", "--verbose") for arg in args
+    )
+
+
+def _prepare_streams() -> None:
+    """Pipes and files are UTF-8 whatever the locale; a terminal that cannot show a character gets `?`."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure: Any = getattr(stream, "reconfigure", None)
+        if stream is None or reconfigure is None:
+            continue
+        if not stream.isatty():
+            errors = "surrogateescape" if stream is sys.stdout else "backslashreplace"
+            reconfigure(encoding="utf-8", errors=errors, newline="\n")
+        elif (stream.encoding or "").lower().replace("-", "") == "utf8":
+            reconfigure(errors="surrogateescape")
+        else:
+            reconfigure(errors="replace")
+
+
+def _finish(code: int, args: list[str]) -> int:
+    """Flush stdout while an error can still be told."""
+    if sys.stdout is None:
+        return code
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        die_by_sigpipe()
+    except OSError as error:
+        code = _report(error, args) if code == 0 else code
+        discard_stdout()
+    return code

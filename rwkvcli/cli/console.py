@@ -1,0 +1,132 @@
+"""What goes to which stream: the answer to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from rwkvcli.cli.settings import Color, Settings
+
+_BOLD_RED = "\x1b[1;31m"
+_BOLD = "\x1b[1m"
+_RESET = "\x1b[0m"
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether `stream` is a terminal; a closed stream is none."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
+
+
+def use_color(stream: TextIO | None, choice: Color = Color.auto) -> bool:
+    """Whether to write colours to `stream`: as asked, else on a terminal without NO_COLOR or TERM=dumb."""
+    if choice is not Color.auto:
+        return choice is Color.always
+    return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+@dataclass(frozen=True)
+class Console:
+    """The two output streams of one run, under its settings."""
+
+    settings: Settings
+
+    @property
+    def out_is_terminal(self) -> bool:
+        """Whether the answer is read by a person."""
+        return is_terminal(sys.stdout)
+
+    @property
+    def err_is_terminal(self) -> bool:
+        """Whether a person sees what is told on stderr."""
+        return is_terminal(sys.stderr)
+
+    @property
+    def colors_errors(self) -> bool:
+        """Whether stderr gets colours."""
+        return use_color(sys.stderr, self.settings.color)
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether progress may be drawn on stderr."""
+        return not self.settings.quiet and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+
+    def write(self, text: str) -> None:
+        """Write a part of the answer, at once. A reader that has gone raises BrokenPipeError."""
+        if sys.stdout is None:
+            raise BrokenPipeError
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def line(self, text: str) -> None:
+        """Write one line of the answer."""
+        self.write(text + "\n")
+
+    def note(self, text: str) -> None:
+        """Tell the person something on stderr, unless -q."""
+        if not self.settings.quiet:
+            write_error_stream(text + "\n")
+
+    def detail(self, text: str) -> None:
+        """Tell something on stderr with -v only."""
+        if self.settings.verbose:
+            write_error_stream(text + "\n")
+
+
+def write_error_stream(text: str) -> None:
+    """Write to stderr; where that cannot be written to, there is nobody to tell."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
+
+
+def print_error(message: str, hint: str | None = None, color: Color = Color.auto) -> None:
+    """Print an error as one line on stderr, and its hint as a second."""
+    label, hint_label = "error:", "hint:"
+    if use_color(sys.stderr, color):
+        label, hint_label = f"{_BOLD_RED}{label}{_RESET}", f"{_BOLD}{hint_label}{_RESET}"
+    text = f"{label} {harmless(message)}\n"
+    if hint:
+        text += f"{hint_label} {harmless(hint)}\n"
+    write_error_stream(text)
+
+
+def print_usage_error(message: str, ctx: Any, color: Color = Color.auto) -> None:
+    """Print a mistake on the command line, with the usage of the verb that it was made in."""
+    message = message.rstrip(".")
+    message = message[:1].lower() + message[1:]
+    hint = None
+    if ctx is not None:
+        write_error_stream(ctx.get_usage() + "\n")
+        hint = f"`{ctx.command_path} --help` explains it"
+    print_error(message, hint, color)
+
+
+def harmless(text: str) -> str:
+    """`text` in one line, with what a terminal could take for a command (names may come out of files)
+    escaped."""
+    line = " ".join(text.split())
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line
+    )
+
+
+def asked_color(args: list[str]) -> Color:
+    """What --color or RWKV_COLOR say, for errors in a command line that may not have been understood."""
+    choice = os.environ.get("RWKV_COLOR", "auto")
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        if arg == "--color":
+            choice = following
+        elif arg.startswith("--color="):
+            choice = arg.partition("=")[2]
+    return Color(choice) if choice in list(Color) else Color.auto

@@ -1,0 +1,50 @@
+"""How help pages look: options in sections, examples word for word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand
+
+from rwkvcli.cli.options import GLOBAL_PANEL
+
+_SECTIONS = ("Options", GLOBAL_PANEL)
+
+
+class Page:
+    """A help page whose options stand in sections and whose epilog is a block of examples.
+
+    A mix-in for Typer's command classes; the methods it overrides are Click's.
+    """
+
+    epilog: str | None
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments, the verb's own options, the global options, and (for the program) the verbs."""
+        arguments = []
+        sections: dict[str, list[tuple[str, str]]] = {name: [] for name in _SECTIONS}
+        for param in self.get_params(ctx):  # type: ignore[attr-defined]
+            record = param.get_help_record(ctx)
+            if record is None:
+                continue
+            if param.param_type_name == "argument":
+                arguments.append(record)
+            else:
+                panel = getattr(param, "rich_help_panel", None)
+                sections["Options" if panel is None else panel].append(record)
+        if hasattr(self, "format_commands"):
+            self.format_commands(ctx, formatter)
+        for title, records in (("Arguments", arguments), *sections.items()):
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples as they stand."""
+        if self.epilog:
+            formatter.write_paragraph()
+            formatter.write("Examples:\n" + self.epilog.strip("\n") + "\n")
+
+
+class VerbCommand(Page, TyperCommand):
+    """A verb."""

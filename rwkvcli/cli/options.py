@@ -1,0 +1,155 @@
+"""The options that every verb has, defined once, and how a verb gets them as `Settings`.
+
+They are accepted before and after the verb; what is closer to the end of the line wins, and a flag wins
+over the environment.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import Annotated, Any
+
+import typer
+
+from rwkvcli.cli.settings import Color, Settings
+
+GLOBAL_PANEL = "Global options"
+
+
+class Misuse(typer.BadParameter):
+    """A mistake on the command line that is not about one option's value; shown with the verb's usage."""
+
+    def format_message(self) -> str:
+        """The message as it is."""
+        return self.message
+
+
+@dataclass(frozen=True)
+class _Global:
+    """One global option: a field of Settings, its type, flags, metavar and help."""
+
+    name: str
+    kind: Any
+    flags: tuple[str, ...]
+    metavar: str | None
+    help: str
+    extra: dict[str, Any]
+
+    @property
+    def environment(self) -> str:
+        return f"RWKV_{self.name.upper()}"
+
+    def parameter(self, with_environment: bool) -> inspect.Parameter:
+        """The option as a parameter of a Typer function.
+
+        Only the program reads the environment: a verb that did too would let it win over an earlier flag.
+        """
+        option = typer.Option(
+            *self.flags,
+            help=f"{self.help} [{self.environment}]",
+            metavar=self.metavar,
+            envvar=self.environment if with_environment else None,
+            show_envvar=False,
+            show_default=False,
+            rich_help_panel=GLOBAL_PANEL,
+            **self.extra,
+        )
+        annotation: Any = Annotated[self.kind | None, option]
+        return inspect.Parameter(
+            self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+        )
+
+
+_GLOBALS = (
+    _Global(
+        "model", str, ("-m", "--model"), "MODEL",
+        "Model: an alias (demo), owner/repo:file on the Hugging Face Hub, or a path.", {},
+    ),
+    _Global(
+        "device", str, ("--device",), "DEVICE",
+        "auto, cpu, cuda[:N] or torch[:cpu|mps|cuda|xpu].", {},
+    ),
+    _Global("threads", int, ("-t", "--threads"), "N", "CPU threads; default: one per core.", {"min": 1, "max": 1024}),
+    _Global("offline", bool, ("--offline",), None, "Use no network.", {}),
+    _Global("quiet", bool, ("-q", "--quiet"), None, "Print nothing but the answer and errors.", {}),
+    _Global("verbose", bool, ("-v", "--verbose"), None, "Say more; errors come with a traceback.", {}),
+    _Global("json", bool, ("--json",), None, "Answer in JSON.", {}),
+    _Global("color", Color, ("--color",), "WHEN", "auto, always or never.", {}),
+)  # fmt: skip
+
+
+def _print_version(wanted: bool | None) -> None:
+    if wanted:
+        from rwkvcli import __version__
+
+        typer.echo(f"rwkv {__version__}")
+        raise typer.Exit(0)
+
+
+def _print_help(ctx: typer.Context, wanted: bool | None) -> None:
+    if wanted:
+        typer.echo(ctx.get_help())
+        raise typer.Exit(0)
+
+
+def _eager(name: str, flags: tuple[str, ...], help: str, callback: Callable[..., None]) -> inspect.Parameter:
+    """A flag that answers at once and ends the program."""
+    option = typer.Option(
+        *flags, help=help, callback=callback, is_eager=True, show_default=False, rich_help_panel=GLOBAL_PANEL
+    )
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=None, annotation=Annotated[bool | None, option])
+
+
+_EAGER = (
+    _eager("version", ("--version",), "Print the version and exit.", _print_version),
+    _eager("help", ("-h", "--help"), "Print this page and exit.", _print_help),
+)
+_CONTEXT = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+
+
+def with_root_options(function: Callable[[typer.Context], None]) -> Callable[..., None]:
+    """Give the program's callback the global options; they are kept in its context."""
+
+    @wraps(function)
+    def callback(ctx: typer.Context, **_values: Any) -> None:
+        function(ctx)
+
+    _set_parameters(callback, [_CONTEXT, *(g.parameter(True) for g in _GLOBALS), *_EAGER])
+    return callback
+
+
+def with_settings(function: Callable[..., None]) -> Callable[..., None]:
+    """Replace the parameter `settings` of a verb by the global options, and hand them over as `Settings`."""
+
+    @wraps(function)
+    def verb(ctx: typer.Context, **values: Any) -> None:
+        before = ctx.find_root().params
+        for flag in _EAGER:
+            values.pop(flag.name)
+        chosen = {}
+        for field in fields(Settings):
+            after = values.pop(field.name)
+            value = after if after is not None else before.get(field.name)
+            if value is not None:
+                chosen[field.name] = value
+        function(settings=Settings(**chosen), **values)
+
+    # Evaluated against the verb's own module, where its annotations were written.
+    own = inspect.signature(function, eval_str=True).parameters.values()
+    kept = [
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=p.annotation)
+        for p in own
+        if p.name != "settings"
+    ]
+    _set_parameters(verb, [_CONTEXT, *kept, *(g.parameter(False) for g in _GLOBALS), *_EAGER])
+    return verb
+
+
+def _set_parameters(function: Callable[..., None], parameters: list[inspect.Parameter]) -> None:
+    """Make Typer see `parameters`, in versions that read the signature and in ones that read annotations."""
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in parameters}

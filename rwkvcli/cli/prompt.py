@@ -1,0 +1,59 @@
+"""The prompt of one run, put together from stdin, files and the argument."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from rwkvcli.cli.console import is_terminal
+from rwkvcli.errors import SourceNotFound
+
+STDIN = "-"
+_BOM = b"\xef\xbb\xbf"
+
+
+def gather_prompt(argument: str | None, files: Sequence[str]) -> bytes | None:
+    """Stdin, then the files, then the argument, joined by one blank line. None: nobody gave anything.
+
+    Stdin is read when it is no terminal, or where `-` stands for it. Bytes that are not UTF-8 stay.
+    """
+    parts = []
+    if STDIN not in files and argument != STDIN:
+        piped = _read_stdin()
+        if piped:
+            parts.append(piped)
+    for name in files:
+        parts.append(_read_stdin(asked=True) if name == STDIN else _read_file(name))
+    if argument == STDIN:
+        parts.append(_read_stdin(asked=True))
+    elif argument is not None:
+        parts.append(argument_bytes(argument))
+    return b"\n\n".join(parts) if parts else None
+
+
+def argument_bytes(argument: str) -> bytes:
+    """The bytes of an argument as they were typed, whatever encoding Python took them for."""
+    return os.fsencode(argument)
+
+
+def normalized(data: bytes) -> bytes:
+    """Text as it comes from files and pipes: no BOM, LF for CRLF, not the newline at the end."""
+    return data.removeprefix(_BOM).replace(b"\r\n", b"\n").removesuffix(b"\n")
+
+
+def _read_stdin(asked: bool = False) -> bytes:
+    """What stdin holds; nothing when it is closed, or a terminal and nobody asked for it."""
+    stream: BinaryIO | None = getattr(sys.stdin, "buffer", None)
+    if stream is None or (is_terminal(sys.stdin) and not asked):
+        return b""
+    return normalized(stream.read())
+
+
+def _read_file(name: str) -> bytes:
+    try:
+        return normalized(Path(name).expanduser().read_bytes())
+    except OSError as error:
+        raise SourceNotFound(f"{name}: {(error.strerror or str(error)).lower()}") from None

@@ -1,0 +1,147 @@
+"""`rwkv quantize`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rwkvcli.cli.console import Console
+from rwkvcli.cli.options import Misuse, with_settings
+from rwkvcli.cli.settings import Settings
+from rwkvcli.cli.signals import held_signals
+
+if TYPE_CHECKING:
+    from quant.pipeline import Result
+    from rwkvcli.services.quantization import Forecast
+
+EXAMPLES = """
+  rwkv quantize demo --to int4
+  rwkv quantize model.pth --to int8 -o model-int8.safetensors --force
+  rwkv quantize owner/repo:model.pth --to int4 --dry-run
+  rwkv quantize pile.pth --to int8 --tokenizer 20B_tokenizer.json
+"""
+
+
+class Kind(StrEnum):
+    """What `--to` takes."""
+
+    int8 = "int8"
+    int4 = "int4"
+    bf16 = "bf16"
+    f16 = "f16"
+    f32 = "f32"
+
+
+class FfnValue(StrEnum):
+    """What `--ffn-value` takes."""
+
+    auto = "auto"
+    tile = "tile"
+    kn = "kn"
+
+
+@with_settings
+def quantize(
+    settings: Settings,
+    *,
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SRC", help="Checkpoint (.pth, safetensors) or unquantized model.", show_default=False
+        ),
+    ] = None,
+    to: Annotated[
+        Kind | None,
+        typer.Option("--to", metavar="FORMAT", help="int8, int4, bf16, f16 or f32.", show_default=False),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", metavar="OUT", help="Default: ./<name>-<format>.safetensors.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    gn_eps: Annotated[
+        float | None, typer.Option("--gn-eps", metavar="X", help="Epsilon of the group norm; default: 64e-5.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json to put into the file.")
+    ] = None,
+    ffn_value: Annotated[
+        FfnValue, typer.Option("--ffn-value", metavar="LAYOUT", help="Layout of ffn.value: auto, tile or kn.")
+    ] = FfnValue.auto,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell sizes; write nothing.")] = False,
+    report: Annotated[
+        str | None, typer.Option("--report", metavar="FILE", help="Write what it cost, by tensor, as JSON.")
+    ] = None,
+) -> None:
+    """Make a model file out of a checkpoint.
+
+    The file holds everything that `rwkv generate` needs, in the layout that the processor reads. Stdout is
+    its path; sizes and errors by class of tensors go to stderr. An interrupted run leaves nothing behind.
+    """
+    source = source if source is not None else settings.model
+    if source is None:
+        raise Misuse("no SRC: name a checkpoint, for example `model.pth`")
+    if to is None:
+        raise Misuse("no format: give one, for example `--to int4`")
+    from rwkvcli.cli.download import model_file
+    from rwkvcli.cli.render import QuantizationBar, loss_table
+    from rwkvcli.services import quantization
+
+    console = Console(settings)
+    path = model_file(console, source).path
+    target = Path(out) if out is not None else quantization.default_output(path, to.value)
+    with quantization.open_source(path) as opened:
+        if dry_run:
+            _tell_forecast(
+                console, target, quantization.forecast(opened, to.value, ffn_value=ffn_value.value)
+            )
+            return
+        with held_signals() as should_stop, QuantizationBar(console) as bar:
+            result = quantization.quantize(
+                opened,
+                target,
+                to.value,
+                threads=settings.threads,
+                tokenizer=Path(tokenizer) if tokenizer is not None else None,
+                group_norm_eps=gn_eps,
+                ffn_value=ffn_value.value,
+                force=force,
+                on_progress=bar.update,
+                should_stop=should_stop,
+            )
+    if report is not None:
+        _write_report(Path(report), quantization.report(result))
+    if settings.json:
+        console.line(json.dumps(quantization.report(result)))
+    else:
+        console.line(str(result.path))
+    console.note(loss_table(console, result.classes))
+    console.note(_summary(result))
+
+
+def _summary(result: Result) -> str:
+    """Both sizes, and what to type next."""
+    from rwkvcli.cli.render import size
+
+    sizes = f"{size(result.source_bytes)} -> {size(result.nbytes)}"
+    return f'{sizes}; try: rwkv generate -m {shlex.quote(str(result.path))} "Once upon a time"'
+
+
+def _tell_forecast(console: Console, target: Path, found: Forecast) -> None:
+    from rwkvcli.cli.render import size
+
+    if console.settings.json:
+        console.line(json.dumps({"path": str(target), **found.to_json()}))
+        return
+    console.line(f"{target}: RWKV-{found.version}, {found.parameters:,} parameters")
+    for name, (weights, nbytes) in found.classes.items():
+        console.line(f"  {name:<9} {weights:>15,} weights {8 * nbytes / weights:6.2f} bits {size(nbytes):>9}")
+    console.line(f"{size(found.source_bytes)} -> about {size(found.nbytes)}; nothing was written")
+
+
+def _write_report(path: Path, report: object) -> None:
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,195 @@
+"""Tables, sizes and progress bars."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rwkvcli.cli.console import Console, harmless
+
+if TYPE_CHECKING:
+    from quant.metrics import ClassReport
+    from quant.pipeline import Progress
+
+
+_CLASS_ORDER = {
+    name: i for i, name in enumerate(("emb", "att", "ffn", "low-rank", "head", "vectors", "total"))
+}
+
+
+def size(nbytes: int) -> str:
+    """A size for people: `983 MB`, `1.21 GB`; decimal units, three digits."""
+    value = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5 or unit == "GB":
+            break
+        value /= 1000
+    digits = 0 if unit == "B" or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f} {unit}"
+
+
+class _Bar(ABC):
+    """A progress bar on stderr, which appears with the first report and only on a terminal."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._console = console
+        self._title = title
+        self._progress: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _show(self, done: int, total: int, title: str | None = None) -> None:
+        if not self._console.shows_progress:
+            return
+        if self._progress is None:
+            self._start(total)
+        self._progress.update(
+            self._task, completed=done, total=total or None, description=title or self._title
+        )
+
+    def _start(self, total: int) -> None:
+        from rich.console import Console as RichConsole
+        from rich.progress import Progress as RichProgress
+
+        color = self._console.colors_errors
+        stream = RichConsole(stderr=True, no_color=not color, highlight=False)
+        self._progress = RichProgress(*self._columns(), console=stream, transient=True)
+        self._progress.start()
+        self._task = self._progress.add_task(self._title, total=total or None)
+
+    @abstractmethod
+    def _columns(self) -> Iterable[Any]:
+        """Rich's columns, left to right."""
+
+
+class DownloadBar(_Bar):
+    """Bytes of a download."""
+
+    def update(self, done: int, total: int) -> None:
+        """Show that `done` of `total` bytes are here."""
+        self._show(done, total)
+
+    def _columns(self) -> Iterable[Any]:
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        yield TextColumn("{task.description}", markup=False)
+        yield BarColumn(bar_width=24)
+        yield from (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+
+
+class QuantizationBar(_Bar):
+    """Weights of a model that have been encoded."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, "quantizing")
+
+    def update(self, progress: Progress) -> None:
+        """Show how far it is."""
+        self._show(progress.done, progress.total, progress.tensor)
+
+    def _columns(self) -> Iterable[Any]:
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        yield from (BarColumn(bar_width=32), TaskProgressColumn(), TimeRemainingColumn())
+        yield TextColumn("{task.description}", markup=False)
+
+
+def loss_table(console: Console, classes: Iterable[ClassReport]) -> str:
+    """What each class of tensors weighs and lost."""
+    rows = [("class", "format", "weights", "bits", "size", "error")]
+    for row in classes:
+        error = f"{100 * row.loss.relative:.3g} %" if row.loss.error else "-"
+        rows.append(
+            (
+                row.name,
+                "+".join(row.encodings),
+                f"{row.weights:,}",
+                f"{row.bits:.2f}",
+                size(row.nbytes),
+                error,
+            )
+        )
+    lines = list(table(rows, right=(2, 3, 4, 5)))
+    if console.colors_errors:
+        lines[0] = f"\x1b[1m{lines[0]}\x1b[0m"
+    return "\n".join((*lines, "error: relative squared error of the weights"))
+
+
+def table(rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> Iterator[str]:
+    """Rows of equally wide columns; those in `right` stand at the right. Text out of files is made
+    harmless."""
+    rows = [tuple(map(harmless, row)) for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            cell.rjust(w) if i in right else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def inspection_lines(found: dict[str, Any]) -> Iterator[str]:
+    """`rwkv show` for people: what `services.inspection.inspect` found."""
+    sizes = found["dimensions"]
+    yield from table(list(_facts(found, sizes)))
+    classes = found.get("report", {}).get("classes")
+    if isinstance(classes, dict) and classes:
+        yield ""
+        yield from table(list(_classes(classes)), right=(2, 3, 4, 5))
+    if "tensors" in found:
+        yield ""
+        rows = [("tensor", "shape", "format", "layout", "size")]
+        rows += [
+            (t["name"], "x".join(map(str, t["shape"])), t["encoding"], t["layout"], size(t["bytes"]))
+            for t in found["tensors"]
+        ]
+        yield from table(rows, right=(4,))
+
+
+def _facts(found: dict[str, Any], sizes: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "file", f"{found['path']} ({size(found['bytes'])}, {found['kind']})"
+    yield "model", f"RWKV-{found['version']}, {found['parameters']:,} parameters"
+    yield "sizes", ", ".join(f"{name} {value}" for name, value in sizes.items())
+    yield "bits per weight", f"{found['bits_per_weight']:.2f}"
+    yield "formats", ", ".join(f"{name} {size(nbytes)}" for name, nbytes in found["formats"].items())
+    for key in ("recipe", "method", "tokenizer", "template", "calibration", "group_norm_eps"):
+        if found.get(key) not in (None, "none"):
+            yield key.replace("_", " "), str(found[key])
+    source = found.get("source")
+    if isinstance(source, dict) and source:
+        told = [source.get("file"), source.get("dtype")]
+        if isinstance(source.get("sha256"), str):
+            told.append(f"sha256 {source['sha256']}")
+        yield "made from", ", ".join(str(value) for value in told if value)
+
+
+def _classes(classes: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The report that the file carries, as a table; what is odd in it is shown as it is."""
+    yield ("class", "format", "weights", "bits", "size", "error")
+    for name, row in sorted(classes.items(), key=lambda item: _CLASS_ORDER.get(item[0], len(_CLASS_ORDER))):
+        values = row if isinstance(row, dict) else {}
+        error = values.get("error")
+        yield (
+            name,
+            "+".join(map(str, values.get("encodings", []))),
+            str(values.get("weights", "")),
+            str(values.get("bits", "")),
+            size(values["bytes"]) if isinstance(values.get("bytes"), int) else "",
+            f"{100 * error:.3g} %" if isinstance(error, float) and error else "-",
+        )

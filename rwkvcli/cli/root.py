@@ -1,0 +1,102 @@
+"""The program `rwkv`: its verbs, its help page, and how a verb is found and loaded when it is called."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from rwkvcli.cli.helptext import Page, VerbCommand
+from rwkvcli.cli.options import with_root_options
+from rwkvcli.cli.parsing import convert_plainly
+
+VERBS = {
+    "generate": "Continue a text with a model.",
+    "quantize": "Make a model file out of a checkpoint.",
+    "show": "Show what is inside a model file or a checkpoint.",
+    "pull": "Download a file from the Hugging Face Hub.",
+}
+"""Every verb and its one-line help, so that `rwkv --help` loads none of them. Each verb's own
+help begins with the same line."""
+
+EXAMPLES = """
+  rwkv quantize demo --to int4 -o demo-int4.safetensors
+  echo "It was a fine morning, and" | rwkv generate -m demo-int4.safetensors
+  rwkv generate -m demo "Once upon a time" --max-tokens 100
+  rwkv pull owner/repo:model.pth
+  rwkv show demo
+"""
+
+
+class VerbGroup(Page, TyperGroup):
+    """The verbs, each imported from `rwkvcli.cli.<verb>` when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all verbs, in the order of the help page."""
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Load the verb, or return None when there is none of this name."""
+        return load_verb(cmd_name) if cmd_name in VERBS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the verb that `args` begins with; an unknown one is a usage error that names the nearest."""
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], VERBS, n=1)
+            ctx.fail(f"no verb `{args[0]}`" + (f"; did you mean `{near[0]}`?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The list of verbs for the help page, without loading any."""
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+def load_verb(name: str) -> Any:
+    """The command of one verb: the function of the same name in its module, with the module's EXAMPLES."""
+    module = importlib.import_module(f"rwkvcli.cli.{name}")
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    function = getattr(module, name)
+    app.command(name, cls=VerbCommand, epilog=module.EXAMPLES, add_help_option=False)(function)
+    return convert_plainly(typer.main.get_command(app), function)
+
+
+@with_root_options
+def _root(ctx: typer.Context) -> None:
+    """Run RWKV language models (v4 to v7) on your own machine.
+
+    The answer goes to stdout and everything else to stderr. `rwkv VERB --help` explains a verb. An option
+    can also be set by the environment variable in brackets.
+    """
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help(), err=True)
+        raise typer.Exit(2)
+
+
+def program() -> Any:
+    """The whole program as a Typer command."""
+    app = typer.Typer(
+        cls=VerbGroup,
+        add_completion=False,
+        rich_markup_mode=None,
+        invoke_without_command=True,
+        subcommand_metavar="VERB ...",
+        epilog=EXAMPLES,
+        add_help_option=False,
+    )
+    app.callback()(_root)
+    return convert_plainly(typer.main.get_command(app), _root)
+
+
+def run(args: list[str]) -> int:
+    """Parse and run `args`. Errors come out as exceptions; `app.main` turns them into text."""
+    command = program()
+    try:
+        with command.make_context("rwkv", list(args)) as ctx:
+            command.invoke(ctx)
+    except typer.Exit as end:
+        return end.exit_code
+    return 0

@@ -1,0 +1,28 @@
+"""What the global options say, in the form that the rest of the command line uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Color(StrEnum):
+    """When to use colour."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The global options of one run; None is "not said"."""
+
+    model: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    offline: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    json: bool = False
+    color: Color = Color.auto

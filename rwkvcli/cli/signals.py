@@ -1,0 +1,89 @@
+"""Signals: one Ctrl-C is one interruption, nothing half-written stays behind, a closed pipe ends the
+process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+def interrupt_once() -> Any:
+    """Make one Ctrl-C raise one KeyboardInterrupt.
+
+    A second one within a second belongs to the first: it must not interrupt the clean-up. A later one counts.
+    """
+    last = -1e9
+
+    def handler(_signum: int, _frame: FrameType | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > 1.0:
+            last = now
+            raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started with & by a shell: stays ignored
+        return signal.SIG_IGN
+    return signal.signal(signal.SIGINT, handler)
+
+
+def end_tidily() -> None:
+    """Make SIGTERM and SIGHUP unwind the program, so that half-written files are removed."""
+
+    def handler(signum: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        signum = getattr(signal, name, None)
+        if signum is not None and signal.getsignal(signum) is signal.SIG_DFL:
+            signal.signal(signum, handler)
+
+
+@contextmanager
+def held_signals() -> Iterator[Callable[[], bool]]:
+    """Work that asks from time to time whether to stop, and is not interrupted in between.
+
+    Yields the question. An exception at a moment that nobody chose could come between the creation of a
+    temporary file and the note that it has to be removed. When the work stops by raising Cancelled, that
+    becomes what the signal means elsewhere; a signal that comes too late to stop anything is forgotten.
+    """
+    from rwkvcli.errors import Cancelled
+
+    caught: list[int] = []
+
+    def handler(signum: int, _frame: FrameType | None) -> None:
+        caught.append(signum)
+
+    before = {s: signal.signal(s, handler) for s in _ENDING if signal.getsignal(s) is not signal.SIG_IGN}
+    try:
+        yield lambda: bool(caught)
+    except Cancelled:
+        if not caught:
+            raise
+        if caught[0] == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(128 + caught[0]) from None
+    finally:
+        for signum, old in before.items():
+            signal.signal(signum, old)
+
+
+def die_by_sigpipe() -> None:
+    """End the process the way a C program ends when the reader of its output has gone."""
+    discard_stdout()
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
+
+
+def discard_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's own flush at exit finds no error to print."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 1)
+    os.close(devnull)

@@ -1,0 +1,147 @@
+"""Quantize a checkpoint with the native encoder: what `rwkv quantize` does, without the printing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rwkvcli.errors import SourceNotFound
+
+if TYPE_CHECKING:
+    from quant.arrays import F32, Array
+    from quant.checkpoints import Checkpoint
+    from quant.container.reader import ModelFile
+    from quant.pipeline import Progress, Result
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What quantizing would make."""
+
+    version: str
+    parameters: int
+    source_bytes: int
+    nbytes: int
+    """About the size of the file."""
+    classes: dict[str, tuple[int, int]]
+    """{class of tensors: (weights, bytes)}."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The same, ready for JSON."""
+        classes = {name: {"weights": weights, "bytes": n} for name, (weights, n) in self.classes.items()}
+        return {
+            "version": self.version,
+            "parameters": self.parameters,
+            "source_bytes": self.source_bytes,
+            "bytes": self.nbytes,
+            "classes": classes,
+        }
+
+
+@dataclass
+class NativeEncoder:
+    """The C++ encoder of `rwkvcli._kernels`: the bytes of `quant.methods.numpy_twin`, many times as fast."""
+
+    threads: int
+    method: str = "codebook"
+
+    def encode(self, w: F32, encoding: str, layout: str) -> dict[str, Array]:
+        """Parts of the float32 matrix w [N, K] by name. See `quant.methods.Encoder`."""
+        from rwkvcli import _kernels
+
+        return _kernels.encode(
+            np.ascontiguousarray(w, np.float32), encoding, layout, self.threads, self.method
+        )
+
+
+def default_output(source: Path, kind: str) -> Path:
+    """`./<stem>-<kind>.safetensors`."""
+    return Path(f"{source.stem}-{kind}.safetensors")
+
+
+def quantize(
+    source: Checkpoint | ModelFile,
+    out: str | os.PathLike[str],
+    kind: str,
+    *,
+    threads: int | None = None,
+    tokenizer: Path | None = None,
+    group_norm_eps: float | None = None,
+    ffn_value: str = "auto",
+    force: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Result:
+    """Write `source` as a model file of `kind`; see `quant.pipeline.quantize`, which this calls.
+
+    `threads`: None for one per core. `tokenizer`: a tokenizer.json to embed. Raises what the pipeline
+    raises, and SourceNotFound if the tokenizer cannot be read.
+    """
+    from quant.pipeline import quantize as run
+    from rwkvcli.runtime.device import default_threads
+
+    tokenizer_json = None
+    if tokenizer is not None:
+        try:
+            tokenizer_json = tokenizer.read_bytes()
+        except OSError as e:
+            raise SourceNotFound(
+                f"{tokenizer}: {(e.strerror or str(e)).lower()}",
+                hint="--tokenizer takes a tokenizer.json file",
+            ) from None
+    return run(
+        source,
+        out,
+        kind,
+        encoder=NativeEncoder(threads or default_threads()),
+        tokenizer_json=tokenizer_json,
+        group_norm_eps=group_norm_eps,
+        ffn_value=ffn_value,
+        force=force,
+        on_progress=on_progress,
+        should_stop=should_stop,
+    )
+
+
+def forecast(source: Checkpoint | ModelFile, kind: str, *, ffn_value: str = "auto") -> Forecast:
+    """What `quantize` would make of `source`, from its header. Raises UsageError for a quantized source."""
+    from quant.arch import parameter_count
+    from quant.recipe import class_sizes, estimated_bytes, make_plan
+    from quant.sources import source_of
+
+    weights = source_of(source)
+    plan = make_plan(weights.arch, kind, ffn_value=ffn_value)
+    classes = {name: (size.weights, size.nbytes) for name, size in class_sizes(plan).items()}
+    return Forecast(
+        weights.arch.version,
+        parameter_count(weights.arch),
+        weights.file_size,
+        estimated_bytes(plan),
+        classes,
+    )
+
+
+def open_source(path: Path) -> Checkpoint | ModelFile:
+    """Open what is to be quantized; close it when done. Raises what `quant.sources.open_model` raises."""
+    from quant.sources import open_model
+
+    return open_model(path)
+
+
+def report(result: Result) -> dict[str, Any]:
+    """A finished quantization, ready for JSON: sizes, and what was lost by class and by tensor."""
+    from quant.metrics import to_json
+
+    return {
+        "path": str(result.path),
+        "version": result.arch.version,
+        "format": result.kind,
+        "source_bytes": result.source_bytes,
+        "bytes": result.nbytes,
+        **to_json(result.tensors),
+    }

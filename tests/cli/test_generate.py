@@ -1,0 +1,211 @@
+"""`rwkv generate`: where the prompt comes from, what stdout gets, and the account of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from cli_runner import Terminal, environment, rwkv
+
+from rwkvcli import Model
+
+SHORT = ["--max-tokens", "8", "--seed", "7"]
+
+
+def generated(model: Path, prompt: bytes) -> str:
+    """What the Python API makes of `prompt` under the settings of SHORT."""
+    loaded = Model.load(model)
+    text = prompt.decode("utf-8", "surrogateescape")
+    return "".join(loaded.generate(text, max_tokens=8, seed=7))
+
+
+@pytest.mark.parametrize(
+    ("stdin", "args", "prompt"),
+    [
+        (b"", ["hello"], b"hello"),
+        (b"from stdin", [], b"from stdin"),
+        (b"one newline goes\n", [], b"one newline goes"),
+        (b"of two one stays\n\n", [], b"of two one stays\n"),
+        (b"a\r\nb\r\n", [], b"a\nb"),
+        (b"\xef\xbb\xbfno mark", [], b"no mark"),
+        (b"text\n", ["question"], b"text\n\nquestion"),
+        (b"", ["ends with\n"], b"ends with\n"),
+        (b"in", ["-"], b"in"),
+        (b"not \xff utf-8\n", [], b"not \xff utf-8"),
+        (b"s\n", ["-f", "file.txt", "arg"], b"s\n\nfile\nlines\n\narg"),
+        (b"", ["-f", "file.txt"], b"file\nlines"),
+        (b"s\n", ["-f", "file.txt", "-f", "-"], b"file\nlines\n\ns"),
+    ],
+)
+def test_the_prompt_is_stdin_then_files_then_the_argument(
+    folder: Path, stdin: bytes, args: list[str], prompt: bytes
+) -> None:
+    (folder / "file.txt").write_bytes(b"\xef\xbb\xbffile\r\nlines\r\n")
+    done = rwkv("generate", "-m", "small.safetensors", *SHORT, *args, stdin=stdin, cwd=folder)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == generated(folder / "small.safetensors", prompt)
+
+
+def test_an_argument_is_its_bytes_in_any_locale(folder: Path) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = rwkv("generate", "-m", "small.safetensors", *SHORT, "Über é 日本", cwd=folder, env=plain)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == generated(folder / "small.safetensors", "Über é 日本".encode())
+
+
+def test_json(folder: Path) -> None:
+    done = rwkv("generate", "-m", "small.safetensors", *SHORT, "--json", "hello", cwd=folder)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.count("\n") == 1
+    answer = json.loads(done.out)
+    assert answer["text"] == generated(folder / "small.safetensors", b"hello")
+    assert (answer["finish_reason"], answer["seed"], answer["model"]) == ("length", 7, "small.safetensors")
+    assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 8}
+    assert {"load_s", "prompt_s", "decode_s"} <= answer["timings"].keys()
+    assert list(answer)[:6] == ["text", "finish_reason", "seed", "usage", "timings", "model"]
+
+
+def test_a_seed_repeats_and_without_one_it_is_told(folder: Path) -> None:
+    first = json.loads(rwkv("generate", "-m", "small.safetensors", "--json", "hi", cwd=folder).out)
+    seed = str(first["seed"])
+    second = rwkv("generate", "-m", "small.safetensors", "--json", "--seed", seed, "hi", cwd=folder)
+    assert json.loads(second.out)["text"] == first["text"]
+
+
+def test_stop_strings_end_the_text(folder: Path) -> None:
+    whole = rwkv(
+        "generate", "-m", "small.safetensors", "--temperature", "0", "--max-tokens", "40", "a", cwd=folder
+    )
+    stop = whole.out[10:13]
+    cut = whole.out[: whole.out.index(stop)]
+    args = ["generate", "-m", "small.safetensors", "--temperature", "0", "--max-tokens", "40", "a"]
+    done = rwkv(*args, "--stop", "never in it", "--stop", stop, "--json", cwd=folder)
+    answer = json.loads(done.out)
+    assert (answer["text"], answer["finish_reason"]) == (cut, "stop")
+
+
+def test_no_tokens_is_no_text(folder: Path) -> None:
+    done = rwkv("generate", "-m", "small.safetensors", "--max-tokens", "0", "hello", cwd=folder)
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_stats_are_one_line_on_stderr(folder: Path) -> None:
+    done = rwkv("generate", "-m", "small.safetensors", *SHORT, "--stats", "hello", cwd=folder)
+    assert done.code == 0
+    assert re.fullmatch(
+        r"load [\d.]+ s; prompt 5 tokens in [\d.]+ s \([\d.]+ tokens/s\); "
+        r"generation 8 tokens in [\d.]+ s \([\d.]+ tokens/s\); ended by length; seed 7\n",
+        done.err,
+    )
+    assert rwkv("-q", "generate", "-m", "small.safetensors", *SHORT, "--stats", "x", cwd=folder).err == ""
+
+
+def test_verbose_tells_the_device(folder: Path) -> None:
+    done = rwkv("generate", "-m", "small.safetensors", *SHORT, "-v", "-t", "1", "hello", cwd=folder)
+    assert done.code == 0
+    assert re.fullmatch(
+        r"\S+small\.safetensors: cpu, \w+, 1 thread\n|small\.safetensors: cpu, \w+, 1 thread\n", done.err
+    )
+
+
+def test_threads_change_nothing(folder: Path) -> None:
+    args = ["generate", "-m", "small.safetensors", *SHORT, "hello"]
+    assert rwkv(*args, "-t", "1", cwd=folder) == rwkv(*args, "-t", "3", cwd=folder)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "err"),
+    [
+        (
+            ["--top-p", "0"],
+            2,
+            "error: top_p must be above 0, not 0.0\nhint: 1 is off; for greedy use temperature 0\n",
+        ),
+        (["--temperature", "-1"], 2, "error: temperature must be 0 or more, not -1.0\nhint: 0 is greedy\n"),
+        (["--stop", ""], 2, "error: a stop string is empty\n"),
+        (
+            ["--device", "gpu"],
+            2,
+            "error: unknown device 'gpu'\nhint: one of auto, cpu, torch, torch:DEVICE\n",
+        ),
+        (["--device", "cuda"], 5, "error: this build has no CUDA kernels\n"),
+        (["-f", "nowhere.txt"], 3, "error: nowhere.txt: no such file or directory\n"),
+        (["-f", "."], 3, "error: .: is a directory\n"),
+        (["-m", "small.pth"], 4, "error: small.pth is a checkpoint, not a model file\n"),
+    ],
+)
+def test_refusals(folder: Path, args: list[str], code: int, err: str) -> None:
+    done = rwkv("generate", "-m", "small.safetensors", *args, "hello", cwd=folder)
+    assert (done.code, done.out) == (code, "")
+    assert done.err.startswith(err)
+    assert done.err.count("\n") <= 2
+
+
+def test_nothing_to_continue_is_a_usage_error_and_never_a_wait(folder: Path) -> None:
+    done = rwkv("generate", "-m", "small.safetensors", cwd=folder)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        "Usage: rwkv generate [OPTIONS] [PROMPT]\n"
+        "error: no text to continue: give PROMPT, or pipe text in (stdin is empty)\n"
+        "hint: `rwkv generate --help` explains it\n"
+    )
+    terminal = Terminal("generate", "-m", "small.safetensors", cwd=folder).finish()
+    assert terminal.code == 2
+    assert "stdin is a terminal" in terminal.out
+    missing = rwkv("generate", "hello", cwd=folder)
+    assert (missing.code, missing.out) == (2, "")
+    assert "no model: give one with -m, for example `-m demo`" in missing.err
+
+
+def test_a_closed_stdin_is_no_prompt(folder: Path) -> None:
+    done = rwkv(
+        "generate", "-m", "small.safetensors", *SHORT, "hello", cwd=folder, preexec_fn=lambda: os.close(0)
+    )
+    assert (done.code, done.err) == (0, "")
+    assert done.out == generated(folder / "small.safetensors", b"hello")
+
+
+def test_a_terminal_gets_a_last_newline(folder: Path) -> None:
+    terminal = Terminal("generate", "-m", "small.safetensors", "--max-tokens", "0", "x", cwd=folder)
+    assert terminal.finish().code == 0
+    assert terminal.raw == b""
+    terminal = Terminal(
+        "generate", "-m", "demo", "--temperature", "0", "--max-tokens", "12", "It was", cwd=folder
+    )
+    assert terminal.finish().code == 0
+    text = rwkv("generate", "-m", "demo", "--temperature", "0", "--max-tokens", "12", "It was").out
+    assert terminal.raw.decode().replace("\r\n", "\n") == text.removesuffix("\n") + "\n"
+
+
+def test_a_terminal_that_knows_no_such_character_gets_a_replacement(folder: Path) -> None:
+    env = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    terminal = Terminal("generate", "-m", "small.safetensors", *SHORT, "hello", cwd=folder, env=env)
+    assert terminal.finish().code == 0
+    assert terminal.raw.isascii()
+
+
+def test_the_demo_model_writes(tmp_path: Path) -> None:
+    done = rwkv(
+        "generate",
+        "-m",
+        "demo",
+        "--max-tokens",
+        "60",
+        "--temperature",
+        "0",
+        stdin="It was a fine morning, and",
+    )
+    assert (done.code, done.err) == (0, "")
+    assert len(done.out) > 40
+
+
+def test_torch_without_torch_names_the_line_that_installs_it(folder: Path) -> None:
+    (folder / "torch.py").write_text("raise ImportError")
+    path = os.pathsep.join([str(folder), environment().get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    arguments = ("generate", "-m", "small.safetensors", "--device", "torch", "x")
+    done = rwkv(*arguments, cwd=folder, env={"PYTHONPATH": path})
+    assert (done.code, done.out) == (2, "")
+    assert "pip install 'rwkvcli[torch]'" in done.err

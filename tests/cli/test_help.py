@@ -1,0 +1,177 @@
+"""Help pages, lazy loading, and how options reach a verb."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_runner import Terminal, environment, rwkv
+
+from rwkvcli import __version__
+from rwkvcli.cli.root import VERBS
+
+HEAVY = (
+    "numpy",
+    "torch",
+    "huggingface_hub",
+    "rich",
+    "pydantic",
+    "tokenizers",
+    "safetensors",
+    "prompt_toolkit",
+)
+
+
+def imported(*args: str) -> set[str]:
+    """Top-level names of what the command imports."""
+    program = (
+        "import sys, json\nfrom rwkvcli.cli.app import main\nmain(sys.argv[1:])\n"
+        "sys.stderr.write(json.dumps([name.split('.')[0] for name in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, *args],
+        env=environment(),
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        check=True,
+        timeout=60,
+    )
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)])
+def test_help_imports_nothing_heavy(args: list[str]) -> None:
+    assert not imported(*args) & set(HEAVY)
+
+
+def test_generating_imports_neither_torch_nor_what_only_downloads_need(model: Path) -> None:
+    names = imported("generate", "-m", str(model), "--max-tokens", "2", "hello")
+    assert "numpy" in names
+    assert not names & (set(HEAVY) - {"numpy"})
+
+
+def test_help_of_the_program_names_every_verb_and_its_line() -> None:
+    page = rwkv("--help")
+    assert (page.code, page.err) == (0, "")
+    for verb, line in VERBS.items():
+        assert f"  {verb:<8}  {line}\n" in page.out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_begins_with_the_line_that_the_program_shows(verb: str) -> None:
+    module = importlib.import_module(f"rwkvcli.cli.{verb}")
+    assert inspect.getdoc(getattr(module, verb)).splitlines()[0] == VERBS[verb]
+    page = rwkv(verb, "-h")
+    assert (page.code, page.err) == (0, "")
+    assert page.out.startswith(f"Usage: rwkv {verb} [OPTIONS]")
+    assert VERBS[verb] in page.out
+    assert page.out.endswith("Examples:\n" + module.EXAMPLES.strip("\n") + "\n")
+
+
+def test_version() -> None:
+    for args in (["--version"], ["generate", "--version"]):
+        assert rwkv(*args) == rwkv("--version")
+    assert rwkv("--version").out == f"rwkv {__version__}\n"
+
+
+def test_no_verb_shows_the_help_on_stderr() -> None:
+    done = rwkv()
+    assert (done.code, done.out) == (2, "")
+    assert done.err == rwkv("--help").out
+
+
+def test_unknown_verbs_and_options() -> None:
+    done = rwkv("qantize", "x")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        "Usage: rwkv [OPTIONS] VERB ...\n"
+        "error: no verb `qantize`; did you mean `quantize`?\n"
+        "hint: `rwkv --help` explains it\n"
+    )
+    done = rwkv("show", "--tensor")
+    assert (done.code, done.out) == (2, "")
+    assert "error: no such option: --tensor" in done.err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["show", "x", "-t", "0"], "invalid value for '-t' / '--threads': `0` is below 1"),
+        (["show", "x", "-t", "1025"], "invalid value for '-t' / '--threads': `1025` is above 1024"),
+        (["show", "x", "-t", "many"], "invalid value for '-t' / '--threads': `many` is not a whole number"),
+        (
+            ["show", "x", "--color", "pink"],
+            "invalid value for '--color': `pink` is not one of auto, always, never",
+        ),
+        (["generate", "--top-p", "nan", "x"], "invalid value for '--top-p': `nan` is not a number"),
+        (["generate", "--max-tokens", "-2", "x"], "invalid value for '--max-tokens': `-2` is below -1"),
+        (["quantize", "x", "--to", "int7"], "`int7` is not one of int8, int4, bf16, f16, f32"),
+        (["pull"], "missing argument 'REPO:FILE[@REVISION]'"),
+    ],
+)
+def test_bad_values_are_usage_errors(args: list[str], message: str) -> None:
+    done = rwkv(*args)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"Usage: rwkv {args[0]} ")
+    assert message in done.err
+
+
+def test_options_work_before_and_after_the_verb_and_beat_the_environment(model: Path) -> None:
+    as_json = rwkv("show", model, "--json")
+    assert json.loads(as_json.out)["kind"] == "model"
+    assert rwkv("--json", "show", model) == as_json
+    assert rwkv("show", model, env={"RWKV_JSON": "1"}) == as_json
+    assert rwkv("-m", model, "show", "--json") == as_json
+    assert rwkv("-m", "nowhere.pth", "show", "--json", "-m", model) == as_json
+    assert rwkv("-m", model, "show", "--json", env={"RWKV_MODEL": "nowhere.pth"}) == as_json
+    assert rwkv("show", "--json", env={"RWKV_MODEL": str(model)}) == as_json
+    wrong = rwkv("show", model, env={"RWKV_THREADS": "two"})
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "`two` is not a whole number" in wrong.err
+
+
+def test_python_m_is_the_command() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            "import sys; from rwkvcli.cli.app import main; sys.exit(main(['--version']))",
+        ],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == rwkv("--version").out
+
+
+def test_help_in_a_terminal_is_plain_text() -> None:
+    terminal = Terminal("--version")
+    done = terminal.finish()
+    assert (done.code, done.out) == (0, f"rwkv {__version__}")
+    assert b"\x1b" not in terminal.raw
+
+
+@pytest.mark.parametrize(
+    ("env", "args", "colored"),
+    [
+        ({}, [], True),
+        ({"NO_COLOR": "1"}, [], False),
+        ({"TERM": "dumb"}, [], False),
+        ({"RWKV_COLOR": "never"}, [], False),
+        ({}, ["--color", "never"], False),
+        ({"NO_COLOR": "1", "RWKV_COLOR": "always"}, [], True),
+    ],
+)
+def test_colour_only_where_it_is_wanted(env: dict[str, str], args: list[str], colored: bool) -> None:
+    terminal = Terminal("show", "nowhere.pth", *args, env=env)
+    done = terminal.finish()
+    assert done.code == 3
+    assert done.out.startswith("error: nowhere.pth does not exist")
+    assert (b"\x1b[" in terminal.raw) == colored

@@ -1,0 +1,89 @@
+"""`main` in this process: which error becomes which text and code."""
+
+from __future__ import annotations
+
+import errno
+import signal
+
+import pytest
+
+import rwkvcli.cli.root
+from rwkvcli.cli.app import main
+from rwkvcli.errors import (
+    DeviceUnavailable,
+    FormatError,
+    MissingExtra,
+    ModelNotFound,
+    NetworkError,
+    NoSpace,
+    UsageError,
+)
+
+
+def caused(by: BaseException) -> ImportError:
+    error = ImportError("initialization failed")
+    error.__cause__ = by
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "err"),
+    [
+        (UsageError("bad"), 2, "error: bad\n"),
+        (
+            MissingExtra("torch", "this"),
+            2,
+            "error: this needs packages that are not installed: pip install 'rwkvcli[torch]'\n",
+        ),
+        (ModelNotFound("gone", hint="look"), 3, "error: gone\nhint: look\n"),
+        (NetworkError("off"), 3, "error: off\n"),
+        (FormatError("torn"), 4, "error: torn\n"),
+        (DeviceUnavailable("none"), 5, "error: none\n"),
+        (NoSpace("full"), 5, "error: full\n"),
+        (MemoryError(), 5, "error: out of memory\nhint: close other programs, or use a smaller model\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "out.st"),
+            5,
+            "error: out.st: no space left on device\n",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "out.st"),
+            1,
+            "error: out.st: permission denied\n",
+        ),
+        (FormatError("two\nlines\x1b[2J of \ud800"), 4, "error: two lines\\x1b[2J of \\ud800\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (caused(KeyboardInterrupt()), 130, ""),
+        (caused(SystemExit(143)), 143, ""),
+        (RuntimeError("odd"), 1, "error: unexpected RuntimeError: odd\n"),
+        (caused(ValueError("odd")), 1, "error: unexpected ImportError: initialization failed\n"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_errors_become_text_and_a_code(
+    error: BaseException,
+    code: int,
+    err: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(_args: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(rwkvcli.cli.root, "run", fail)
+    assert main(["generate"]) == code
+    out, shown = capsys.readouterr()
+    assert out == ""
+    if code == 1 and "unexpected" in err:
+        assert shown.startswith(err)
+        assert shown.count("\n") == 2
+        assert "this is a bug" in shown
+    else:
+        assert shown == err
+
+
+def test_the_callers_signal_handler_comes_back(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["--version"]) == 0
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().out.startswith("rwkv ")

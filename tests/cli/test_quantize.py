@@ -1,0 +1,254 @@
+"""`rwkv quantize` and `rwkv show`: files, messages, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_runner import Terminal, rwkv
+
+from quant.checkpoints import open_checkpoint
+from quant.checkpoints.write import write_pth
+from quant.container.reader import ModelFile
+
+
+def test_it_writes_a_model_and_says_what_to_type_next(folder: Path) -> None:
+    done = rwkv("quantize", "small.pth", "--to", "int4", cwd=folder)
+    assert (done.code, done.out) == (0, "small-int4.safetensors\n")
+    lines = done.err.splitlines()
+    assert lines[0].split() == ["class", "format", "weights", "bits", "size", "error"]
+    assert [line.split()[0] for line in lines[1:-2]] == [
+        "emb", "att", "ffn", "low-rank", "head", "vectors", "total",
+    ]  # fmt: skip
+    assert lines[-1].endswith('try: rwkv generate -m small-int4.safetensors "Once upon a time"')
+    assert " -> " in lines[-1]
+    with ModelFile.open(folder / "small-int4.safetensors") as made:
+        assert made.recipe == "int4"
+    used = rwkv("generate", "-m", "small-int4.safetensors", "--max-tokens", "3", "x", cwd=folder)
+    assert (used.code, used.err) == (0, "")
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "bf16", "f16", "f32"])
+def test_every_format_makes_the_same_bytes_with_any_number_of_threads(folder: Path, kind: str) -> None:
+    for threads in ("1", "3"):
+        done = rwkv(
+            "-q", "quantize", "small.pth", "--to", kind, "-o", f"{threads}.st", "-t", threads, cwd=folder
+        )
+        assert (done.code, done.out, done.err) == (0, f"{threads}.st\n", "")
+    assert (folder / "1.st").read_bytes() == (folder / "3.st").read_bytes()
+
+
+def test_an_unquantized_model_file_is_a_source(folder: Path) -> None:
+    for source, out in (("small.pth", "a.st"), ("small.safetensors", "b.st")):
+        assert rwkv("quantize", source, "--to", "int8", "-o", out, cwd=folder).code == 0
+    with ModelFile.open(folder / "a.st") as a, ModelFile.open(folder / "b.st") as b:
+        assert all(np.array_equal(a.decode(name), b.decode(name)) for name in a.plan)
+
+
+def test_the_demo_can_be_quantized_in_one_line(tmp_path: Path) -> None:
+    done = rwkv("quantize", "demo", "--to", "int4", "-o", "demo-int4.safetensors", "--force", cwd=tmp_path)
+    assert (done.code, done.out) == (0, "demo-int4.safetensors\n")
+
+
+def test_json_and_report(folder: Path) -> None:
+    done = rwkv("--json", "quantize", "small.pth", "--to", "int8", "--report", "r.json", "-q", cwd=folder)
+    assert (done.code, done.err) == (0, "")
+    answer = json.loads(done.out)
+    assert answer == json.loads((folder / "r.json").read_text())
+    assert answer["path"] == "small-int8.safetensors"
+    assert answer["bytes"] == (folder / "small-int8.safetensors").stat().st_size
+    assert answer["classes"]["att"]["error"] < 1e-4
+
+
+def test_a_dry_run_writes_nothing(folder: Path) -> None:
+    before = sorted(folder.iterdir())
+    done = rwkv("quantize", "small.pth", "--to", "int8", "--dry-run", cwd=folder)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("small-int8.safetensors: RWKV-7, 529,664 parameters\n")
+    assert done.out.endswith("; nothing was written\n")
+    told = json.loads(rwkv("quantize", "small.pth", "--to", "int8", "--dry-run", "--json", cwd=folder).out)
+    assert sorted(folder.iterdir()) == before
+    rwkv("quantize", "small.pth", "--to", "int8", cwd=folder)
+    assert abs(told["bytes"] / (folder / "small-int8.safetensors").stat().st_size - 1) < 0.05
+
+
+def test_options_reach_the_file(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    args = ["--gn-eps", "1e-5", "--ffn-value", "kn", "--tokenizer", "tokenizer.json"]
+    assert rwkv("quantize", "small.pth", "--to", "int8", "-o", "x.st", *args, cwd=folder).code == 0
+    with ModelFile.open(folder / "x.st") as made:
+        assert made.group_norm_eps == 1e-5
+        assert made.plan["blocks.0.ffn.value.weight"].layout == "kn"
+        assert (made.tokenizer, made.tokenizer_bytes()) == ("json", b'{"version": "1.0"}')
+
+
+def make_nan(folder: Path) -> None:
+    with open_checkpoint(folder / "small.pth") as source:
+        tensors = {name: source.read(name).copy() for name in source.names}
+    tensors["blocks.1.ffn.key.weight"][3, 4] = np.nan
+    write_pth(folder / "nan.pth", tensors)
+
+
+def make_wrong_dims(folder: Path) -> None:
+    with open_checkpoint(folder / "small.pth") as source:
+        tensors = {name: source.read(name).copy() for name in source.names}
+    tensors["blocks.1.ffn.key.weight"] = tensors["blocks.1.ffn.key.weight"][:, :-1].copy()
+    write_pth(folder / "dims.pth", tensors)
+
+
+def make_unknown(folder: Path) -> None:
+    write_pth(folder / "unknown.pth", {"transformer.wte.weight": np.zeros((4, 4), np.float32)})
+
+
+def make_hostile(folder: Path) -> None:
+    """A torch zip file whose pickle would run a command."""
+    import zipfile
+
+    with zipfile.ZipFile(folder / "hostile.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02cos\nsystem\nX\x0c\x00\x00\x00touch hacked\x85R.")
+        archive.writestr("archive/version", b"3\n")
+
+
+def make_truncated(folder: Path) -> None:
+    (folder / "short.pth").write_bytes((folder / "small.pth").read_bytes()[:-5000])
+    (folder / "short.safetensors").write_bytes((folder / "small.safetensors").read_bytes()[:-5000])
+
+
+def make_newer(folder: Path) -> None:
+    data = (folder / "small.safetensors").read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header = data[8 : 8 + size].replace(b'"format_version":"0"', b'"format_version":"9"')
+    (folder / "newer.safetensors").write_bytes(data[:8] + header + data[8 + size :])
+
+
+def make_nothing(folder: Path) -> None:
+    (folder / "empty.pth").touch()
+    (folder / "text.pth").write_text("this is no checkpoint, this is a text of some length\n")
+    (folder / "sub").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("make", "source", "code", "message"),
+    [
+        (make_nothing, "nowhere.pth", 3, "nowhere.pth does not exist"),
+        (make_nothing, "sub", 3, "sub is a folder"),
+        (make_nothing, "sub/nowhere.pth", 3, "sub/nowhere.pth does not exist"),
+        (make_nothing, "", 3, "the name of the model is empty"),
+        (make_nothing, "empty.pth", 4, "empty.pth is empty"),
+        (make_nothing, "text.pth", 4, "text.pth is not a checkpoint"),
+        (make_truncated, "short.pth", 4, "short.pth"),
+        (make_truncated, "short.safetensors", 4, "short.safetensors"),
+        (make_hostile, "hostile.pth", 4, "system"),
+        (make_wrong_dims, "dims.pth", 4, "blocks.1.ffn.key.weight"),
+        (make_nan, "nan.pth", 4, "blocks.1.ffn.key.weight has values that are NaN or infinite"),
+        (make_unknown, "unknown.pth", 4, "unknown.pth holds a transformer, not RWKV"),
+        (make_newer, "newer.safetensors", 4, "newer.safetensors is a model file of version 9"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+def test_bad_sources(folder: Path, make: object, source: str, code: int, message: str) -> None:
+    assert callable(make)
+    make(folder)
+    before = sorted(folder.rglob("*"))
+    done = rwkv("quantize", source, "--to", "int4", "-o", "out.st", cwd=folder)
+    assert (done.code, done.out) == (code, "")
+    assert done.err.startswith("error: ")
+    assert message in done.err
+    assert done.err.count("\n") <= 2
+    assert "Traceback" not in done.err
+    assert sorted(folder.rglob("*")) == before
+    if source != "nan.pth":  # what only shows in the weights is not seen in the header
+        shown = rwkv("show", source, cwd=folder)
+        assert (shown.code, shown.out, shown.err.count("\n") <= 2) == (code, "", True)
+
+
+def test_a_traceback_comes_with_v_only(folder: Path) -> None:
+    done = rwkv("show", "nowhere.pth", "-v", cwd=folder)
+    assert done.code == 3
+    assert done.err.startswith("Traceback")
+    assert "error: nowhere.pth does not exist" in done.err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["-o", "small.safetensors"], 2, "small.safetensors exists already"),
+        (["-o", "small.pth", "--force"], 2, "small.pth is the source itself"),
+        (["-o", "nowhere/x.st"], 2, "the folder nowhere does not exist"),
+        (["-o", "."], 2, "is a folder"),
+        (["--gn-eps", "7"], 2, "a group norm epsilon of 7.0 makes no sense"),
+        (["--tokenizer", "nowhere.json"], 3, "nowhere.json: no such file or directory"),
+        (["--tokenizer", "small.pth"], 2, "the tokenizer file is not a tokenizer.json"),
+    ],
+)
+def test_bad_requests(folder: Path, args: list[str], code: int, message: str) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    done = rwkv("quantize", "small.pth", "--to", "int8", *args, cwd=folder)
+    assert (done.code, done.out) == (code, "")
+    assert f"error: {message}" in done.err or message in done.err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_quantized_source_and_missing_words_are_refused(folder: Path) -> None:
+    rwkv("quantize", "small.pth", "--to", "int8", cwd=folder)
+    done = rwkv("quantize", "small-int8.safetensors", "--to", "int4", cwd=folder)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: small-int8.safetensors is quantized already (int8)\n")
+    for args, message in (([], "no SRC"), (["small.pth"], "no format: give one, for example `--to int4`")):
+        done = rwkv("quantize", *args, cwd=folder)
+        assert (done.code, done.out) == (2, "")
+        assert f"error: {message}" in done.err
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written(folder: Path) -> None:
+    (folder / "locked").mkdir(mode=0o500)
+    done = rwkv("quantize", "small.pth", "--to", "int8", "-o", "locked/x.st", cwd=folder)
+    assert (done.code, done.out) == (1, "")
+    assert "locked" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_terminal_sees_progress_and_then_the_table(folder: Path) -> None:
+    terminal = Terminal("quantize", "small.pth", "--to", "int8", cwd=folder)
+    done = terminal.finish()
+    assert done.code == 0
+    assert b"100%" in terminal.raw
+    assert "100%" not in done.out  # the bar goes when it is done
+    assert "small-int8.safetensors" in done.out.splitlines()[0]
+    quiet = Terminal("quantize", "small.pth", "--to", "int8", "--force", "-q", cwd=folder)
+    assert quiet.finish().out == "small-int8.safetensors"
+
+
+def test_show(folder: Path) -> None:
+    done = rwkv("show", "small.safetensors", cwd=folder)
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert lines[0].split(maxsplit=1)[1].startswith("small.safetensors (")
+    assert "RWKV-7, 521,344 parameters" in lines[1]
+    assert "tokenizer" in done.out
+    assert "blocks.0" not in done.out
+    tensors = rwkv("show", "small.pth", "--tensors", cwd=folder)
+    assert re.search(r"^blocks\.1\.ffn\.value\.weight +128x512 +bf16 +row +131 kB$", tensors.out, re.M)
+    assert "checkpoint" in tensors.out
+    facts = json.loads(rwkv("show", "small.pth", "--json", cwd=folder).out)
+    assert (facts["kind"], facts["version"], facts["dimensions"]["n_layer"]) == ("checkpoint", "7", 2)
+    assert "tensors" not in facts
+    assert len(json.loads(rwkv("show", "small.pth", "--json", "--tensors", cwd=folder).out)["tensors"]) > 40
+    assert rwkv("show", cwd=folder).code == 2
+
+
+def test_show_escapes_what_could_harm_a_terminal(folder: Path) -> None:
+    data = (folder / "small.safetensors").read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header = data[8 : 8 + size].replace(b"small.pth", b"\\\\u001b[2J")[:size].ljust(size)
+    (folder / "evil.safetensors").write_bytes(data[:8] + header + data[8 + size :])
+    done = rwkv("show", "evil.safetensors", cwd=folder)
+    assert done.code == 0
+    assert "\\x1b[2J" in done.out
+    assert "\x1b" not in done.out + done.err

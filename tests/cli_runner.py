@@ -1,0 +1,108 @@
+"""Running `rwkv` as a process of its own: exact stdout, stderr and exit code; in pipes or in a pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pyte
+
+RWKV = [sys.executable, "-P", "-m", "rwkvcli"]  # -P: not the checkout that happens to be the current folder
+ROWS, COLUMNS = 30, 100
+_OURS = ("RWKV_", "HF_", "NO_COLOR", "COLUMNS", "PYTHONPATH", "PYTHONUTF8", "LC_", "LANG")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished process left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment without what changes the command's behaviour, and with `extra`."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(_OURS)}
+    root = str(Path(__file__).parent.parent)
+    here = {} if _is_installed() else {"PYTHONPATH": root}
+    return {**kept, **here, "COLUMNS": "80", "LC_ALL": "C.UTF-8", "HF_HUB_OFFLINE": "1", **extra}
+
+
+def rwkv(
+    *args: str | Path,
+    stdin: bytes | str = b"",
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    **more: Any,
+) -> Outcome:
+    """Run the command with `stdin` in a pipe, stdout and stderr in pipes."""
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    done = subprocess.run(
+        [*RWKV, *map(str, args)],
+        input=data,
+        capture_output=True,
+        cwd=cwd,
+        env=environment(**(env or {})),
+        timeout=60,
+        check=False,
+        **more,
+    )
+    return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def start(*args: str | Path, cwd: Path | None = None, **more: Any) -> subprocess.Popen[bytes]:
+    """Start the command and leave it running."""
+    more.setdefault("stdout", subprocess.PIPE)
+    more.setdefault("stderr", subprocess.PIPE)
+    more.setdefault("stdin", subprocess.DEVNULL)
+    more.setdefault("env", environment())
+    return subprocess.Popen([*RWKV, *map(str, args)], cwd=cwd, **more)
+
+
+class Terminal:
+    """The command in a pseudo-terminal, and the screen that a person would see."""
+
+    def __init__(self, *args: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
+        everything = environment(**{"TERM": "xterm-256color", **(env or {})})
+        everything.pop("COLUMNS")
+        self.child = pexpect.spawn(
+            sys.executable,
+            [*RWKV[1:], *map(str, args)],
+            cwd=cwd,
+            env=everything,  # type: ignore[arg-type]
+            dimensions=(ROWS, COLUMNS),
+            timeout=30,
+        )
+        self.raw = b""
+
+    def until(self, text: str) -> None:
+        """Wait until `text` was written."""
+        self.child.expect_exact(text)
+        self.raw += (self.child.before or b"") + text.encode()
+
+    def finish(self) -> Outcome:
+        """Wait for the end; `out` is the screen without empty lines at its end."""
+        self.child.expect(pexpect.EOF)
+        self.raw += self.child.before or b""
+        self.child.close()
+        code = self.child.exitstatus if self.child.exitstatus is not None else -(self.child.signalstatus or 0)
+        return Outcome(code, self.screen(), "")
+
+    def screen(self) -> str:
+        """What stands on the screen."""
+        screen = pyte.Screen(COLUMNS, ROWS)
+        pyte.ByteStream(screen).feed(self.raw)
+        return "\n".join(line.rstrip() for line in screen.display).rstrip("\n")
+
+
+def _is_installed() -> bool:
+    """Whether `rwkvcli` comes from site-packages rather than from this checkout."""
+    import rwkvcli
+
+    return "site-packages" in Path(rwkvcli.__file__).parts  # which may lie below the checkout, in .venv

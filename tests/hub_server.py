@@ -1,0 +1,211 @@
+"""A small HTTP server that speaks the Hugging Face Hub's protocol, for tests with the real `huggingface_hub`.
+
+It serves repositories out of memory. Large ("LFS") files are redirected to another origin, as on the Hub,
+under an ETag that is their SHA-256; small ones are served directly under Git's hash. Faults can be set per
+file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlparse
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_right"
+
+
+@dataclass
+class HubFile:
+    """One file, and what goes wrong with it."""
+
+    data: bytes
+    lfs: bool = True
+    stop_after: int | None = None
+    """Close the connection after this many bytes of every answer."""
+    stops: int = 1_000_000
+    """How many answers are cut short."""
+    sent_instead: bytes | None = None
+    """Bytes of the same length that are sent in place of `data`."""
+    ignores_range: bool = False
+    stall_after: int | None = None
+    """Send nothing more after this many bytes, and keep the connection."""
+
+    @property
+    def etag(self) -> str:
+        if self.lfs:
+            return hashlib.sha256(self.data).hexdigest()
+        return hashlib.sha1(b"blob %d\0" % len(self.data) + self.data).hexdigest()
+
+
+@dataclass
+class Repo:
+    """A repository with one commit."""
+
+    files: dict[str, HubFile]
+    gated: bool = False
+    private: bool = False
+    status: int | None = None
+    """Answer everything with this status."""
+    commit: str = COMMIT
+    revisions: tuple[str, ...] = ("main",)
+
+
+@dataclass
+class Request:
+    """What a client asked for."""
+
+    method: str
+    path: str
+    range: str | None
+    authorization: str | None
+
+
+@dataclass
+class Hub:
+    """The server; use as a context manager."""
+
+    repos: dict[str, Repo] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+
+    def __enter__(self) -> Hub:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def downloads(self) -> list[Request]:
+        """The requests for the bytes of files."""
+        return [r for r in self.requests if r.method == "GET" and "/api/" not in r.path]
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self._answer()
+
+        def do_GET(self) -> None:
+            self._answer()
+
+        def _answer(self) -> None:
+            path = unquote(urlparse(self.path).path)
+            authorization = self.headers.get("Authorization")
+            hub.requests.append(Request(self.command, path, self.headers.get("Range"), authorization))
+            if match := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path):
+                self._send_file(hub.repos[match[1]].files[match[2]], {})
+            elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+                if self._may_read(match[1], match[2]):
+                    self._resolve(match[1], match[3])
+            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(?:tree|revision)/([^/]+))?", path):
+                if self._may_read(match[1], match[2] or "main"):
+                    self._describe(match[1], tree="/tree/" in path)
+            else:
+                self._send(404, {"X-Error-Code": "RepoNotFound"})
+
+        def _may_read(self, name: str, revision: str) -> bool:
+            repo = hub.repos.get(name)
+            authorized = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+            if repo is None or (repo.private and not authorized):
+                self._send(404 if authorized else 401, {"X-Error-Code": "RepoNotFound"})
+            elif repo.status is not None:
+                self._send(repo.status, {})
+            elif repo.gated and not authorized:
+                message = f"Access to model {name} is restricted."
+                self._send(401, {"X-Error-Code": "GatedRepo", "X-Error-Message": message})
+            elif revision not in (*repo.revisions, repo.commit):
+                self._send(404, {"X-Error-Code": "RevisionNotFound"})
+            else:
+                return True
+            return False
+
+        def _resolve(self, name: str, path: str) -> None:
+            repo = hub.repos[name]
+            file = repo.files.get(path)
+            headers = {"X-Repo-Commit": repo.commit}
+            if file is None:
+                self._send(404, {**headers, "X-Error-Code": "EntryNotFound"})
+            elif file.lfs:
+                headers |= {
+                    "X-Linked-ETag": f'"{file.etag}"',
+                    "X-Linked-Size": str(len(file.data)),
+                    "Location": f"http://localhost:{hub.port}/cdn/{name}/{path}",
+                }
+                self._send(302, headers)
+            else:
+                self._send_file(file, {**headers, "ETag": f'"{file.etag}"'})
+
+        def _send_file(self, file: HubFile, headers: dict[str, str]) -> None:
+            data = file.sent_instead if file.sent_instead is not None else file.data
+            status, begin = 200, 0
+            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+            if wanted and not file.ignores_range:
+                status, begin = 206, int(wanted[1])
+                headers = {**headers, "Content-Range": f"bytes {begin}-{len(data) - 1}/{len(data)}"}
+            body = data[begin:]
+            if file.stall_after is not None and self.command == "GET":
+                self._send(status, headers, body, cut=file.stall_after, stall=True)
+            elif file.stop_after is not None and file.stops > 0 and self.command == "GET":
+                file.stops -= 1
+                self._send(status, headers, body, cut=file.stop_after)
+            else:
+                self._send(status, headers, body)
+
+        def _describe(self, name: str, tree: bool) -> None:
+            repo = hub.repos[name]
+            if tree:
+                answer: object = [
+                    {"type": "file", "path": path, "size": len(file.data), "oid": file.etag}
+                    for path, file in repo.files.items()
+                ]
+            else:
+                siblings = [{"rfilename": path} for path in repo.files]
+                answer = {"id": name, "modelId": name, "sha": repo.commit, "siblings": siblings, "tags": []}
+            self._send(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+
+        def _send(
+            self,
+            status: int,
+            headers: dict[str, str],
+            body: bytes = b"",
+            cut: int | None = None,
+            stall: bool = False,
+        ) -> None:
+            self.send_response(status)
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body if cut is None else body[:cut])
+            if cut is not None and self.command != "HEAD":
+                self.wfile.flush()
+                if stall:
+                    self.connection.recv(1)  # until the client gives up
+                self.close_connection = True
+
+    return Handler

@@ -1,0 +1,90 @@
+"""MODEL names: what is a path, an alias, a Hub reference, and what is said of the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rwkvcli.errors import ModelNotFound, UsageError
+from rwkvcli.services.store import Reference, find_model, parse, pull
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("owner/repo", Reference("owner/repo")),
+        ("owner/repo:model.pth", Reference("owner/repo", "model.pth")),
+        ("owner/repo:sub/model.pth@v1", Reference("owner/repo", "sub/model.pth", "v1")),
+        ("owner/repo@refs/pr/1", Reference("owner/repo", None, "refs/pr/1")),
+        ("BlinkDL/rwkv7-g1:rwkv7-g1d-0.4b.pth", Reference("BlinkDL/rwkv7-g1", "rwkv7-g1d-0.4b.pth")),
+    ],
+)
+def test_references(name: str, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse(name) == reference
+    assert str(reference) == name
+
+
+@pytest.mark.parametrize("name", ["m.pth", "./m.pth", "sub/m.pth", "owner/repo:m.pth"])
+def test_what_exists_is_a_path(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).touch()
+    assert parse(name) == Path(name)
+    found = find_model(name)
+    assert (found.path, found.name, found.reference) == (Path(name), name, None)
+
+
+def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "m.pth").touch()
+    assert parse("~/m.pth") == tmp_path / "m.pth"
+
+
+def test_demo_is_the_built_in_model_whatever_lies_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("demo").touch()
+    found = find_model("demo")
+    assert found.path.name == "demo.safetensors"
+    assert found.path.stat().st_size > 1_000_000
+    assert pull("demo").path == found.path
+    assert parse("./demo") == Path("demo")
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "hint"),
+    [
+        ("", "the name of the model is empty", None),
+        ("nowhere.pth", "nowhere.pth does not exist", "a model is a path"),
+        ("small.pt", "small.pt does not exist", "did you mean small.pth?"),
+        ("sub/nowhere.safetensors", "sub/nowhere.safetensors does not exist", "there is no folder sub"),
+        ("./a/b", "./a/b does not exist", "there is no folder a"),
+        ("a/b/c", "a/b/c does not exist", "there is no folder a/b"),
+        ("folder", "folder is a folder", "name the model file inside it"),
+        ("some/folder", "some/folder is a folder here", "`some/folder:FILE` is a file on the Hub"),
+        ("nul\0.pth", "nul\0.pth does not exist", None),
+        ("x" * 5000, "cannot be a file", None),
+    ],
+)
+def test_what_is_nothing(
+    name: str, message: str, hint: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("small.pth").touch()
+    Path("folder").mkdir()
+    Path("some/folder").mkdir(parents=True)
+    with pytest.raises(ModelNotFound) as caught:
+        parse(name)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    if hint:
+        assert hint in (caught.value.hint or "")
+
+
+def test_only_references_can_be_pulled(tmp_path: Path) -> None:
+    (tmp_path / "m.pth").touch()
+    with pytest.raises(UsageError, match="is a path, not a file on the Hub"):
+        pull(str(tmp_path / "m.pth"))
