@@ -100,27 +100,26 @@ def quantize(
                 console, target, quantization.forecast(opened, to.value, ffn_value=ffn_value.value)
             )
             return
-        with held_signals() as should_stop, QuantizationBar(console) as bar:
-            result = quantization.quantize(
-                opened,
-                target,
-                to.value,
-                threads=settings.threads,
-                tokenizer=Path(tokenizer) if tokenizer is not None else None,
-                group_norm_eps=gn_eps,
-                ffn_value=ffn_value.value,
-                force=force,
-                on_progress=bar.update,
-                should_stop=should_stop,
-            )
-    if report is not None:
-        _write_report(Path(report), quantization.report(result))
-    if settings.json:
-        console.line(json.dumps(quantization.report(result)))
-    else:
-        console.line(str(result.path))
-    console.note(loss_table(console, result.classes))
-    console.note(_summary(result))
+        with held_signals() as should_stop:
+            with QuantizationBar(console) as bar:
+                result = quantization.quantize(
+                    opened,
+                    target,
+                    to.value,
+                    threads=settings.threads,
+                    tokenizer=Path(tokenizer) if tokenizer is not None else None,
+                    group_norm_eps=gn_eps,
+                    ffn_value=ffn_value.value,
+                    force=force,
+                    on_progress=bar.update,
+                    should_stop=should_stop,
+                )
+            # the file is in its place: what is left is to say so
+            if report is not None:
+                _write_report(Path(report), quantization.report(result))
+            console.line(json.dumps(quantization.report(result)) if settings.json else str(result.path))
+            console.note(loss_table(console, result.classes))
+            console.note(_summary(result))
 
 
 def _summary(result: Result) -> str:
