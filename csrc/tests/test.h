@@ -40,8 +40,7 @@ struct Register {
         }                                                                                                    \
     } while (0)
 
-/// Tables of all levels to compare: those this processor reports, and with RWKV_TEST_LEVELS=all every one in
-/// the build.
+/// Tables of all levels to compare: those this processor reports, and the one that RWKV_TEST_LEVELS names.
 std::vector<const cpu::KernelTable*> levels();
 
 inline std::vector<float> gaussian(size_t n, unsigned seed, float scale = 1.0f) {
