@@ -110,6 +110,29 @@ class QuantizationBar(_Bar):
         yield TextColumn("{task.description}", markup=False)
 
 
+class BenchBar(_Bar):
+    """Runs of a measurement."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, "measuring")
+
+    def update(self, done: int, total: int, title: str) -> None:
+        """Show how far it is and what runs now."""
+        self._show(done, total, title)
+
+    def hide(self) -> None:
+        """Make room for a line of the answer; the next update brings the bar back."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _columns(self) -> Iterable[Any]:
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        yield from (BarColumn(bar_width=32), TaskProgressColumn(), TimeRemainingColumn())
+        yield TextColumn("{task.description}", markup=False)
+
+
 def loss_table(console: Console, classes: Iterable[ClassReport]) -> str:
     """What each class of tensors weighs and lost."""
     rows = [("class", "format", "weights", "bits", "size", "error")]

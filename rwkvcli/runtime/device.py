@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,29 @@ def default_threads() -> int:
     return max(1, min(_physical_cores(allowed), _cgroup_quota() or len(allowed), len(allowed)))
 
 
+def last_level_cache() -> int:
+    """Bytes of the largest cache that the system reports for the first processor; 32 MB if it reports none."""
+    sizes = []
+    for entry in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        try:
+            sizes.append(_kilobytes(entry.read_text().strip()))
+        except (OSError, ValueError):
+            continue
+    return max(sizes, default=32 << 20)
+
+
+def processor_name() -> str:
+    """What the processor calls itself; the architecture where it says nothing."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
 def parse_device(text: str) -> tuple[str, str]:
     """(`cpu`, "") or (`torch`, torch device). Raises UsageError or DeviceUnavailable."""
     kind, _, rest = text.partition(":")
@@ -32,6 +56,12 @@ def parse_device(text: str) -> tuple[str, str]:
             hint="use `--device cpu`, or `--device torch:cuda` with the torch extra",
         )
     raise UsageError(f"unknown device {text!r}", hint="one of auto, cpu, torch, torch:DEVICE")
+
+
+def _kilobytes(text: str) -> int:
+    """`32768K` or `32M` in bytes."""
+    unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:])
+    return int(text[:-1]) * unit if unit else int(text)
 
 
 def _allowed_processors() -> set[int]:
