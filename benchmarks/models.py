@@ -95,6 +95,7 @@ def gguf(folder: Path, shape: Shape, kind: str, python: str) -> Path:
 def run_python(python: str, script: str, *args: str) -> None:
     """Run a script of this folder in the interpreter of a peer."""
     command = [python, str(ROOT / "benchmarks" / script), *args]
-    subprocess.run(
-        command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr[-2000:]}")
