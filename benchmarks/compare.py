@@ -69,7 +69,7 @@ def engines(
 def measure(found: list[Engine], args: argparse.Namespace, threads: int) -> list[float]:
     """Fill the rates in; returns bytes per second of sequential reads, one median per round."""
     for engine in found:  # warm-up: pages, caches, buffers of the right size
-        engine.worker.ask("pp", args.prompt)
+        engine.worker.ask("pp", min(args.prompt, 256) or 1)
         engine.worker.ask("tg", 8)
         engine.facts = engine.worker.ask("facts", args.tokens)
     bandwidth = []

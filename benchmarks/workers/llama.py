@@ -12,13 +12,14 @@ import time
 import llama_cpp as ll
 import numpy as np
 
-from benchmarks.workers.protocol import Answer, serve, token_ids
+from benchmarks.workers.protocol import Answer, claim_stdout, serve, token_ids
 
 CONTEXT = 4096
 MOST_LOGITS = 64
 
 
 def main(path: str, threads: int) -> None:
+    answers = claim_stdout()
     silent = ll.llama_log_callback(lambda level, text, data: None)
     ll.llama_log_set(silent, ctypes.c_void_p(0))
     ll.llama_backend_init()
@@ -70,7 +71,7 @@ def main(path: str, threads: int) -> None:
         ll.llama_batch_free(batch)
         return answer
 
-    serve({"pp": pp, "tg": tg, "logits": logits, "facts": lambda n: facts(path)})
+    serve(answers, {"pp": pp, "tg": tg, "logits": logits, "facts": lambda n: facts(path)})
 
 
 def facts(path: str) -> Answer:

@@ -6,12 +6,13 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.workers.protocol import Answer, serve, token_ids
+from benchmarks.workers.protocol import Answer, claim_stdout, serve, token_ids
 from rwkvcli import Model
 from rwkvcli.services.benchmarking import bytes_per_token
 
 
 def main(path: str, threads: int) -> None:
+    answers = claim_stdout()
     model = Model.load(Path(path), threads=threads)
 
     def pp(n: int) -> Answer:
@@ -46,7 +47,7 @@ def main(path: str, threads: int) -> None:
             "bytes_per_token": bytes_per_token(model.file, state, density),
         }
 
-    serve({"pp": pp, "tg": tg, "logits": logits, "facts": facts})
+    serve(answers, {"pp": pp, "tg": tg, "logits": logits, "facts": facts})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 Answer = dict[str, Any]
 
@@ -26,10 +26,15 @@ def token_ids(n: int) -> list[int]:
     return [int(i) for i in np.random.default_rng(0).integers(1, 65529, 1 << 16)[:n]]
 
 
-def serve(tests: dict[str, Callable[[int], Answer]]) -> None:
-    """Answer requests until stdin ends. What an engine prints goes to stderr."""
+def claim_stdout() -> TextIO:
+    """The stream of answers; from here on what an engine prints goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    return answers
+
+
+def serve(answers: TextIO, tests: dict[str, Callable[[int], Answer]]) -> None:
+    """Say that the engine is ready, and answer requests until stdin ends."""
     answers.write(json.dumps({"ready": True}) + "\n")
     answers.flush()
     for line in sys.stdin:

@@ -6,12 +6,13 @@ import os
 import sys
 import time
 
-from benchmarks.workers.protocol import Answer, serve, token_ids
+from benchmarks.workers.protocol import Answer, claim_stdout, serve, token_ids
 
 os.environ |= {"RWKV_V7_ON": "1", "RWKV_JIT_ON": "1", "RWKV_CUDA_ON": "0"}
 
 
 def main(path: str, threads: int, strategy: str) -> None:
+    answers = claim_stdout()
     import torch
     from rwkv.model import RWKV
 
@@ -35,7 +36,10 @@ def main(path: str, threads: int, strategy: str) -> None:
     def logits(n: int) -> Answer:
         return {"logits": model.forward(token_ids(n), None, full_output=True)[0].float().tolist()}
 
-    serve({"pp": pp, "tg": tg, "logits": logits, "facts": lambda n: {"name": f"rwkv package, {strategy}"}})
+    serve(
+        answers,
+        {"pp": pp, "tg": tg, "logits": logits, "facts": lambda n: {"name": f"rwkv package, {strategy}"}},
+    )
 
 
 if __name__ == "__main__":
