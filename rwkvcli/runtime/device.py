@@ -25,7 +25,7 @@ def last_level_cache() -> int:
     sizes = []
     for entry in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         try:
-            sizes.append(_kilobytes(entry.read_text().strip()))
+            sizes.append(_cache_size(entry.read_text().strip()))
         except (OSError, ValueError):
             continue
     return max(sizes, default=32 << 20)
@@ -58,7 +58,7 @@ def parse_device(text: str) -> tuple[str, str]:
     raise UsageError(f"unknown device {text!r}", hint="one of auto, cpu, torch, torch:DEVICE")
 
 
-def _kilobytes(text: str) -> int:
+def _cache_size(text: str) -> int:
     """`32768K` or `32M` in bytes."""
     unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:])
     return int(text[:-1]) * unit if unit else int(text)
