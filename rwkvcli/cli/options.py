@@ -17,6 +17,7 @@ import typer
 from rwkvcli.cli.settings import Color, Settings
 
 GLOBAL_PANEL = "Global options"
+SAMPLING_PANEL = "Sampling"
 
 
 class Misuse(typer.BadParameter):
