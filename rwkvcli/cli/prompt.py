@@ -15,16 +15,14 @@ STDIN = "-"
 _BOM = b"\xef\xbb\xbf"
 
 
-def gather_prompt(
-    argument: str | None, files: Sequence[str], *, keep_newline: bool = False, wants_stdin: bool = True
-) -> bytes | None:
+def gather_prompt(argument: str | None, files: Sequence[str], *, keep_newline: bool = False) -> bytes | None:
     """Stdin, then the files, then the argument, joined by one blank line. None: nobody gave anything.
 
-    Stdin is read when it is no terminal, or where `-` stands for it; without `wants_stdin` only there. Bytes
-    that are not UTF-8 stay. `keep_newline`: the newline at the end of stdin and files stays too.
+    Stdin is read when it is no terminal, or where `-` stands for it. Bytes that are not UTF-8
+    stay. `keep_newline`: the newline at the end of stdin and files stays too.
     """
     parts = []
-    if STDIN not in files and argument != STDIN and wants_stdin:
+    if STDIN not in files and argument != STDIN:
         piped = _read_stdin(keep_newline)
         if piped:
             parts.append(piped)

@@ -18,6 +18,8 @@ VERBS = {
     "quantize": "Make a model file out of a checkpoint.",
     "show": "Show what is inside a model file or a checkpoint.",
     "pull": "Download a file from the Hugging Face Hub.",
+    "tokenize": "Turn text into token ids.",
+    "detokenize": "Turn token ids back into text.",
 }
 """Every verb and its one-line help, so that `rwkv --help` loads none of them. Each verb's own
 help begins with the same line."""
