@@ -97,7 +97,7 @@ def generate(
         if settings.model is None:
             raise Misuse("no model: give one with -m, for example `-m demo`")
 
-        from rwkvcli.cli.download import model_file
+        from rwkvcli.cli.download import model_to_run
         from rwkvcli.services import generation
 
         wanted = generation.Settings(
@@ -109,7 +109,7 @@ def generate(
             template,
         )
         generation.check_device(settings.device)
-        found = model_file(console, settings.model)
+        found = model_to_run(console, settings.model)
         begin = time.perf_counter()
         model = generation.load_model(found, settings.device, settings.threads)
         run = generation.Generation(model, text, wanted)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from rwkvcli.errors import UsageError
 from rwkvcli.runtime.backend import UNUSED_EPS, Backend, Float32
-from rwkvcli.runtime.device import default_threads, parse_device
+from rwkvcli.runtime.device import parse_device
+from rwkvcli.runtime.machine import default_threads
 from rwkvcli.runtime.state import State, wrong_model
 
 if TYPE_CHECKING:

@@ -17,31 +17,13 @@ def load_model(found: LocalModel, device: str | None = None, threads: int | None
     """The model in the file `found`. Raises what `Model.load` raises; a checkpoint is refused as one."""
     from rwkvcli.errors import FormatError
     from rwkvcli.runtime.model import Model
+    from rwkvcli.services.inspection import refuse_checkpoint
 
     try:
         return Model.load(found.path, device=device or "auto", threads=threads)
     except FormatError:
-        _refuse_checkpoint(found)
+        refuse_checkpoint(found)
         raise
-
-
-def _refuse_checkpoint(found: LocalModel) -> None:
-    """Say so if the file is no model file because nothing has been made of it yet."""
-    from quant.container.reader import ModelFile
-    from quant.sources import open_model
-    from rwkvcli.errors import FormatError, RwkvError
-
-    try:
-        with open_model(found.path) as opened:
-            if isinstance(opened, ModelFile):
-                return
-            opened.arch  # noqa: B018  (raises when it is no model)
-    except RwkvError:
-        return
-    raise FormatError(
-        f"{found.name} is a checkpoint, not a model file",
-        hint=f"make one with `rwkv quantize {found.name} --to int8`",
-    )
 
 
 def check_device(device: str | None) -> None:
@@ -49,6 +31,13 @@ def check_device(device: str | None) -> None:
     from rwkvcli.runtime.device import parse_device
 
     parse_device(device or "auto")
+
+
+def template_names() -> list[str]:
+    """The families of models that are known."""
+    from rwkvcli.runtime.templates import templates
+
+    return list(templates())
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def quantize(
     UsageError for a family that does not exist.
     """
     from quant.pipeline import quantize as run
-    from rwkvcli.runtime.device import default_threads
+    from rwkvcli.runtime.machine import default_threads
 
     tokenizer_json = None
     if tokenizer is not None:

@@ -59,7 +59,7 @@ def test_help_of_the_program_names_every_verb_and_its_line() -> None:
     page = rwkv("--help")
     assert (page.code, page.err) == (0, "")
     for verb, line in VERBS.items():
-        assert f"  {verb:<8}  {line}\n" in page.out
+        assert f"  {verb:<{max(map(len, VERBS))}}  {line}\n" in page.out
 
 
 @pytest.mark.parametrize("verb", VERBS)
