@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks import models
 from benchmarks.models import Shape
 from benchmarks.workers.client import Worker
-from rwkvcli.runtime.device import processor_name
+from rwkvcli.runtime.machine import processor_name
 from rwkvcli.services.benchmarking import read_bandwidth
 
 RIVAL = {"int8": "Q8_0", "int4": "Q4_0", "f16": "F16", "f32": "F32"}

@@ -189,9 +189,10 @@ def _facts(found: dict[str, Any], sizes: dict[str, Any]) -> Iterator[tuple[str, 
     yield "file", f"{found['path']} ({size(found['bytes'])}, {found['kind']})"
     yield "model", f"RWKV-{found['version']}, {found['parameters']:,} parameters"
     yield "sizes", ", ".join(f"{name} {value}" for name, value in sizes.items())
+    yield "state", size(found["state_bytes"])
     yield "bits per weight", f"{found['bits_per_weight']:.2f}"
     yield "formats", ", ".join(f"{name} {size(nbytes)}" for name, nbytes in found["formats"].items())
-    for key in ("recipe", "method", "tokenizer", "template", "calibration", "group_norm_eps"):
+    for key in ("recipe", "method", "tokenizer", "family", "calibration", "group_norm_eps"):
         if found.get(key) not in (None, "none"):
             yield key.replace("_", " "), str(found[key])
     source = found.get("source")

@@ -193,7 +193,7 @@ def run(
 def read_bandwidth(threads: int) -> list[float]:
     """Bytes per second of a few sequential reads of memory that no cache holds, by `threads` threads."""
     from rwkvcli import _kernels
-    from rwkvcli.runtime.device import last_level_cache
+    from rwkvcli.runtime.machine import last_level_cache
     from rwkvcli.runtime.model import cpu_level
 
     size = min(max(4 * last_level_cache(), 256 << 20), 1 << 30)
@@ -316,13 +316,13 @@ def _billions(weights: int) -> str:
 
 
 def _threads(model: Model, asked: int | None) -> int:
-    from rwkvcli.runtime.device import default_threads
+    from rwkvcli.runtime.machine import default_threads
 
     return getattr(model.backend, "threads", None) or asked or default_threads()
 
 
 def _processor() -> str:
-    from rwkvcli.runtime.device import processor_name
+    from rwkvcli.runtime.machine import processor_name
 
     return processor_name()
 
