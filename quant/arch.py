@@ -227,7 +227,10 @@ def _check(arch: Arch, shapes: Mapping[str, Shape], where: str) -> None:
     missing = [name for name in wanted if name not in shapes]
     extra = [name for name in shapes if name not in wanted and name not in dummies]
     if missing:
-        raise FormatError(f"{where}: {len(missing)} of {len(wanted)} tensors are missing: {_some(missing)}")
+        raise FormatError(
+            f"{where}: {len(missing)} of {len(wanted)} tensors are missing: {_some(missing)}",
+            hint="Download the file again; a part of a checkpoint is not enough.",
+        )
     if extra:
         raise FormatError(f"{where}: {len(extra)} unexpected tensors: {_some(extra)}")
     wrong = [name for name, shape in wanted.items() if shapes[name] != shape]

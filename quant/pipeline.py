@@ -254,7 +254,9 @@ def _check_out(source: Path, out: Path, force: bool) -> None:
     if out.is_dir():
         raise InvalidRequest(f"{out} is a folder", hint="Name a file with -o.")
     if not out.parent.is_dir():
-        raise InvalidRequest(f"the folder {out.parent} does not exist")
+        raise InvalidRequest(
+            f"the folder {out.parent} does not exist", hint="Make it first, or choose another with -o."
+        )
     if out.exists():
         if out.samefile(source):
             raise InvalidRequest(f"{out} is the source itself", hint="Choose another file with -o.")

@@ -161,5 +161,8 @@ def _is_model(path: str | os.PathLike[str]) -> bool:
 
 def _finite(values: F32, path: Path, name: str) -> F32:
     if not bool(np.isfinite(values).all()):
-        raise FormatError(f"{path}: tensor {name} has values that are NaN or infinite")
+        raise FormatError(
+            f"{path}: tensor {name} has values that are NaN or infinite",
+            hint="Download the file again; if it says so once more, its training went wrong.",
+        )
     return values

@@ -65,4 +65,6 @@ def _read_file(name: str, keep_newline: bool) -> bytes:
     try:
         return normalized(Path(name).expanduser().read_bytes(), keep_newline)
     except OSError as error:
-        raise SourceNotFound(f"{name}: {(error.strerror or str(error)).lower()}") from None
+        raise SourceNotFound(
+            f"{name}: {(error.strerror or str(error)).lower()}", hint="-f takes a file to read text from"
+        ) from None

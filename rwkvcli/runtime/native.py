@@ -38,7 +38,8 @@ class NativeModel:
         except _kernels.DeviceError as e:
             raise DeviceUnavailable(str(e)) from None
         except ValueError as e:
-            raise UsageError(str(e)) from None
+            hint = "`rwkv doctor` tells which there are" if "RWKV_CPU_LEVEL" in str(e) else None
+            raise UsageError(str(e), hint=hint) from None
 
     @property
     def threads(self) -> int:

@@ -250,7 +250,10 @@ def tokenizer_for(kind: str, vocab_size: int, json: bytes | None = None) -> Toke
             f"unknown tokenizer {kind[:40]!r}", hint="the file may need a newer version of rwkv"
         )
     if tokenizer.vocab_size > vocab_size:
-        raise FormatError(f"the tokenizer has {tokenizer.vocab_size} ids, but the model only {vocab_size}")
+        raise FormatError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, but the model only {vocab_size}",
+            hint="it belongs to another model",
+        )
     return tokenizer
 
 
@@ -270,7 +273,10 @@ def _bad_ids(ids: Sequence[int], vocab_size: int) -> UsageError:
     for token in ids:
         try:
             if not 0 <= token < vocab_size:
-                return UsageError(f"token {token} is outside the vocabulary of {vocab_size}")
+                return UsageError(
+                    f"token {token} is outside the vocabulary of {vocab_size}",
+                    hint="it belongs to another vocabulary",
+                )
         except TypeError:
             break
     return UsageError("token ids must be whole numbers")

@@ -1,0 +1,97 @@
+"""docs/errors.md is true: every command in it is run, and says and returns what stands there."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import subprocess
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_runner import RWKV, environment
+from quant_models import checkpoint
+from vocabularies import byte_level_json
+
+from quant.checkpoints import open_checkpoint
+from quant.checkpoints.write import write_pth
+from quant.synthetic import synthetic_arch
+
+DOC = Path(__file__).parents[2] / "docs" / "errors.md"
+_BLOCK = re.compile(r"```console\n\$ (.+)\n((?:.*\n)*?)\[exit (\d+)\]\n```")
+
+
+class _Command:
+    """Pickles as a call of os.system: what a hostile checkpoint would do."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch owned",)
+
+
+def cases() -> list[tuple[str, str, int]]:
+    """(command, stderr, exit code) of every example in the document."""
+    return [(command, text, int(code)) for command, text, code in _BLOCK.findall(DOC.read_text("utf-8"))]
+
+
+@pytest.fixture
+def place(folder: Path) -> Path:
+    """The folder that the document speaks of, with `rwkv` in `bin`."""
+    model = (folder / "small.safetensors").read_bytes()
+    (folder / "empty.pth").write_bytes(b"")
+    (folder / "half.safetensors").write_bytes(model[: len(model) // 2])
+    (folder / "notes.pth").write_text("Dear diary\n" * 100)
+    (folder / "later.safetensors").write_bytes(
+        model.replace(b'"format_version":"0"', b'"format_version":"9"', 1)
+    )
+    with zipfile.ZipFile(folder / "hostile.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"emb.weight": _Command()}, 2))
+        archive.writestr("archive/version", "3")
+    with open_checkpoint(folder / "small.pth") as source:
+        tensors = {name: source.read(name).copy() for name in source.names}
+    broken = {**tensors, "blocks.1.ffn.key.weight": tensors["blocks.1.ffn.key.weight"] * np.float32("nan")}
+    write_pth(folder / "nan.pth", broken)
+    write_pth(folder / "gap.pth", {k: v for k, v in tensors.items() if k != "blocks.1.att.key.weight"})
+    checkpoint(folder / "odd.pth", synthetic_arch("4", 1, 64, 400))
+    (folder / "tokenizer.json").write_bytes(byte_level_json())
+    (folder / "config.toml").write_text("treads = 2\n")
+    (folder / "torch.py").write_text("raise ImportError\n")
+    (folder / "bin").mkdir()
+    (folder / "models").mkdir()
+    (folder / "bin" / "rwkv").write_text("#!/bin/sh\nexec " + " ".join(RWKV) + ' "$@"\n')
+    (folder / "bin" / "rwkv").chmod(0o755)
+    return folder
+
+
+def run(command: str, place: Path) -> tuple[str, str, int]:
+    """stdout, stderr and exit code of a shell command in `place`; paths there are shown relative to it."""
+    env = environment(RWKV_CONFIG=os.devnull, HF_HUB_CACHE=str(place / "hub"))
+    env["PATH"] = f"{place / 'bin'}:{env['PATH']}"
+    env["PYTHONPATH"] = os.pathsep.join([str(place), env.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=place, env=env, capture_output=True, stdin=subprocess.DEVNULL,
+        timeout=60, check=False,
+    )  # fmt: skip
+    return done.stdout.decode(), done.stderr.decode().replace(f"{place}/", ""), done.returncode
+
+
+def test_there_are_at_least_twenty() -> None:
+    helpful = [text for _, text, _ in cases() if "\nhint: " in text or "pip install" in text]
+    assert len(helpful) >= 20
+    assert len(set(helpful)) == len(helpful)
+    text = DOC.read_text("utf-8")
+    assert text.count("```console") == len(cases())
+    assert {code for _, _, code in cases()} >= {1, 2, 3, 4, 5, 124}
+
+
+@pytest.mark.parametrize(("command", "expected", "code"), cases(), ids=[case[0] for case in cases()])
+def test_the_document_is_true(place: Path, command: str, expected: str, code: int) -> None:
+    out, err, returned = run(command, place)
+    pattern = ".*".join(map(re.escape, expected.split("[...]")))
+    assert re.fullmatch(pattern, err), err
+    assert (out, returned) == ("", code)
+    lines = [line for line in err.splitlines() if not line.startswith("Usage: ")]
+    assert lines[0].startswith("error: ")
+    assert all(line.startswith("hint: ") for line in lines[1:])
+    assert not (place / "owned").exists()
