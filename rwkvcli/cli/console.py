@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass
@@ -115,6 +116,8 @@ def print_usage_error(message: str, ctx: Any, color: Color = Color.auto) -> None
 def harmless(text: str) -> str:
     """`text` in one line, with what a terminal could take for a command (names may come out of files)
     escaped."""
+    with contextlib.suppress(UnicodeEncodeError):  # an argument that Python took for another encoding
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     line = " ".join(text.split())
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line

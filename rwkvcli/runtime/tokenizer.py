@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -140,11 +141,8 @@ class JsonTokenizer:
         from tokenizers import Tokenizer as Native
         from tokenizers.decoders import ByteLevel
 
-        try:
-            # from_str, because from_buffer lets a panic of the library through on bytes that are not UTF-8
+        with _refusals():
             self._native: tokenizers.Tokenizer = Native.from_str(tokenizer_json.decode("utf-8"))
-        except Exception as e:  # the library raises nothing more specific
-            raise FormatError(f"tokenizer.json: {e}") from None
         self._native.no_truncation()
         self._native.no_padding()
         ids = self._native.get_vocab(with_added_tokens=True).values()
@@ -172,7 +170,8 @@ class JsonTokenizer:
                 f"byte {e.start} of the text is not UTF-8",
                 hint="this model's vocabulary encodes valid text only",
             ) from None
-        return self._native.encode(text, add_special_tokens=False).ids
+        with _refusals():
+            return self._native.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.decode_bytes(ids).decode("utf-8", "replace")
@@ -182,7 +181,8 @@ class JsonTokenizer:
             if not 0 <= token < self.vocab_size:
                 raise _bad_ids(ids, self.vocab_size)
         if self._byte_of is None:
-            return self._native.decode(list(ids), skip_special_tokens=True).encode("utf-8")
+            with _refusals():
+                return self._native.decode(list(ids), skip_special_tokens=True).encode("utf-8")
         return b"".join(map(self._bytes_of, ids))
 
     def stream(self) -> Callable[[int], bytes]:
@@ -198,6 +198,20 @@ class JsonTokenizer:
         if spelling is None or self._byte_of is None:
             return b""  # a gap in the vocabulary
         return b"".join(self._byte_of.get(char) or char.encode("utf-8") for char in spelling)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Make FormatError of what the library raises for a damaged file: plain exceptions, and panics, which are
+    no exceptions to Python."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as e:
+        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+            raise
+        raise FormatError(f"tokenizer.json: {e}") from None
 
 
 class _WindowStream:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from vocabularies import SAMPLE, byte_level_json, word_level_json
 
@@ -51,6 +51,8 @@ def test_json_equals_the_library(bpe: JsonTokenizer, text: str) -> None:
     import unicodedata
 
     from tokenizers import Tokenizer as Native
+
+    assume("<|endoftext|>" not in text)  # has no text; see below
 
     native = Native.from_str(byte_level_json().decode())
     ids = bpe.encode(text)
