@@ -53,7 +53,7 @@ end
 complete -c rwkv -a '(__rwkv_suggest)'
 """
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
-_TAKE_MODEL = ("show", "quantize", "doctor", "pull")
+_TAKE_MODEL = ("show", "quantize", "doctor", "pull", "bench")
 
 
 @with_settings(stored=False)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from quant.arch import Arch
-    from quant.container.reader import ModelFile
     from rwkvcli.services.store import LocalModel
 
 WORKING_BYTES = 64 * 10**6
@@ -42,31 +40,6 @@ def state_bytes(arch: Arch) -> int:
     return 4 * arch.n_layer * (arch.n_head * arch.head_size**2 + 2 * arch.n_embd)
 
 
-def bytes_per_token(file: ModelFile) -> int:
-    """Bytes read and written for one token when every weight is used: one row of the embedding, all else whole,
-    the state twice."""
-    arch = file.arch
-    sizes = {name: sum(part.nbytes for part in plan.parts) for name, plan in file.plan.items()}
-    embedding = sizes.pop("emb.weight")
-    return sum(sizes.values()) + embedding // arch.vocab_size + 2 * state_bytes(arch)
-
-
-def read_bandwidth(threads: int, megabytes: int = 256, rounds: int = 5) -> float:
-    """GB/s of sequential reads of memory that no cache holds, by `threads` threads: the median of the rounds."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    import numpy as np
-
-    parts = [np.ones(megabytes * 1_000_000 // 8 // threads, np.float64) for _ in range(threads)]
-    found = []
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(rounds):
-            begin = time.perf_counter()
-            list(pool.map(np.max, parts))  # without Python's lock, vectorized
-            found.append(sum(part.nbytes for part in parts) / (time.perf_counter() - begin) / 1e9)
-    return statistics.median(found)
-
-
 def forecast(found: LocalModel, threads: int) -> dict[str, Any]:
     """What to expect of the model file `found`: sizes in bytes, `fits` (None: unknown), `gb_per_s`, `tokens_per_s`.
 
@@ -76,17 +49,19 @@ def forecast(found: LocalModel, threads: int) -> dict[str, Any]:
     from quant.container.reader import ModelFile
     from rwkvcli.errors import FormatError
     from rwkvcli.runtime.machine import memory
+    from rwkvcli.services.benchmarking import bytes_per_token, read_bandwidth
     from rwkvcli.services.inspection import refuse_checkpoint
 
     try:
         with ModelFile.open(found.path) as file:
-            state, per_token, size = state_bytes(file.arch), bytes_per_token(file), file.size
+            state, size = state_bytes(file.arch), file.size
+            per_token = bytes_per_token(file, state, None)
     except FormatError:
         refuse_checkpoint(found)
         raise
     needed = size + state + WORKING_BYTES
     available = memory().available
-    bandwidth = read_bandwidth(threads)
+    bandwidth = statistics.median(read_bandwidth(threads)) / 1e9
     return {
         "path": str(found.path),
         "bytes": size,
