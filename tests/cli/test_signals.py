@@ -168,13 +168,6 @@ def test_a_file_that_may_not_grow_is_removed(tmp_path: Path, large: Path, existi
     assert left == ({"out.st": b"the old file"} if existing else {})
 
 
-def test_a_report_that_cannot_be_written_does_not_take_the_model_with_it(folder: Path) -> None:
-    done = rwkv("quantize", "small.pth", "--to", "int8", "--report", "nowhere/r.json", cwd=folder)
-    assert done.code != 0
-    assert "nowhere/r.json: no such file or directory" in done.err
-    assert "Traceback" not in done.err
-
-
 def test_stderr_may_be_closed(folder: Path) -> None:
     done = rwkv("generate", "-m", "small.safetensors", "--max-tokens", "3", "--stats", "x", cwd=folder,
                 preexec_fn=lambda: os.close(2))  # fmt: skip
