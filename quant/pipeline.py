@@ -32,7 +32,7 @@ from quant.formats import ENCODINGS, KN, parts_of, stored_name
 from quant.methods import STATISTICS, Encoder
 from quant.metrics import ClassReport, Loss, TensorReport, by_class, json_bound, measure, to_json
 from quant.recipe import Plan, Planned, make_plan
-from quant.sources import Source, source_of
+from quant.sources import Source, source_of, told_name
 
 BLOCK = 1 << 23
 """Weights of a tensor that are read and encoded together, where rows allow it (32 MB in float32)."""
@@ -119,7 +119,7 @@ def quantize(
     ]
     if tokenizer_bytes is not None:
         entries.append(Entry(TOKENIZER_TENSOR, "U8", (len(tokenizer_bytes),)))
-    reserve = json_bound(plan) + 6 * len(weights.path.name.encode()) + 4096
+    reserve = json_bound(plan) + 6 * len(told_name(weights.path).encode()) + 4096
     progress = _Watch(plan, on_progress, should_stop)
     with _Provenance(weights) as provenance, ContainerWriter(final, entries, metadata, reserve) as writer:
         reports = [

@@ -29,6 +29,9 @@ USAGE = 2
 RESOURCES = 5
 INTERRUPTED = 130
 
+LONGEST = 300
+"""Characters of an unexpected error that are shown; -v shows the rest."""
+
 
 def main(args: list[str] | None = None) -> int:
     """Run the command line `args` (sys.argv by default) and return its exit code."""
@@ -104,8 +107,9 @@ def _report(error: Exception, args: list[str]) -> int:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM)
             else UNEXPECTED
         )
+    message = f"unexpected {type(error).__name__}" + (f": {error}" if str(error) else "")
     print_error(
-        f"unexpected {type(error).__name__}: {error}" if str(error) else f"unexpected {type(error).__name__}",
+        message if len(message) <= LONGEST else message[: LONGEST - 1] + "…",
         "this is a bug: run it again with -v and report what it prints",
         color,
     )

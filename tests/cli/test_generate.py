@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from cli_runner import Terminal, environment, rwkv
+from cli_runner import RWKV, Terminal, environment, rwkv
 
+from quant.container.reader import ModelFile
 from rwkvcli import Model
 
 SHORT = ["--max-tokens", "8", "--seed", "7"]
@@ -54,6 +57,27 @@ def test_an_argument_is_its_bytes_in_any_locale(folder: Path) -> None:
     done = rwkv("generate", "-m", "small.safetensors", *SHORT, "Über é 日本", cwd=folder, env=plain)
     assert (done.code, done.err) == (0, "")
     assert done.out == generated(folder / "small.safetensors", "Über é 日本".encode())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes there")
+@pytest.mark.parametrize("env", [{}, {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+@pytest.mark.parametrize("name", [b"\xff-latin-\xe9", "é-日本".encode()])
+def test_file_names_are_bytes(folder: Path, name: bytes, env: dict[str, str]) -> None:
+    source = Path(os.fsdecode(name + b".pth"))
+    made = os.fsdecode(name + b"-int8.safetensors")
+    (folder / "small.pth").rename(folder / source)
+    args = ["quantize", source, "--to", "int8", "--report", os.fsdecode(name)]
+    done = subprocess.run(
+        [*RWKV, *args], cwd=folder, env=environment(**env), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, os.fsencode(made) + b"\n"), done.stderr
+    with ModelFile.open(folder / made) as file:
+        assert file.source["file"] == (name + b".pth").decode("utf-8", "replace")
+    for verb in (["show", made], ["generate", "-m", made, *SHORT, "hello"]):
+        used = rwkv(*verb, cwd=folder, env=env)
+        assert (used.code, used.err) == (0, "")
+    gone = rwkv("generate", "-m", os.fsdecode(name), "hello", cwd=folder, env=env)
+    assert gone.code == 4
 
 
 def test_json(folder: Path) -> None:

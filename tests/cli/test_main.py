@@ -56,6 +56,7 @@ def caused(by: BaseException) -> ImportError:
         (caused(KeyboardInterrupt()), 130, ""),
         (caused(SystemExit(143)), 143, ""),
         (RuntimeError("odd"), 1, "error: unexpected RuntimeError: odd\n"),
+        (RuntimeError("x" * 20_000), 1, "error: unexpected RuntimeError: " + "x" * 274 + "…\n"),
         (caused(ValueError("odd")), 1, "error: unexpected ImportError: initialization failed\n"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
