@@ -10,7 +10,7 @@
 | 5 | out of memory, disk full, device unavailable |
 | 130 | interrupted |
 
-A closed stdout ends the process by SIGPIPE, with nothing on stderr. Everything but the standard library is
+A closed stdout ends the process by SIGPIPE, with nothing on stderr; a closed stderr changes nothing. Everything but the standard library is
 imported inside `main`, so that Ctrl-C in the middle of an import is handled too.
 """
 
@@ -22,7 +22,7 @@ import signal
 import sys
 from typing import Any
 
-from rwkvcli.cli.signals import die_by_sigpipe, discard_stdout, end_tidily, interrupt_once
+from rwkvcli.cli.signals import die_by_sigpipe, discard, end_tidily, interrupt_once
 
 UNEXPECTED = 1
 USAGE = 2
@@ -81,7 +81,7 @@ def _interruption(error: BaseException | None) -> int | None:
 
 def _report(error: Exception, args: list[str]) -> int:
     """Print `error` as one line (and a hint), and return its exit code."""
-    from rwkvcli.cli.console import asked_color, print_error, print_usage_error
+    from rwkvcli.cli.console import asked_color, print_error, print_usage_error, write_error_stream
 
     color = asked_color(args)
 
@@ -92,7 +92,7 @@ def _report(error: Exception, args: list[str]) -> int:
     if _wants_traceback(args):
         import traceback
 
-        traceback.print_exception(error)
+        write_error_stream("".join(traceback.format_exception(error)))
     hint = getattr(error, "hint", None)
     if isinstance(code, int):  # rwkvcli.errors.RwkvError, quant.errors.QuantError
         print_error(str(error), hint, color)
@@ -155,5 +155,5 @@ def _finish(code: int, args: list[str]) -> int:
         die_by_sigpipe()
     except OSError as error:
         code = _report(error, args) if code == 0 else code
-        discard_stdout()
+        discard(sys.stdout)
     return code

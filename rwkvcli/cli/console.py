@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from rwkvcli.cli.settings import Color, Settings
+from rwkvcli.cli.signals import discard
 
 _BOLD_RED = "\x1b[1;31m"
 _BOLD = "\x1b[1m"
@@ -78,16 +79,14 @@ class Console:
 
 
 def write_error_stream(text: str) -> None:
-    """Write to stderr; where that cannot be written to, there is nobody to tell."""
+    """Write to stderr. Where that cannot be written to there is nobody to tell, and the work goes on."""
     if sys.stderr is None:
         return
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
-    except BrokenPipeError:
-        raise
     except OSError:
-        pass
+        discard(sys.stderr)
 
 
 def print_error(message: str, hint: str | None = None, color: Color = Color.auto) -> None:

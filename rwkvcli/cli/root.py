@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from rwkvcli.cli.console import write_error_stream
 from rwkvcli.cli.helptext import Page, VerbCommand
 from rwkvcli.cli.options import with_root_options
 from rwkvcli.cli.parsing import convert_plainly
@@ -72,7 +73,7 @@ def _root(ctx: typer.Context) -> None:
     can also be set by the environment variable in brackets.
     """
     if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help(), err=True)
+        write_error_stream(ctx.get_help() + "\n")
         raise typer.Exit(2)
 
 

@@ -211,6 +211,26 @@ def test_stderr_may_be_closed(folder: Path) -> None:
     assert done.code == 0
 
 
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["generate", "-m", "demo", "--max-tokens", "5", "--temperature", "0", "--stats", "x"], 0),
+        (["show", "nowhere.pth"], 3),
+        (["show", "nowhere.pth", "-v"], 3),
+        (["show", "--nonsense"], 2),
+        ([], 2),
+    ],
+)
+def test_a_reader_of_stderr_that_goes_changes_nothing(args: list[str], code: int) -> None:
+    whole = rwkv(*args)
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start(*args, stderr=writer)
+    os.close(writer)
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out.decode()) == (code, whole.out)
+
+
 @pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="needs a pipe of a known size")
 def test_ignored_interrupts_stay_ignored() -> None:
     reader, writer = os.pipe()
