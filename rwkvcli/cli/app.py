@@ -10,8 +10,9 @@
 | 5 | out of memory, disk full, device unavailable |
 | 130 | interrupted |
 
-A closed stdout ends the process by SIGPIPE, with nothing on stderr; a closed stderr changes nothing. Everything but the standard library is
-imported inside `main`, so that Ctrl-C in the middle of an import is handled too.
+A closed stdout ends the process by SIGPIPE, with nothing on stderr; a closed stderr changes nothing.
+Everything but the standard library is imported inside `main`, so that Ctrl-C in the middle of an import is
+handled too.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ import errno
 import os
 import signal
 import sys
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from rwkvcli.cli.signals import die_by_sigpipe, discard, end_tidily, interrupt_once
+
+if TYPE_CHECKING:
+    from rwkvcli.cli.settings import Settings
 
 UNEXPECTED = 1
 USAGE = 2
@@ -38,8 +43,8 @@ def main(args: list[str] | None = None) -> int:
     previous = interrupt_once()
     end_tidily()
     try:
-        words = sys.argv[1:] if args is None else args
-        return _finish(_run(words), words)
+        line = _Line(sys.argv[1:] if args is None else args)
+        return _finish(_run(line), line)
     except KeyboardInterrupt:  # between the handlers of _run
         return INTERRUPTED
     finally:
@@ -48,12 +53,24 @@ def main(args: list[str] | None = None) -> int:
             signal.signal(signal.SIGINT, previous if args is not None else signal.SIG_DFL)
 
 
-def _run(args: list[str]) -> int:
+@dataclass
+class _Line:
+    """The command line, and what the global options say once it is understood."""
+
+    words: list[str]
+    settings: Settings | None = None
+
+    def understood(self, settings: Settings) -> None:
+        """Called when all of it was parsed."""
+        self.settings = settings
+
+
+def _run(line: _Line) -> int:
     try:
         _prepare_streams()
         from rwkvcli.cli.root import run
 
-        return run(args)
+        return run(line.words, line.understood)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -61,7 +78,7 @@ def _run(args: list[str]) -> int:
         return INTERRUPTED
     except Exception as error:
         interruption = _interruption(error)
-        return _report(error, args) if interruption is None else interruption
+        return _report(error, line) if interruption is None else interruption
 
 
 def _interruption(error: BaseException | None) -> int | None:
@@ -79,17 +96,24 @@ def _interruption(error: BaseException | None) -> int | None:
     return None
 
 
-def _report(error: Exception, args: list[str]) -> int:
+def _report(error: Exception, line: _Line) -> int:
     """Print `error` as one line (and a hint), and return its exit code."""
-    from rwkvcli.cli.console import asked_color, print_error, print_usage_error, write_error_stream
+    from rwkvcli.cli.console import (
+        asked_color,
+        asked_verbose,
+        print_error,
+        print_usage_error,
+        write_error_stream,
+    )
 
-    color = asked_color(args)
-
+    said = line.settings
+    color = said.color if said is not None else asked_color(line.words)
+    verbose = said.verbose if said is not None else asked_verbose(line.words)
     code = getattr(error, "exit_code", None)
     if hasattr(error, "format_message"):  # Typer's own errors, under whichever name this version keeps them
         print_usage_error(error.format_message(), getattr(error, "ctx", None), color)
         return code if isinstance(code, int) else USAGE
-    if _wants_traceback(args):
+    if verbose:
         import traceback
 
         write_error_stream("".join(traceback.format_exception(error)))
@@ -123,13 +147,6 @@ def _describe(error: OSError) -> str:
     return f"{name}: {reason}" if name else reason
 
 
-def _wants_traceback(args: list[str]) -> bool:
-    """Whether -v was given; the arguments may be ones that could not be parsed."""
-    return os.environ.get("RWKV_VERBOSE", "") not in ("", "0") or any(
-        arg in ("-v", "--verbose") for arg in args
-    )
-
-
 def _prepare_streams() -> None:
     """Pipes and files are UTF-8 whatever the locale; a terminal that cannot show a character gets `?`."""
     for stream in (sys.stdout, sys.stderr):
@@ -145,7 +162,7 @@ def _prepare_streams() -> None:
             reconfigure(errors="replace")
 
 
-def _finish(code: int, args: list[str]) -> int:
+def _finish(code: int, line: _Line) -> int:
     """Flush stdout while an error can still be told."""
     if sys.stdout is None:
         return code
@@ -154,6 +171,6 @@ def _finish(code: int, args: list[str]) -> int:
     except BrokenPipeError:
         die_by_sigpipe()
     except OSError as error:
-        code = _report(error, args) if code == 0 else code
+        code = _report(error, line) if code == 0 else code
         discard(sys.stdout)
     return code

@@ -136,7 +136,10 @@ def with_settings(function: Callable[..., None]) -> Callable[..., None]:
             value = after if after is not None else before.get(field.name)
             if value is not None:
                 chosen[field.name] = value
-        function(settings=Settings(**chosen), **values)
+        settings = Settings(**chosen)
+        if ctx.obj is not None:
+            ctx.obj(settings)
+        function(settings=settings, **values)
 
     # Evaluated against the verb's own module, where its annotations were written.
     own = inspect.signature(function, eval_str=True).parameters.values()

@@ -21,6 +21,11 @@ _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off", "")
 
 
+def says_yes(text: str) -> bool:
+    """Whether the value of an environment variable switches a flag on; for one that may be nonsense."""
+    return text.lower() not in _FALSE
+
+
 class _Declared(NamedTuple):
     """A parameter, how Typer would process it, its type, and Typer's info with the bounds."""
 

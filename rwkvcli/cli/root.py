@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -13,6 +14,7 @@ from rwkvcli.cli.console import write_error_stream
 from rwkvcli.cli.helptext import Page, VerbCommand
 from rwkvcli.cli.options import with_root_options
 from rwkvcli.cli.parsing import convert_plainly
+from rwkvcli.cli.settings import Settings
 
 VERBS = {
     "generate": "Continue a text with a model.",
@@ -92,11 +94,14 @@ def program() -> Any:
     return convert_plainly(typer.main.get_command(app), _root)
 
 
-def run(args: list[str]) -> int:
-    """Parse and run `args`. Errors come out as exceptions; `app.main` turns them into text."""
+def run(args: list[str], understood: Callable[[Settings], None] | None = None) -> int:
+    """Parse and run `args`. Errors come out as exceptions; `app.main` turns them into text.
+
+    `understood` is called with the global options when all is parsed, before the verb begins.
+    """
     command = program()
     try:
-        with command.make_context("rwkv", list(args)) as ctx:
+        with command.make_context("rwkv", list(args), obj=understood) as ctx:
             command.invoke(ctx)
     except typer.Exit as end:
         return end.exit_code
