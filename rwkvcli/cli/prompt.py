@@ -55,5 +55,7 @@ def _read_stdin(asked: bool = False) -> bytes:
 def _read_file(name: str) -> bytes:
     try:
         return normalized(Path(name).expanduser().read_bytes())
+    except RuntimeError:  # expanduser's
+        raise SourceNotFound(f"{name}: there is no such home folder") from None
     except OSError as error:
         raise SourceNotFound(f"{name}: {(error.strerror or str(error)).lower()}") from None

@@ -115,7 +115,10 @@ def parse(name: str) -> Path | Reference:
         return _alias(name)
     if not name:
         raise ModelNotFound("the name of the model is empty")
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # ~nobody, or ~ of a user without a home
+        raise ModelNotFound(f"{name} does not exist", hint="there is no such home folder") from None
     try:
         if path.is_dir() and not _REFERENCE.fullmatch(name):
             raise ModelNotFound(f"{name} is a folder", hint="name the model file inside it")

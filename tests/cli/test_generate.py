@@ -157,6 +157,12 @@ def test_threads_change_nothing(folder: Path) -> None:
         ),
         (["--device", "cuda"], 5, "error: this build has no CUDA kernels\n"),
         (["-f", "nowhere.txt"], 3, "error: nowhere.txt: no such file or directory\n"),
+        (["-f", "~no-such-user/x.txt"], 3, "error: ~no-such-user/x.txt: there is no such home folder\n"),
+        (
+            ["-m", "~no-such-user/x.pth"],
+            3,
+            "error: ~no-such-user/x.pth does not exist\nhint: there is no such home folder\n",
+        ),
         (["-f", "."], 3, "error: .: is a directory\n"),
         (["-m", "small.pth"], 4, "error: small.pth is a checkpoint, not a model file\n"),
     ],
