@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -198,6 +199,51 @@ def test_a_broken_connection_is_taken_up_again_at_once(hub: Hub, client: Client)
     assert ranges[1] is not None and int(ranges[1].removeprefix("bytes=").rstrip("-")) >= 10 * MB
 
 
+def impatient(client: Client, *args: str) -> Outcome:
+    """The command without the library's pauses between two attempts."""
+    program = (
+        "import time, sys; time.sleep = lambda s: None; from rwkvcli.cli.app import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, *args],
+        env={**environment(), **client.env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def test_a_link_that_keeps_dropping_gets_on(hub: Hub, client: Client) -> None:
+    file = HubFile(DATA[: 3 * MB], stop_after=MB // 2)
+    hub.repos["a/b"] = Repo({"m.pth": file})
+    done = impatient(client, "pull", "a/b:m.pth")
+    assert (done.code, done.err) == (0, "")
+    assert client.path("a/b", "m.pth").read_bytes() == file.data
+    asked = [request.range for request in hub.requests if request.path.startswith("/cdn/")]
+    begins = [int(each.removeprefix("bytes=").rstrip("-")) for each in asked if each]
+    assert begins == sorted(set(begins)) and begins[0] > MB // 4
+
+
+def test_a_download_that_ends_early_is_called_so(hub: Hub, client: Client) -> None:
+    hub.repos["a/b"] = Repo({"m.pth": HubFile(SMALL, stop_after=1000)})
+    assert impatient(client, "pull", "a/b:m.pth") == Outcome(
+        3, "", "error: a/b:m.pth: the download ended early\nhint: run the same command to resume it\n"
+    )
+
+
+def test_a_cache_that_cannot_be_used_is_not_blamed_on_the_network(hub: Hub, client: Client) -> None:
+    hub.repos["a/b"] = Repo({"m.pth": HubFile(SMALL)})
+    (client.home / "file").touch()
+    done = client("pull", "a/b:m.pth", HF_HOME=str(client.home / "file"))
+    assert (done.code, done.out) == (1, "")
+    assert re.fullmatch(
+        rf"error: {re.escape(str(client.home))}/file\S*: (not a directory|file exists)\n"
+        r"hint: HF_HOME names another folder for downloads\n",
+        done.err,
+    )
+
+
 @pytest.mark.parametrize("ignores_range", [False, True])
 def test_an_interrupted_download_goes_on_with_the_next_command(
     hub: Hub, client: Client, ignores_range: bool
@@ -266,7 +312,10 @@ def test_a_disk_without_room(hub: Hub, client: Client) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (5, b"")
-    assert done.stderr == b"error: a/b:m.pth: the disk is full\nhint: HF_HOME names another folder\n"
+    assert (
+        done.stderr
+        == b"error: a/b:m.pth: the disk is full\nhint: HF_HOME names another folder for downloads\n"
+    )
 
 
 def test_two_at_once_download_it_once(hub: Hub, client: Client) -> None:
