@@ -67,6 +67,10 @@ def _process(declared: _Declared, ctx: Any, value: Any) -> Any:
         try:
             value = _convert(value, kind, info)
         except ValueError as why:
+            source = ctx.get_parameter_source(param.name)
+            if getattr(source, "name", "") == "ENVIRONMENT":  # nobody typed the flag
+                hint = f"environment variable {param.envvar}"
+                raise typer.BadParameter(f"`{value}` is {why}", ctx=ctx, param_hint=hint) from None
             raise typer.BadParameter(f"`{value}` is {why}", ctx=ctx, param=param) from None
     if param.callback is not None:
         value = param.callback(ctx, param, value)

@@ -162,10 +162,18 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(hub: Hub, client: Client) ->
 
 def test_offline(hub: Hub, client: Client, pth: Path) -> None:
     hub.repos["a/b"] = Repo({"small.pth": HubFile(pth.read_bytes())})
-    for args, env in ((["--offline"], {}), ([], {"HF_HUB_OFFLINE": "1"}), ([], {"RWKV_OFFLINE": "1"})):
-        done = client(*args, "pull", "a/b:small.pth", **env)
-        assert (done.code, done.out) == (3, "")
-        assert done.err.startswith("error: a/b:small.pth is not on this machine, and the network is off\n")
+    for args, env, hint in (
+        (["--offline"], {}, "without --offline"),
+        ([], {"HF_HUB_OFFLINE": "1"}, "unset HF_HUB_OFFLINE"),
+        ([], {"RWKV_OFFLINE": "1"}, "unset RWKV_OFFLINE"),
+    ):
+        for verb in ("pull", "show"):
+            assert client(*args, verb, "a/b:small.pth", **env) == Outcome(
+                3,
+                "",
+                "error: a/b:small.pth is not on this machine, and the network is off\n"
+                f"hint: {hint}: `rwkv pull a/b:small.pth`\n",
+            )
     assert hub.requests == []
     assert client("pull", "a/b:small.pth").code == 0
     hub.requests.clear()
