@@ -21,6 +21,7 @@ import numpy as np
 
 from quant.arch import Arch
 from quant.arrays import F32, Array, round_up
+from quant.atomic import new_file
 from quant.checkpoints import Checkpoint
 from quant.codecs import decode, floats
 from quant.container.header import FORMAT, FORMAT_VERSION, TOKENIZER_TENSOR, Entry, dumps
@@ -31,11 +32,13 @@ from quant.formats import ENCODINGS, KN, parts_of, stored_name
 from quant.methods import STATISTICS, Encoder
 from quant.metrics import ClassReport, Loss, TensorReport, by_class, json_bound, measure, to_json
 from quant.recipe import Plan, Planned, make_plan
-from quant.sources import Source, source_of
+from quant.sources import Source, source_of, told_name
 
 BLOCK = 1 << 23
 """Weights of a tensor that are read and encoded together, where rows allow it (32 MB in float32)."""
 SHA256_DIGITS = 64
+SOURCE_ITSELF = "the source itself"
+"""What the source is called where writing over it is refused."""
 
 
 class Progress(NamedTuple):
@@ -83,15 +86,16 @@ def quantize(
     `tokenizer_json`: contents of a tokenizer.json to embed; without it, the vocabulary's size decides.
     `template`: id of the chat template; None for the source's, or none.
     `group_norm_eps`: None for the source's, or the usual 64e-5. `ffn_value`: "auto", "tile" or "kn". `force`:
-    replace an existing file. `should_stop` is asked between blocks.
+    replace an existing file; where `out_path` is a link, what it leads to. `should_stop` is asked between
+    blocks.
 
-    Raises InvalidRequest (a quantized source, OUT is SRC, OUT exists, bad options), FormatError (NaN or
-    infinite weights, values past float16), NoSpace, Cancelled. In all cases an existing `out_path` is left as
-    it was.
+    Raises InvalidRequest (a quantized source, OUT is SRC, OUT exists or is no regular file, bad options),
+    FormatError (NaN or infinite weights, values past float16), NoSpace, Cancelled. In all cases an existing
+    `out_path` is left as it was.
     """
     weights = source_of(source)
     out = Path(out_path)
-    _check_out(weights.path, out, force)
+    final = new_file(out, force=force, kept={SOURCE_ITSELF: weights.path})
     plan = make_plan(weights.arch, kind, ffn_value=ffn_value)
     lossy = any(ENCODINGS[item.encoding].quantized for item in plan.values())
     tokenizer, tokenizer_bytes = _tokenizer(weights, tokenizer_json)
@@ -117,9 +121,9 @@ def quantize(
     ]
     if tokenizer_bytes is not None:
         entries.append(Entry(TOKENIZER_TENSOR, "U8", (len(tokenizer_bytes),)))
-    reserve = json_bound(plan) + 6 * len(weights.path.name.encode()) + 4096
+    reserve = json_bound(plan) + 6 * len(told_name(weights.path).encode()) + 4096
     progress = _Watch(plan, on_progress, should_stop)
-    with _Provenance(weights) as provenance, ContainerWriter(out, entries, metadata, reserve) as writer:
+    with _Provenance(weights) as provenance, ContainerWriter(final, entries, metadata, reserve) as writer:
         reports = [
             _tensor(weights, name, item, encoder=encoder, writer=writer, progress=progress)
             for name, item in plan.items()
@@ -248,20 +252,6 @@ class _Provenance:
     ) -> None:
         self._quit.set()
         self._thread.join()
-
-
-def _check_out(source: Path, out: Path, force: bool) -> None:
-    if out.is_dir():
-        raise InvalidRequest(f"{out} is a folder", hint="Name a file with -o.")
-    if not out.parent.is_dir():
-        raise InvalidRequest(
-            f"the folder {out.parent} does not exist", hint="Make it first, or choose another with -o."
-        )
-    if out.exists():
-        if out.samefile(source):
-            raise InvalidRequest(f"{out} is the source itself", hint="Choose another file with -o.")
-        if not force:
-            raise InvalidRequest(f"{out} exists already", hint="Use --force to replace it.")
 
 
 def _epsilon(source: Source, wanted: float | None) -> float | None:

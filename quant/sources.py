@@ -103,7 +103,7 @@ class CheckpointSource:
         except _Stopped:
             digest = ""
         dtype = self._checkpoint.dtype(self._largest().source)
-        return {"file": self.path.name, "bytes": self.file_size, "sha256": digest, "dtype": dtype}
+        return {"file": told_name(self.path), "bytes": self.file_size, "sha256": digest, "dtype": dtype}
 
     def _raw(self, source: str) -> Array:
         """The stored tensor; kept until another is asked for, since reading may copy."""
@@ -149,6 +149,11 @@ class ModelSource:
 
 class _Stopped(Exception):
     """Hashing was told to stop."""
+
+
+def told_name(path: Path) -> str:
+    """The file's name for metadata: what is not UTF-8 in it is replaced, whatever the locale."""
+    return os.fsencode(path.name).decode("utf-8", "replace")
 
 
 def _is_model(path: str | os.PathLike[str]) -> bool:

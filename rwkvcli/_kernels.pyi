@@ -21,7 +21,7 @@ class State:
 class Model:
     def __init__(
         self,
-        path: str,
+        path: str | bytes,
         config: dict[str, Any],
         tensors: Sequence[tuple[str, str, str, list[int], Sequence[tuple[str, int, int]]]],
         threads: int,

@@ -11,8 +11,9 @@
 | 124 | it took longer than --timeout allows |
 | 130 | interrupted |
 
-A closed stdout ends the process by SIGPIPE, with nothing on stderr. Everything but the standard library is
-imported inside `main`, so that Ctrl-C in the middle of an import is handled too.
+A closed stdout ends the process by SIGPIPE, with nothing on stderr; a closed stderr changes nothing.
+Everything but the standard library is imported inside `main`, so that Ctrl-C in the middle of an import is
+handled too.
 """
 
 from __future__ import annotations
@@ -21,14 +22,21 @@ import errno
 import os
 import signal
 import sys
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from rwkvcli.cli.signals import die_by_sigpipe, discard_stdout, end_tidily, interrupt_once
+from rwkvcli.cli.signals import die_by_sigpipe, discard, end_tidily, interrupt_once
+
+if TYPE_CHECKING:
+    from rwkvcli.cli.settings import Settings
 
 UNEXPECTED = 1
 USAGE = 2
 RESOURCES = 5
 INTERRUPTED = 130
+
+LONGEST = 300
+"""Characters of an unexpected error that are shown; -v shows the rest."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -36,8 +44,8 @@ def main(args: list[str] | None = None) -> int:
     previous = interrupt_once()
     end_tidily()
     try:
-        words = sys.argv[1:] if args is None else args
-        return _finish(_run(words), words)
+        line = _Line(sys.argv[1:] if args is None else args)
+        return _finish(_run(line), line)
     except KeyboardInterrupt:  # between the handlers of _run
         return INTERRUPTED
     finally:
@@ -46,12 +54,24 @@ def main(args: list[str] | None = None) -> int:
             signal.signal(signal.SIGINT, previous if args is not None else signal.SIG_DFL)
 
 
-def _run(args: list[str]) -> int:
+@dataclass
+class _Line:
+    """The command line, and what the global options say once it is understood."""
+
+    words: list[str]
+    settings: Settings | None = None
+
+    def understood(self, settings: Settings) -> None:
+        """Called when all of it was parsed."""
+        self.settings = settings
+
+
+def _run(line: _Line) -> int:
     try:
         _prepare_streams()
         from rwkvcli.cli.root import run
 
-        return run(args)
+        return run(line.words, line.understood)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -59,7 +79,7 @@ def _run(args: list[str]) -> int:
         return INTERRUPTED
     except Exception as error:
         interruption = _interruption(error)
-        return _report(error, args) if interruption is None else interruption
+        return _report(error, line) if interruption is None else interruption
 
 
 def _interruption(error: BaseException | None) -> int | None:
@@ -77,20 +97,27 @@ def _interruption(error: BaseException | None) -> int | None:
     return None
 
 
-def _report(error: Exception, args: list[str]) -> int:
+def _report(error: Exception, line: _Line) -> int:
     """Print `error` as one line (and a hint), and return its exit code."""
-    from rwkvcli.cli.console import asked_color, print_error, print_usage_error
+    from rwkvcli.cli.console import (
+        asked_color,
+        asked_verbose,
+        print_error,
+        print_usage_error,
+        write_error_stream,
+    )
 
-    color = asked_color(args)
-
+    said = line.settings
+    color = said.color if said is not None else asked_color(line.words)
+    verbose = said.verbose if said is not None else asked_verbose(line.words)
     code = getattr(error, "exit_code", None)
     if hasattr(error, "format_message"):  # Typer's own errors, under whichever name this version keeps them
         print_usage_error(error.format_message(), getattr(error, "ctx", None), color)
         return code if isinstance(code, int) else USAGE
-    if _wants_traceback(args):
+    if verbose:
         import traceback
 
-        traceback.print_exception(error)
+        write_error_stream("".join(traceback.format_exception(error)))
     hint = getattr(error, "hint", None)
     if isinstance(code, int):  # rwkvcli.errors.RwkvError, quant.errors.QuantError
         print_error(str(error), hint, color)
@@ -105,8 +132,9 @@ def _report(error: Exception, args: list[str]) -> int:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM)
             else UNEXPECTED
         )
+    message = f"unexpected {type(error).__name__}" + (f": {error}" if str(error) else "")
     print_error(
-        f"unexpected {type(error).__name__}: {error}" if str(error) else f"unexpected {type(error).__name__}",
+        message if len(message) <= LONGEST else message[: LONGEST - 1] + "…",
         "this is a bug: run it again with -v and report what it prints",
         color,
     )
@@ -118,13 +146,6 @@ def _describe(error: OSError) -> str:
     reason = (error.strerror or str(error) or type(error).__name__).lower()
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
     return f"{name}: {reason}" if name else reason
-
-
-def _wants_traceback(args: list[str]) -> bool:
-    """Whether -v was given; the arguments may be ones that could not be parsed."""
-    return os.environ.get("RWKV_VERBOSE", "") not in ("", "0") or any(
-        arg in ("-v", "--verbose") for arg in args
-    )
 
 
 def _prepare_streams() -> None:
@@ -142,7 +163,7 @@ def _prepare_streams() -> None:
             reconfigure(errors="replace")
 
 
-def _finish(code: int, args: list[str]) -> int:
+def _finish(code: int, line: _Line) -> int:
     """Flush stdout while an error can still be told."""
     if sys.stdout is None:
         return code
@@ -151,6 +172,6 @@ def _finish(code: int, args: list[str]) -> int:
     except BrokenPipeError:
         die_by_sigpipe()
     except OSError as error:
-        code = _report(error, args) if code == 0 else code
-        discard_stdout()
+        code = _report(error, line) if code == 0 else code
+        discard(sys.stdout)
     return code

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 from rwkvcli.cli.settings import Color, Settings
+from rwkvcli.cli.signals import discard
 
 _BOLD_RED = "\x1b[1;31m"
 _BOLD = "\x1b[1m"
@@ -79,16 +81,14 @@ class Console:
 
 
 def write_error_stream(text: str) -> None:
-    """Write to stderr; where that cannot be written to, there is nobody to tell."""
+    """Write to stderr. Where that cannot be written to there is nobody to tell, and the work goes on."""
     if sys.stderr is None:
         return
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
-    except BrokenPipeError:
-        raise
     except OSError:
-        pass
+        discard(sys.stderr)
 
 
 def print_error(message: str, hint: str | None = None, color: Color = Color.auto) -> None:
@@ -125,11 +125,26 @@ def harmless(text: str) -> str:
 
 
 def asked_color(args: list[str]) -> Color:
-    """What --color or RWKV_COLOR say, for errors in a command line that may not have been understood."""
+    """What --color or RWKV_COLOR say, for errors in a command line that was not understood."""
     choice = os.environ.get("RWKV_COLOR", "auto")
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    options = _options(args)
+    for arg, following in zip(options, [*options[1:], ""], strict=True):
         if arg == "--color":
             choice = following
         elif arg.startswith("--color="):
             choice = arg.partition("=")[2]
     return Color(choice) if choice in list(Color) else Color.auto
+
+
+def asked_verbose(args: list[str]) -> bool:
+    """What -v or RWKV_VERBOSE say, for errors before the command line was understood."""
+    from rwkvcli.cli.parsing import says_yes
+
+    if says_yes(os.environ.get("RWKV_VERBOSE", "")):
+        return True
+    return any(re.fullmatch("--verbose|-q*v[qv]*", arg) for arg in _options(args))
+
+
+def _options(args: list[str]) -> list[str]:
+    """The part of a command line in which options can be: what stands before `--`."""
+    return args[: args.index("--")] if "--" in args else args

@@ -156,7 +156,10 @@ def with_settings(function: Callable[..., None] | None = None, *, stored: bool =
             source: Any = ctx.get_parameter_source(name)
             if source is not None and source.name == "DEFAULT":
                 values[name] = defaults[name]
-        function(settings=Settings(**chosen), **values)
+        settings = Settings(**chosen)
+        if ctx.obj is not None:
+            ctx.obj(settings)
+        function(settings=settings, **values)
 
     # Evaluated against the verb's own module, where its annotations were written.
     own = inspect.signature(function, eval_str=True).parameters.values()

@@ -21,6 +21,11 @@ _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off", "")
 
 
+def says_yes(text: str) -> bool:
+    """Whether the value of an environment variable switches a flag on; for one that may be nonsense."""
+    return text.lower() not in _FALSE
+
+
 class _Declared(NamedTuple):
     """A parameter, how Typer would process it, its type, and Typer's info with the bounds."""
 
@@ -62,6 +67,10 @@ def _process(declared: _Declared, ctx: Any, value: Any) -> Any:
         try:
             value = _convert(value, kind, info)
         except ValueError as why:
+            source = ctx.get_parameter_source(param.name)
+            if getattr(source, "name", "") == "ENVIRONMENT":  # nobody typed the flag
+                hint = f"environment variable {param.envvar}"
+                raise typer.BadParameter(f"`{value}` is {why}", ctx=ctx, param_hint=hint) from None
             raise typer.BadParameter(f"`{value}` is {why}", ctx=ctx, param=param) from None
     if param.callback is not None:
         value = param.callback(ctx, param, value)

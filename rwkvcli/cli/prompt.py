@@ -64,6 +64,8 @@ def _read_stdin(keep_newline: bool, asked: bool = False) -> bytes:
 def _read_file(name: str, keep_newline: bool) -> bytes:
     try:
         return normalized(Path(name).expanduser().read_bytes(), keep_newline)
+    except RuntimeError:  # expanduser's
+        raise SourceNotFound(f"{name}: there is no such home folder") from None
     except OSError as error:
         raise SourceNotFound(
             f"{name}: {(error.strerror or str(error)).lower()}", hint="-f takes a file to read text from"

@@ -62,7 +62,7 @@ def quantize(
     out: Annotated[
         str | None, typer.Option("-o", "--out", metavar="OUT", help="Default: ./<name>-<format>.safetensors.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT and the report if they exist.")] = False,
     gn_eps: Annotated[
         float | None, typer.Option("--gn-eps", metavar="X", help="Epsilon of the group norm; default: 64e-5.")
     ] = None,
@@ -76,7 +76,7 @@ def quantize(
     ffn_value: Annotated[
         FfnValue, typer.Option("--ffn-value", metavar="LAYOUT", help="Layout of ffn.value: auto, tile or kn.")
     ] = FfnValue.auto,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell sizes; write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell sizes; write no model.")] = False,
     report: Annotated[
         str | None, typer.Option("--report", metavar="FILE", help="Write what it cost, by tensor, as JSON.")
     ] = None,
@@ -91,6 +91,9 @@ def quantize(
         raise Misuse("no SRC: name a checkpoint, for example `model.pth`")
     if to is None:
         raise Misuse("no format: give one, for example `--to int4`")
+    for name, flag in ((out, "-o"), (report, "--report")):
+        if name == "-":
+            raise Misuse(f"{flag} takes a file, and stdout is none (`./-` is a file of that name)")
     from rwkvcli.cli.download import model_file
     from rwkvcli.cli.render import QuantizationBar, loss_table
     from rwkvcli.services import quantization
@@ -98,11 +101,15 @@ def quantize(
     console = Console(settings)
     path = model_file(console, source).path
     target = Path(out) if out is not None else quantization.default_output(path, to.value)
+    tokenizer_path = Path(tokenizer) if tokenizer is not None else None
+    report_path = Path(report) if report is not None else None
+    quantization.check_files(path, target, tokenizer=tokenizer_path, report=report_path, force=force)
     with quantization.open_source(path) as opened:
         if dry_run:
-            _tell_forecast(
-                console, target, quantization.forecast(opened, to.value, ffn_value=ffn_value.value)
-            )
+            found = quantization.forecast(opened, to.value, ffn_value=ffn_value.value)
+            if report_path is not None:
+                quantization.write_report(report_path, {"path": str(target), **found.to_json()})
+            _tell_forecast(console, target, found, told=report_path is not None)
             return
         with held_signals() as should_stop:
             with QuantizationBar(console) as bar:
@@ -111,7 +118,7 @@ def quantize(
                     target,
                     to.value,
                     threads=settings.threads,
-                    tokenizer=Path(tokenizer) if tokenizer is not None else None,
+                    tokenizer=tokenizer_path,
                     template=template,
                     group_norm_eps=gn_eps,
                     ffn_value=ffn_value.value,
@@ -119,10 +126,13 @@ def quantize(
                     on_progress=bar.update,
                     should_stop=should_stop,
                 )
-            # the file is in its place: what is left is to say so
-            if report is not None:
-                _write_report(Path(report), quantization.report(result))
-            console.line(json.dumps(quantization.report(result)) if settings.json else str(result.path))
+            # the file is in its place: what is left is to say so, whatever becomes of the report
+            lost = quantization.report(result)
+            try:
+                if report_path is not None:
+                    quantization.write_report(report_path, lost)
+            finally:
+                console.line(json.dumps(lost) if settings.json else str(result.path))
             console.note(loss_table(console, result.classes))
             console.note(_summary(result))
 
@@ -135,7 +145,8 @@ def _summary(result: Result) -> str:
     return f'{sizes}; try: rwkv generate -m {shlex.quote(str(result.path))} "Once upon a time"'
 
 
-def _tell_forecast(console: Console, target: Path, found: Forecast) -> None:
+def _tell_forecast(console: Console, target: Path, found: Forecast, told: bool) -> None:
+    """What would be made; `told`: the report was written all the same."""
     from rwkvcli.cli.render import size
 
     if console.settings.json:
@@ -144,8 +155,5 @@ def _tell_forecast(console: Console, target: Path, found: Forecast) -> None:
     console.line(f"{target}: RWKV-{found.version}, {found.parameters:,} parameters")
     for name, (weights, nbytes) in found.classes.items():
         console.line(f"  {name:<9} {weights:>15,} weights {8 * nbytes / weights:6.2f} bits {size(nbytes):>9}")
-    console.line(f"{size(found.source_bytes)} -> about {size(found.nbytes)}; nothing was written")
-
-
-def _write_report(path: Path, report: object) -> None:
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    written = "nothing but the report" if told else "nothing"
+    console.line(f"{size(found.source_bytes)} -> about {size(found.nbytes)}; {written} was written")

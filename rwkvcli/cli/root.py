@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+from rwkvcli.cli.console import write_error_stream
 from rwkvcli.cli.helptext import Page, VerbCommand
 from rwkvcli.cli.options import with_root_options
 from rwkvcli.cli.parsing import convert_plainly
+from rwkvcli.cli.settings import Settings
 
 VERBS = {
     "generate": "Continue a text with a model.",
@@ -78,7 +81,7 @@ def _root(ctx: typer.Context) -> None:
     can also be set by the environment variable in brackets, or for good by `rwkv config`.
     """
     if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help(), err=True)
+        write_error_stream(ctx.get_help() + "\n")
         raise typer.Exit(2)
 
 
@@ -97,11 +100,14 @@ def program() -> Any:
     return convert_plainly(typer.main.get_command(app), _root)
 
 
-def run(args: list[str]) -> int:
-    """Parse and run `args`. Errors come out as exceptions; `app.main` turns them into text."""
+def run(args: list[str], understood: Callable[[Settings], None] | None = None) -> int:
+    """Parse and run `args`. Errors come out as exceptions; `app.main` turns them into text.
+
+    `understood` is called with the global options when all is parsed, before the verb begins.
+    """
     command = program()
     try:
-        with command.make_context("rwkv", list(args)) as ctx:
+        with command.make_context("rwkv", list(args), obj=understood) as ctx:
             command.invoke(ctx)
     except typer.Exit as end:
         return end.exit_code

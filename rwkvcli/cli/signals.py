@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -120,14 +121,20 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 
 def die_by_sigpipe() -> None:
     """End the process the way a C program ends when the reader of its output has gone."""
-    discard_stdout()
+    discard(sys.stdout)
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGPIPE)
 
 
-def discard_stdout() -> None:
-    """Point stdout at nothing, so that the interpreter's own flush at exit finds no error to print."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 1)
-    os.close(devnull)
+def discard(stream: TextIO | None) -> None:
+    """Point stdout or stderr at nothing, so that the interpreter's own flush at exit finds no error to print,
+    nor to turn into an exit code."""
+    try:
+        number = stream.fileno() if stream is not None else -1
+    except (OSError, ValueError):
+        return
+    if number >= 0:
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, number)
+        os.close(devnull)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,8 @@ class NativeModel:
             for name, plan in file.plan.items()
         ]
         try:
-            self._model = _kernels.Model(str(file.path), config, tensors, threads, level)
+            path = os.fsencode(file.path)  # as str, it would have to be UTF-8
+            self._model = _kernels.Model(path, config, tensors, threads, level)
         except _kernels.FormatError as e:
             raise FormatError(str(e)) from None
         except _kernels.DeviceError as e:

@@ -43,7 +43,7 @@ class State:
     def save(self, path: str | Path) -> None:
         """Write the state to one safetensors file. An interrupted save leaves what was there before.
 
-        Raises OSError when the folder cannot be written.
+        Raises OSError when the folder cannot be written, and UsageError for a path that is no regular file.
         """
         from safetensors.numpy import save
 

@@ -26,6 +26,8 @@ Progress = Callable[[int, int], None]
 """Called with the bytes that are here and the bytes in all."""
 
 _CHUNK = 1 << 20
+_NETWORK_CHUNK = 1 << 17
+"""Bytes that are written at a time. What has not filled one is lost when a connection breaks."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -105,8 +107,16 @@ def _fetch(url: str, blob: Path, size: int | None, name: str, on_progress: Progr
                 file.truncate(0)
                 have = 0
             _check_room(partial.parent, (size or 0) - have, name)
-            counted = _Counted(file, on_progress, size or 0)
-            http_get(url, counted, resume_size=have, headers=build_hf_headers(), expected_size=size)  # type: ignore[arg-type]
+            counted = _Counted(file, partial, on_progress, size or 0)
+            try:
+                with _small_chunks():
+                    http_get(url, counted, resume_size=have, headers=build_hf_headers(), expected_size=size)  # type: ignore[arg-type]
+            except Exception as error:
+                if _is_local(error) or not (counted.grew or _ended_early(error)):
+                    raise
+                raise NetworkError(
+                    f"{name}: the download ended early", hint="run the same command to resume it"
+                ) from error
             file.flush()
             os.fsync(file.fileno())
         if not _is_intact(partial, blob.name):
@@ -121,14 +131,21 @@ def _fetch(url: str, blob: Path, size: int | None, name: str, on_progress: Progr
 class _Counted:
     """A file that is appended to, and tells how far it is. Has what the library's `http_get` uses."""
 
-    def __init__(self, file: IO[bytes], on_progress: Progress, total: int) -> None:
+    def __init__(self, file: IO[bytes], path: Path, on_progress: Progress, total: int) -> None:
         self._file = file
+        self._path = path
+        self.grew = False
         self._on_progress = on_progress
         self._total = total
         on_progress(file.tell(), total)
 
     def write(self, data: bytes) -> int:
-        written = self._file.write(data)
+        try:
+            written = self._file.write(data)
+        except OSError as error:  # of the disk; those of the network name no file
+            error.filename = str(self._path)
+            raise
+        self.grew = True
         self._on_progress(self._file.tell(), self._total)
         return written
 
@@ -143,6 +160,39 @@ class _Counted:
 
     def flush(self) -> None:
         self._file.flush()
+
+
+@contextlib.contextmanager
+def _small_chunks() -> Iterator[None]:
+    """The library reads 10 MB before it writes any of it: a link that drops sooner would never get on."""
+    from huggingface_hub import constants
+
+    before = constants.DOWNLOAD_CHUNK_SIZE
+    constants.DOWNLOAD_CHUNK_SIZE = _NETWORK_CHUNK
+    try:
+        yield
+    finally:
+        constants.DOWNLOAD_CHUNK_SIZE = before
+
+
+def _ended_early(error: BaseException | None) -> bool:
+    """Whether the connection was closed inside the file: httpx's and requests' ways to say so."""
+    while error is not None:
+        if type(error).__name__ in ("RemoteProtocolError", "ChunkedEncodingError", "IncompleteRead"):
+            return True
+        if "Consistency check failed" in str(error):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _is_local(error: BaseException) -> bool:
+    """Whether it is about a file of this machine: errors of the network have no file's name."""
+    from huggingface_hub import errors
+
+    if not isinstance(error, OSError) or isinstance(error, errors.HTTPError):
+        return False
+    return error.errno in _FULL or error.filename is not None
 
 
 def _silent(_done: int, _total: int) -> None:
@@ -215,11 +265,17 @@ def _as_our_errors(reference: Reference) -> Iterator[None]:
     except RwkvError:
         raise
     except (errors.HTTPError, OSError, errors.HFValidationError, errors.EntryNotFoundError) as error:
-        if isinstance(error, OSError) and not isinstance(error, errors.HTTPError) and error.errno in _FULL:
-            raise NoSpace(f"{reference}: the disk is full", hint="HF_HOME names another folder") from error
-        if isinstance(error, PermissionError):
-            raise
+        if isinstance(error, OSError) and _is_local(error):
+            raise _of_the_disk(error, reference) from error
         raise _translated(error, reference) from error
+
+
+def _of_the_disk(error: OSError, reference: Reference) -> RwkvError:
+    hint = "HF_HOME names another folder for downloads"
+    if error.errno in _FULL:
+        return NoSpace(f"{reference}: the disk is full", hint=hint)
+    reason = (error.strerror or str(error)).lower()
+    return RwkvError(f"{os.fsdecode(error.filename)}: {reason}", hint=hint)
 
 
 def _translated(error: Exception, reference: Reference) -> RwkvError:
@@ -255,10 +311,6 @@ def _translated(error: Exception, reference: Reference) -> RwkvError:
         )
     if status is not None:
         return NetworkError(f"the Hub answered {status} for {reference}", hint="try again later")
-    if "Consistency check failed" in str(error):
-        return NetworkError(
-            f"{reference}: the download ended early", hint="run the same command to resume it"
-        )
     return NetworkError(
         f"{_endpoint()} cannot be reached: {_reason(error)}",
         hint="check the connection; what was downloaded so far is kept",

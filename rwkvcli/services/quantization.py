@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,6 +63,33 @@ class NativeEncoder:
 def default_output(source: Path, kind: str) -> Path:
     """`./<stem>-<kind>.safetensors`."""
     return Path(f"{source.stem}-{kind}.safetensors")
+
+
+def check_files(
+    source: Path, out: Path, *, tokenizer: Path | None = None, report: Path | None = None, force: bool = False
+) -> None:
+    """Refuse an OUT or a report that would replace what is to be kept, before any work.
+
+    Raises UsageError: one of them is the source, the tokenizer or the other, exists (unless `force`), is no
+    regular file, or lies in no folder.
+    """
+    from quant.atomic import new_file
+    from quant.pipeline import SOURCE_ITSELF
+
+    kept = {SOURCE_ITSELF: source}
+    if tokenizer is not None:
+        kept["the tokenizer"] = tokenizer
+    new_file(out, force=force, kept=kept)
+    if report is not None:
+        new_file(report, force=force, kept={**kept, "the model file": out})
+
+
+def write_report(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` as JSON to `path`, whole or not at all. Raises OSError."""
+    from quant.atomic import whole_file
+
+    with whole_file(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 def quantize(

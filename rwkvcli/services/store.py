@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def find_model(
     if offline or hub.is_offline():
         raise NetworkError(
             f"{parsed} is not on this machine, and the network is off",
-            hint=f"without --offline: `rwkv pull {parsed}`",
+            hint=f"{_what_is_off(offline)}: `rwkv pull {parsed}`",
         )
     if not may_download:
         raise ModelNotFound(f"{parsed} is not on this machine", hint=f"download it with `rwkv pull {parsed}`")
@@ -92,7 +93,7 @@ def pull(name: str, *, offline: bool = False, on_progress: Progress | None = Non
     from rwkvcli.services import hub
 
     if offline or hub.is_offline():
-        return find_model(name, offline=True)
+        return find_model(name, offline=offline)
     if parsed.file is None:
         files = hub.list_files(parsed)
         candidates = [file for file in files if file.endswith(SUFFIXES)]
@@ -105,6 +106,13 @@ def pull(name: str, *, offline: bool = False, on_progress: Progress | None = Non
     return LocalModel(hub.download(parsed, on_progress), name, parsed)
 
 
+def _what_is_off(offline: bool) -> str:
+    """How to switch the network on again; `offline`: the caller asked for it to be off."""
+    if not offline:
+        return "unset HF_HUB_OFFLINE"
+    return "unset RWKV_OFFLINE" if os.environ.get("RWKV_OFFLINE") else "without --offline"
+
+
 def parse(name: str) -> Path | Reference:
     """The path or the Hub reference that `name` stands for.
 
@@ -115,7 +123,10 @@ def parse(name: str) -> Path | Reference:
         return _alias(name)
     if not name:
         raise ModelNotFound("the name of the model is empty")
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # ~nobody, or ~ of a user without a home
+        raise ModelNotFound(f"{name} does not exist", hint="there is no such home folder") from None
     try:
         if path.is_dir() and not _REFERENCE.fullmatch(name):
             raise ModelNotFound(f"{name} is a folder", hint="name the model file inside it")

@@ -7,13 +7,15 @@ import math
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runner import Terminal, environment, rwkv, start
+from cli_runner import RWKV, Terminal, environment, rwkv, start
 
+from quant.container.reader import ModelFile
 from rwkvcli import Model
 
 SHORT = ["--max-tokens", "8", "--seed", "7"]
@@ -188,6 +190,27 @@ def test_an_argument_is_its_bytes_in_any_locale(folder: Path) -> None:
     assert done.out == generated(folder / "small.safetensors", "Über é 日本".encode())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes there")
+@pytest.mark.parametrize("env", [{}, {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+@pytest.mark.parametrize("name", [b"\xff-latin-\xe9", "é-日本".encode()])
+def test_file_names_are_bytes(folder: Path, name: bytes, env: dict[str, str]) -> None:
+    source = Path(os.fsdecode(name + b".pth"))
+    made = os.fsdecode(name + b"-int8.safetensors")
+    (folder / "small.pth").rename(folder / source)
+    args = ["quantize", source, "--to", "int8", "--report", os.fsdecode(name)]
+    done = subprocess.run(
+        [*RWKV, *args], cwd=folder, env=environment(**env), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, os.fsencode(made) + b"\n"), done.stderr
+    with ModelFile.open(folder / made) as file:
+        assert file.source["file"] == (name + b".pth").decode("utf-8", "replace")
+    for verb in (["show", made], ["generate", "-m", made, *SHORT, "hello"]):
+        used = rwkv(*verb, cwd=folder, env=env)
+        assert (used.code, used.err) == (0, "")
+    gone = rwkv("generate", "-m", os.fsdecode(name), "hello", cwd=folder, env=env)
+    assert gone.code == 4
+
+
 def test_json(folder: Path) -> None:
     done = rwkv("generate", "-m", "small.safetensors", *SHORT, "--json", "hello", cwd=folder)
     assert (done.code, done.err) == (0, "")
@@ -271,6 +294,12 @@ def test_threads_change_nothing(folder: Path) -> None:
         ),
         (["--device", "cuda"], 5, "error: this build has no CUDA kernels\n"),
         (["-f", "nowhere.txt"], 3, "error: nowhere.txt: no such file or directory\n"),
+        (["-f", "~no-such-user/x.txt"], 3, "error: ~no-such-user/x.txt: there is no such home folder\n"),
+        (
+            ["-m", "~no-such-user/x.pth"],
+            3,
+            "error: ~no-such-user/x.pth does not exist\nhint: there is no such home folder\n",
+        ),
         (["-f", "."], 3, "error: .: is a directory\n"),
         (["-m", "small.pth"], 4, "error: small.pth is a checkpoint, not a model file\n"),
     ],

@@ -138,7 +138,11 @@ def test_options_work_before_and_after_the_verb_and_beat_the_environment(model: 
     assert rwkv("show", "--json", env={"RWKV_MODEL": str(model)}) == as_json
     wrong = rwkv("show", model, env={"RWKV_THREADS": "two"})
     assert (wrong.code, wrong.out) == (2, "")
-    assert "`two` is not a whole number" in wrong.err
+    assert (
+        "error: invalid value for environment variable RWKV_THREADS: `two` is not a whole number\n"
+        in wrong.err
+    )
+    assert "--threads" not in wrong.err
 
 
 def test_python_m_is_the_command() -> None:

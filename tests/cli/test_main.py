@@ -56,6 +56,7 @@ def caused(by: BaseException) -> ImportError:
         (caused(KeyboardInterrupt()), 130, ""),
         (caused(SystemExit(143)), 143, ""),
         (RuntimeError("odd"), 1, "error: unexpected RuntimeError: odd\n"),
+        (RuntimeError("x" * 20_000), 1, "error: unexpected RuntimeError: " + "x" * 274 + "…\n"),
         (caused(ValueError("odd")), 1, "error: unexpected ImportError: initialization failed\n"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
@@ -67,7 +68,7 @@ def test_errors_become_text_and_a_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(_args: list[str]) -> int:
+    def fail(*_args: object) -> int:
         raise error
 
     monkeypatch.setattr(rwkvcli.cli.root, "run", fail)
@@ -87,3 +88,42 @@ def test_the_callers_signal_handler_comes_back(capsys: pytest.CaptureFixture[str
     assert main(["--version"]) == 0
     assert signal.getsignal(signal.SIGINT) is before
     assert capsys.readouterr().out.startswith("rwkv ")
+
+
+@pytest.mark.parametrize(
+    ("args", "variable", "wanted"),
+    [
+        (["show", "nowhere.pth"], "", False),
+        (["show", "nowhere.pth"], "0", False),
+        (["show", "nowhere.pth"], "false", False),
+        (["show", "nowhere.pth"], "No", False),
+        (["show", "nowhere.pth"], "yes", True),
+        (["show", "nowhere.pth", "-v"], "", True),
+        (["-v", "show", "nowhere.pth"], "off", True),
+        (["show", "nowhere.pth", "-qv"], "", True),
+        (["generate", "-m", "nowhere.pth", "--", "-v"], "", False),
+        (["generate", "-m", "nowhere.pth", "--stop", "-v", "x"], "", False),
+    ],
+)
+@pytest.mark.parametrize("understood", [True, False])
+def test_a_traceback_comes_only_if_asked_for(
+    args: list[str],
+    variable: str,
+    wanted: bool,
+    understood: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RWKV_VERBOSE", variable)
+    monkeypatch.setattr("sys.stdin", None)
+    if not understood:
+
+        def fail(*_args: object) -> int:
+            raise ModelNotFound("nowhere.pth does not exist")
+
+        monkeypatch.setattr(rwkvcli.cli.root, "run", fail)
+    assert main(args) == 3
+    err = capsys.readouterr().err
+    if understood or "--stop" not in args:  # it takes a parser to know a value from a flag
+        assert err.startswith("Traceback") == wanted
+    assert "error: nowhere.pth does not exist\n" in err

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -161,10 +162,18 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(hub: Hub, client: Client) ->
 
 def test_offline(hub: Hub, client: Client, pth: Path) -> None:
     hub.repos["a/b"] = Repo({"small.pth": HubFile(pth.read_bytes())})
-    for args, env in ((["--offline"], {}), ([], {"HF_HUB_OFFLINE": "1"}), ([], {"RWKV_OFFLINE": "1"})):
-        done = client(*args, "pull", "a/b:small.pth", **env)
-        assert (done.code, done.out) == (3, "")
-        assert done.err.startswith("error: a/b:small.pth is not on this machine, and the network is off\n")
+    for args, env, hint in (
+        (["--offline"], {}, "without --offline"),
+        ([], {"HF_HUB_OFFLINE": "1"}, "unset HF_HUB_OFFLINE"),
+        ([], {"RWKV_OFFLINE": "1"}, "unset RWKV_OFFLINE"),
+    ):
+        for verb in ("pull", "show"):
+            assert client(*args, verb, "a/b:small.pth", **env) == Outcome(
+                3,
+                "",
+                "error: a/b:small.pth is not on this machine, and the network is off\n"
+                f"hint: {hint}: `rwkv pull a/b:small.pth`\n",
+            )
     assert hub.requests == []
     assert client("pull", "a/b:small.pth").code == 0
     hub.requests.clear()
@@ -196,6 +205,51 @@ def test_a_broken_connection_is_taken_up_again_at_once(hub: Hub, client: Client)
     ranges = [request.range for request in hub.requests if request.path.startswith("/cdn/")]
     assert len(ranges) == 2
     assert ranges[1] is not None and int(ranges[1].removeprefix("bytes=").rstrip("-")) >= 10 * MB
+
+
+def impatient(client: Client, *args: str) -> Outcome:
+    """The command without the library's pauses between two attempts."""
+    program = (
+        "import time, sys; time.sleep = lambda s: None; from rwkvcli.cli.app import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, *args],
+        env={**environment(), **client.env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def test_a_link_that_keeps_dropping_gets_on(hub: Hub, client: Client) -> None:
+    file = HubFile(DATA[: 3 * MB], stop_after=MB // 2)
+    hub.repos["a/b"] = Repo({"m.pth": file})
+    done = impatient(client, "pull", "a/b:m.pth")
+    assert (done.code, done.err) == (0, "")
+    assert client.path("a/b", "m.pth").read_bytes() == file.data
+    asked = [request.range for request in hub.requests if request.path.startswith("/cdn/")]
+    begins = [int(each.removeprefix("bytes=").rstrip("-")) for each in asked if each]
+    assert begins == sorted(set(begins)) and begins[0] > MB // 4
+
+
+def test_a_download_that_ends_early_is_called_so(hub: Hub, client: Client) -> None:
+    hub.repos["a/b"] = Repo({"m.pth": HubFile(SMALL, stop_after=1000)})
+    assert impatient(client, "pull", "a/b:m.pth") == Outcome(
+        3, "", "error: a/b:m.pth: the download ended early\nhint: run the same command to resume it\n"
+    )
+
+
+def test_a_cache_that_cannot_be_used_is_not_blamed_on_the_network(hub: Hub, client: Client) -> None:
+    hub.repos["a/b"] = Repo({"m.pth": HubFile(SMALL)})
+    (client.home / "file").touch()
+    done = client("pull", "a/b:m.pth", HF_HOME=str(client.home / "file"))
+    assert (done.code, done.out) == (1, "")
+    assert re.fullmatch(
+        rf"error: {re.escape(str(client.home))}/file\S*: (not a directory|file exists)\n"
+        r"hint: HF_HOME names another folder for downloads\n",
+        done.err,
+    )
 
 
 @pytest.mark.parametrize("ignores_range", [False, True])
@@ -266,7 +320,10 @@ def test_a_disk_without_room(hub: Hub, client: Client) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (5, b"")
-    assert done.stderr == b"error: a/b:m.pth: the disk is full\nhint: HF_HOME names another folder\n"
+    assert (
+        done.stderr
+        == b"error: a/b:m.pth: the disk is full\nhint: HF_HOME names another folder for downloads\n"
+    )
 
 
 def test_two_at_once_download_it_once(hub: Hub, client: Client) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from vocabularies import word_level_json
 from quant.checkpoints import open_checkpoint
 from quant.checkpoints.write import write_pth
 from quant.container.reader import ModelFile
+from rwkvcli.cli.app import main
 
 
 def test_it_writes_a_model_and_says_what_to_type_next(folder: Path) -> None:
@@ -74,6 +76,9 @@ def test_a_dry_run_writes_nothing(folder: Path) -> None:
     assert done.out.endswith("; nothing was written\n")
     told = json.loads(rwkv("quantize", "small.pth", "--to", "int8", "--dry-run", "--json", cwd=folder).out)
     assert sorted(folder.iterdir()) == before
+    done = rwkv("quantize", "small.pth", "--to", "int8", "--dry-run", "--report", "f.json", cwd=folder)
+    assert done.out.endswith("; nothing but the report was written\n")
+    assert json.loads((folder / "f.json").read_text()) == told
     rwkv("quantize", "small.pth", "--to", "int8", cwd=folder)
     assert abs(told["bytes"] / (folder / "small-int8.safetensors").stat().st_size - 1) < 0.05
 
@@ -182,17 +187,80 @@ def test_a_traceback_comes_with_v_only(folder: Path) -> None:
         (["-o", "small.pth", "--force"], 2, "small.pth is the source itself"),
         (["-o", "nowhere/x.st"], 2, "the folder nowhere does not exist"),
         (["-o", "."], 2, "is a folder"),
+        (["-o", "-"], 2, "-o takes a file, and stdout is none"),
+        (["--report", "-"], 2, "--report takes a file, and stdout is none"),
+        (["--report", "small.pth"], 2, "small.pth is the source itself"),
+        (["--report", "small.pth", "--force"], 2, "small.pth is the source itself"),
+        (["--report", "linked.pth", "--force"], 2, "linked.pth is the source itself"),
+        (["-o", "linked.pth", "--force"], 2, "linked.pth is the source itself"),
+        (["--report", "hard.pth", "--force"], 2, "hard.pth is the source itself"),
+        (["-o", "x.st", "--report", "./x.st"], 2, "x.st is the model file"),
+        (["--report", "small.safetensors"], 2, "small.safetensors exists already"),
+        (["--report", "nowhere/r.json"], 2, "the folder nowhere does not exist"),
+        (["--report", "."], 2, "is a folder"),
+        (["-o", "t.json", "--tokenizer", "t.json", "--force"], 2, "t.json is the tokenizer"),
+        (["-o", "circle", "--force"], 2, "circle cannot be written: "),
         (["--gn-eps", "7"], 2, "a group norm epsilon of 7.0 makes no sense"),
         (["--tokenizer", "nowhere.json"], 3, "nowhere.json: no such file or directory"),
         (["--tokenizer", "small.pth"], 4, "tokenizer.json: "),
     ],
 )
 def test_bad_requests(folder: Path, args: list[str], code: int, message: str) -> None:
-    before = {path: path.read_bytes() for path in folder.iterdir()}
+    (folder / "linked.pth").symlink_to("small.pth")
+    (folder / "hard.pth").hardlink_to(folder / "small.pth")
+    (folder / "circle").symlink_to("circle")
+    (folder / "t.json").write_text("{}")
+
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.iterdir() if path.name != "circle"}
+
+    before = contents()
     done = rwkv("quantize", "small.pth", "--to", "int8", *args, cwd=folder)
     assert (done.code, done.out) == (code, "")
     assert f"error: {message}" in done.err or message in done.err
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert contents() == before
+    assert (folder / "circle").is_symlink()
+
+
+@pytest.mark.parametrize("args", [["-o", "pipe"], ["--report", "pipe"]])
+def test_what_is_no_regular_file_is_not_replaced(folder: Path, args: list[str]) -> None:
+    os.mkfifo(folder / "pipe")
+    done = rwkv("quantize", "small.pth", "--to", "int8", "--force", *args, cwd=folder)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "error: pipe is not a regular file\nhint: Name another file.\n"
+    assert (folder / "pipe").is_fifo()
+    assert not list(folder.glob("*int8*"))
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(folder: Path) -> None:
+    (folder / "elsewhere").mkdir()
+    for name, target in (("out.st", "elsewhere/model.st"), ("r.json", "elsewhere/report.json")):
+        (folder / name).symlink_to(target)
+    (folder / "elsewhere" / "report.json").write_text("old")
+    args = ["quantize", "small.pth", "--to", "int8", "-o", "out.st", "--report", "r.json", "-q"]
+    assert rwkv(*args, cwd=folder).err.startswith("error: r.json exists already\n")
+    done = rwkv(*args, "--force", cwd=folder)
+    assert (done.code, done.out, done.err) == (0, "out.st\n", "")
+    assert (folder / "out.st").is_symlink() and (folder / "r.json").is_symlink()
+    with ModelFile.open(folder / "elsewhere" / "model.st") as made:
+        assert made.recipe == "int8"
+    assert json.loads((folder / "elsewhere" / "report.json").read_text())["path"] == "out.st"
+    assert sorted(path.name for path in (folder / "elsewhere").iterdir()) == ["model.st", "report.json"]
+
+
+def test_a_report_that_cannot_be_written_does_not_take_the_model_with_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_path: Path, _content: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "r.json")
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("rwkvcli.services.quantization.write_report", full)
+    assert main(["quantize", "small.pth", "--to", "int8", "--report", "r.json"]) == 5
+    out, err = capsys.readouterr()
+    assert (out, err) == ("small-int8.safetensors\n", "error: r.json: no space left on device\n")
+    with ModelFile.open(folder / "small-int8.safetensors") as made:
+        assert made.recipe == "int8"
 
 
 def test_a_quantized_source_and_missing_words_are_refused(folder: Path) -> None:
