@@ -18,6 +18,7 @@ def inspect(path: Path, *, tensors: bool = False) -> dict[str, Any]:
     from dataclasses import asdict
 
     from quant.container.reader import ModelFile
+    from quant.orient import logical_tensors
     from quant.sources import open_model
 
     with open_model(path) as opened:
@@ -59,6 +60,8 @@ def inspect(path: Path, *, tensors: bool = False) -> dict[str, Any]:
                 )
             more = {}
             kind, size = "checkpoint", opened.file_size
+        # what the model computes with: some RWKV-7 checkpoints hold tensors of block 0 that nothing reads
+        parameters = sum(math.prod(item.shape) for item in logical_tensors(opened.arch).values())
         arch = asdict(opened.arch)
         version = arch.pop("version")
     weights = sum(math.prod(item["shape"]) for item in listed)
@@ -72,7 +75,7 @@ def inspect(path: Path, *, tensors: bool = False) -> dict[str, Any]:
         "bytes": size,
         "version": version,
         "dimensions": {name: value for name, value in arch.items() if value},
-        "parameters": weights,
+        "parameters": parameters,
         "bits_per_weight": round(8 * stored / weights, 3),
         "formats": dict(sorted(formats.items(), key=lambda item: -item[1])),
         **more,

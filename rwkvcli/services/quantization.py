@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Forecast:
 
     version: str
     parameters: int
+    """As `rwkv show` counts the file that would be made."""
     source_bytes: int
     nbytes: int
     """About the size of the file."""
@@ -113,21 +115,12 @@ def quantize(
     from quant.pipeline import quantize as run
     from rwkvcli.runtime.device import default_threads
 
-    tokenizer_json = None
-    if tokenizer is not None:
-        try:
-            tokenizer_json = tokenizer.read_bytes()
-        except OSError as e:
-            raise SourceNotFound(
-                f"{tokenizer}: {(e.strerror or str(e)).lower()}",
-                hint="--tokenizer takes a tokenizer.json file",
-            ) from None
     return run(
         source,
         out,
         kind,
         encoder=NativeEncoder(threads or default_threads()),
-        tokenizer_json=tokenizer_json,
+        tokenizer_json=_contents(tokenizer),
         group_norm_eps=group_norm_eps,
         ffn_value=ffn_value,
         force=force,
@@ -136,22 +129,42 @@ def quantize(
     )
 
 
-def forecast(source: Checkpoint | ModelFile, kind: str, *, ffn_value: str = "auto") -> Forecast:
-    """What `quantize` would make of `source`, from its header. Raises UsageError for a quantized source."""
-    from quant.arch import parameter_count
+def forecast(
+    source: Checkpoint | ModelFile,
+    kind: str,
+    *,
+    tokenizer: Path | None = None,
+    group_norm_eps: float | None = None,
+    ffn_value: str = "auto",
+) -> Forecast:
+    """What `quantize` would make of `source`, from its header. Raises what that would before its work."""
+    from quant.pipeline import check_options
     from quant.recipe import class_sizes, estimated_bytes, make_plan
     from quant.sources import source_of
 
     weights = source_of(source)
+    check_options(weights, tokenizer_json=_contents(tokenizer), group_norm_eps=group_norm_eps)
     plan = make_plan(weights.arch, kind, ffn_value=ffn_value)
     classes = {name: (size.weights, size.nbytes) for name, size in class_sizes(plan).items()}
     return Forecast(
         weights.arch.version,
-        parameter_count(weights.arch),
+        sum(math.prod(item.shape) for item in plan.values()),
         weights.file_size,
         estimated_bytes(plan),
         classes,
     )
+
+
+def _contents(tokenizer: Path | None) -> bytes | None:
+    """The bytes of a tokenizer.json. Raises SourceNotFound."""
+    if tokenizer is None:
+        return None
+    try:
+        return tokenizer.read_bytes()
+    except OSError as e:
+        raise SourceNotFound(
+            f"{tokenizer}: {(e.strerror or str(e)).lower()}", hint="--tokenizer takes a tokenizer.json file"
+        ) from None
 
 
 def open_source(path: Path) -> Checkpoint | ModelFile:
