@@ -254,6 +254,12 @@ class _Provenance:
         self._thread.join()
 
 
+def check_options(source: Source, *, tokenizer_json: bytes | None, group_norm_eps: float | None) -> None:
+    """Raise InvalidRequest where `quantize` would for these options of its."""
+    _epsilon(source, group_norm_eps)
+    _tokenizer(source, tokenizer_json)
+
+
 def _epsilon(source: Source, wanted: float | None) -> float | None:
     """The group norm's epsilon for the metadata."""
     if wanted is None:

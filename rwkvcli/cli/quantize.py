@@ -106,7 +106,14 @@ def quantize(
     quantization.check_files(path, target, tokenizer=tokenizer_path, report=report_path, force=force)
     with quantization.open_source(path) as opened:
         if dry_run:
-            found = quantization.forecast(opened, to.value, ffn_value=ffn_value.value)
+            found = quantization.forecast(
+                opened,
+                to.value,
+                tokenizer=tokenizer_path,
+                template=template,
+                group_norm_eps=gn_eps,
+                ffn_value=ffn_value.value,
+            )
             if report_path is not None:
                 quantization.write_report(report_path, {"path": str(target), **found.to_json()})
             _tell_forecast(console, target, found, told=report_path is not None)

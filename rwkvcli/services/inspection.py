@@ -22,6 +22,7 @@ def inspect(path: Path, *, tensors: bool = False) -> dict[str, Any]:
     from dataclasses import asdict
 
     from quant.container.reader import ModelFile
+    from quant.orient import logical_tensors
     from quant.sources import open_model
     from rwkvcli.services.fitting import state_bytes
 
@@ -66,6 +67,8 @@ def inspect(path: Path, *, tensors: bool = False) -> dict[str, Any]:
             more = {}
             kind, size = "checkpoint", opened.file_size
         memory = state_bytes(opened.arch)
+        # what the model computes with: some RWKV-7 checkpoints hold tensors of block 0 that nothing reads
+        parameters = sum(math.prod(item.shape) for item in logical_tensors(opened.arch).values())
         arch = asdict(opened.arch)
         version = arch.pop("version")
     weights = sum(math.prod(item["shape"]) for item in listed)
@@ -79,7 +82,7 @@ def inspect(path: Path, *, tensors: bool = False) -> dict[str, Any]:
         "bytes": size,
         "version": version,
         "dimensions": {name: value for name, value in arch.items() if value},
-        "parameters": weights,
+        "parameters": parameters,
         "state_bytes": memory,
         "bits_per_weight": round(8 * stored / weights, 3),
         "formats": dict(sorted(formats.items(), key=lambda item: -item[1])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Forecast:
 
     version: str
     parameters: int
+    """As `rwkv show` counts the file that would be made."""
     source_bytes: int
     nbytes: int
     """About the size of the file."""
@@ -115,23 +117,8 @@ def quantize(
     from quant.pipeline import quantize as run
     from rwkvcli.runtime.machine import default_threads
 
-    tokenizer_json = None
-    if tokenizer is not None:
-        try:
-            tokenizer_json = tokenizer.read_bytes()
-        except OSError as e:
-            raise SourceNotFound(
-                f"{tokenizer}: {(e.strerror or str(e)).lower()}",
-                hint="--tokenizer takes a tokenizer.json file",
-            ) from None
-        from rwkvcli.runtime.tokenizer import tokenizer_for
-
-        # complain now rather than when the model is used
-        tokenizer_for("json", source.arch.vocab_size, tokenizer_json)
-    if template is not None:
-        from rwkvcli.runtime.templates import named
-
-        named(template)
+    tokenizer_json = _tokenizer_json(tokenizer, source.arch.vocab_size)
+    _check_template(template)
     return run(
         source,
         out,
@@ -147,22 +134,57 @@ def quantize(
     )
 
 
-def forecast(source: Checkpoint | ModelFile, kind: str, *, ffn_value: str = "auto") -> Forecast:
-    """What `quantize` would make of `source`, from its header. Raises UsageError for a quantized source."""
-    from quant.arch import parameter_count
+def forecast(
+    source: Checkpoint | ModelFile,
+    kind: str,
+    *,
+    tokenizer: Path | None = None,
+    template: str | None = None,
+    group_norm_eps: float | None = None,
+    ffn_value: str = "auto",
+) -> Forecast:
+    """What `quantize` would make of `source`, from its header. Raises what that would before its work."""
+    from quant.pipeline import check_options
     from quant.recipe import class_sizes, estimated_bytes, make_plan
     from quant.sources import source_of
 
     weights = source_of(source)
+    tokenizer_json = _tokenizer_json(tokenizer, weights.arch.vocab_size)
+    _check_template(template)
+    check_options(weights, tokenizer_json=tokenizer_json, group_norm_eps=group_norm_eps)
     plan = make_plan(weights.arch, kind, ffn_value=ffn_value)
     classes = {name: (size.weights, size.nbytes) for name, size in class_sizes(plan).items()}
     return Forecast(
         weights.arch.version,
-        parameter_count(weights.arch),
+        sum(math.prod(item.shape) for item in plan.values()),
         weights.file_size,
         estimated_bytes(plan),
         classes,
     )
+
+
+def _tokenizer_json(path: Path | None, vocab_size: int) -> bytes | None:
+    """The bytes of a tokenizer.json. Raises SourceNotFound, and now rather than when the model is used FormatError."""
+    if path is None:
+        return None
+    from rwkvcli.runtime.tokenizer import tokenizer_for
+
+    try:
+        contents = path.read_bytes()
+    except OSError as e:
+        raise SourceNotFound(
+            f"{path}: {(e.strerror or str(e)).lower()}", hint="--tokenizer takes a tokenizer.json file"
+        ) from None
+    tokenizer_for("json", vocab_size, contents)
+    return contents
+
+
+def _check_template(name: str | None) -> None:
+    """Raise UsageError for a family that does not exist."""
+    if name is not None:
+        from rwkvcli.runtime.templates import named
+
+        named(name)
 
 
 def open_source(path: Path) -> Checkpoint | ModelFile:

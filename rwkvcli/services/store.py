@@ -72,7 +72,7 @@ def find_model(
     if offline or hub.is_offline():
         raise NetworkError(
             f"{parsed} is not on this machine, and the network is off",
-            hint=f"{_what_is_off(offline)}: `rwkv pull {parsed}`",
+            hint=f"{_how_to_go_online(offline)}: `rwkv pull {parsed}`",
         )
     if not may_download:
         raise ModelNotFound(f"{parsed} is not on this machine", hint=f"download it with `rwkv pull {parsed}`")
@@ -106,11 +106,17 @@ def pull(name: str, *, offline: bool = False, on_progress: Progress | None = Non
     return LocalModel(hub.download(parsed, on_progress), name, parsed)
 
 
-def _what_is_off(offline: bool) -> str:
-    """How to switch the network on again; `offline`: the caller asked for it to be off."""
-    if not offline:
-        return "unset HF_HUB_OFFLINE"
-    return "unset RWKV_OFFLINE" if os.environ.get("RWKV_OFFLINE") else "without --offline"
+def _how_to_go_online(offline: bool) -> str:
+    """What has to change for the network to be used; `offline`: the caller asked for it to be off."""
+    from rwkvcli.services import hub
+
+    steps = []
+    if offline:
+        variable = os.environ.get("RWKV_OFFLINE", "").lower() not in ("", "0", "false", "no", "off")
+        steps.append("unset RWKV_OFFLINE" if variable else "without --offline")
+    if hub.is_offline():
+        steps.append("unset HF_HUB_OFFLINE")
+    return " and ".join(steps)
 
 
 def parse(name: str) -> Path | Reference:

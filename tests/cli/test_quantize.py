@@ -72,7 +72,7 @@ def test_a_dry_run_writes_nothing(folder: Path) -> None:
     before = sorted(folder.iterdir())
     done = rwkv("quantize", "small.pth", "--to", "int8", "--dry-run", cwd=folder)
     assert (done.code, done.err) == (0, "")
-    assert done.out.startswith("small-int8.safetensors: RWKV-7, 529,664 parameters\n")
+    assert done.out.startswith("small-int8.safetensors: RWKV-7, 521,344 parameters\n")
     assert done.out.endswith("; nothing was written\n")
     told = json.loads(rwkv("quantize", "small.pth", "--to", "int8", "--dry-run", "--json", cwd=folder).out)
     assert sorted(folder.iterdir()) == before
@@ -218,6 +218,7 @@ def test_bad_requests(folder: Path, args: list[str], code: int, message: str) ->
     done = rwkv("quantize", "small.pth", "--to", "int8", *args, cwd=folder)
     assert (done.code, done.out) == (code, "")
     assert f"error: {message}" in done.err or message in done.err
+    assert rwkv("quantize", "small.pth", "--to", "int8", "--dry-run", *args, cwd=folder) == done
     assert contents() == before
     assert (folder / "circle").is_symlink()
 
