@@ -71,6 +71,7 @@ def quantize(
     *,
     encoder: Encoder,
     tokenizer_json: bytes | None = None,
+    template: str | None = None,
     group_norm_eps: float | None = None,
     ffn_value: str = "auto",
     force: bool = False,
@@ -80,6 +81,7 @@ def quantize(
     """Write `source` as a model file of `kind` ("int8", "int4", "bf16", "f16", "f32"; see `quant.recipe`).
 
     `tokenizer_json`: contents of a tokenizer.json to embed; without it, the vocabulary's size decides.
+    `template`: id of the chat template; None for the source's, or none.
     `group_norm_eps`: None for the source's, or the usual 64e-5. `ffn_value`: "auto", "tile" or "kn". `force`:
     replace an existing file. `should_stop` is asked between blocks.
 
@@ -100,7 +102,7 @@ def quantize(
             dataclasses.asdict(weights.arch) | {"group_norm_eps": _epsilon(weights, group_norm_eps)}
         ),
         "tokenizer": tokenizer,
-        "template": "none",
+        "template": template or weights.template or "none",
         "recipe": f"{kind}, ffn.value {ffn_value}" if lossy and ffn_value != "auto" else kind,
         "plan": dumps({name: item._asdict() for name, item in plan.items()}),
         "method": encoder.method if lossy else "none",
@@ -283,7 +285,11 @@ def _tokenizer(source: Source, given: bytes | None) -> tuple[str, bytes | None]:
         return "json", given
     if source.tokenizer is not None:
         return source.tokenizer, source.tokenizer_bytes()
-    size = source.arch.vocab_size
-    if size == 256:
-        return "bytes", None
-    return ("world" if 65529 <= size <= 65536 else "none"), None
+    return implied_tokenizer(source.arch.vocab_size), None
+
+
+def implied_tokenizer(vocab_size: int) -> str:
+    """The vocabulary of a checkpoint, by its size: "bytes", "world", or "none" when that is not certain."""
+    if vocab_size == 256:
+        return "bytes"
+    return "world" if 65529 <= vocab_size <= 65536 else "none"

@@ -32,6 +32,8 @@ class Source(Protocol):
     group_norm_eps: float | None
     tokenizer: str | None
     """As in the metadata of a model file; None when the file does not know."""
+    template: str | None
+    """As in the metadata of a model file; None when the file does not know."""
     shapes: dict[str, Shape]
     """{logical name: shape}, in the order of use."""
 
@@ -70,6 +72,7 @@ class CheckpointSource:
         self.arch = checkpoint.arch
         self.group_norm_eps = None if self.arch.version == "4" else GROUP_NORM_EPS
         self.tokenizer: str | None = None
+        self.template: str | None = None
         self._items = logical_tensors(self.arch)
         self.shapes = {name: item.shape for name, item in self._items.items()}
         self._held: tuple[str, Array] | None = None
@@ -128,6 +131,7 @@ class ModelSource:
         self.arch = model.arch
         self.group_norm_eps = model.group_norm_eps
         self.tokenizer: str | None = model.tokenizer
+        self.template: str | None = model.template
         self.shapes = {name: plan.shape for name, plan in model.plan.items()}
 
     def rows(self, name: str, begin: int, end: int) -> F32:

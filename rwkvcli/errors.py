@@ -13,6 +13,7 @@
     ├── DeviceUnavailable        5    no such device, driver or kernel
     ├── OutOfMemory              5
     ├── NoSpace                  5    quant.errors: the disk is full
+    ├── TimedOut               124    it took longer than the person was willing to wait
     └── Cancelled              130    quant.errors: the user or the caller stopped it
 
 `quant` knows nothing of `rwkvcli`, so the base and the kinds that both packages need live there, and this
@@ -48,6 +49,7 @@ __all__ = [
     "RwkvError",
     "SourceNotFound",
     "StateMismatch",
+    "TimedOut",
     "UnsafePickle",
     "UnsupportedModel",
     "UsageError",
@@ -88,3 +90,9 @@ class OutOfMemory(RwkvError):
     """The model or its state does not fit into memory."""
 
     exit_code: ClassVar[int] = 5
+
+
+class TimedOut(RwkvError):
+    """It took longer than allowed; what was written until then is whole."""
+
+    exit_code: ClassVar[int] = 124

@@ -31,7 +31,8 @@ def environment(**extra: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(_OURS)}
     root = str(Path(__file__).parent.parent)
     here = {} if _is_installed() else {"PYTHONPATH": root}
-    return {**kept, **here, "COLUMNS": "80", "LC_ALL": "C.UTF-8", "HF_HUB_OFFLINE": "1", **extra}
+    return {**kept, **here, "COLUMNS": "80", "LC_ALL": "C.UTF-8", "HF_HUB_OFFLINE": "1",
+            "RWKV_CONFIG": os.devnull, **extra}  # fmt: skip
 
 
 def rwkv(

@@ -43,27 +43,84 @@ def first_stop(text: str, stops: Sequence[str]) -> tuple[str, str | None]:
 
 
 def distribution(
-    logits: Sequence[float], temperature: float, top_k: int, top_p: float
+    logits: Sequence[float],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float = 0.0,
+    typical: float = 1.0,
+    temperature_first: bool = False,
 ) -> tuple[dict[int, float], float]:
-    """Probabilities by id (ascending), and how near the top-p cut was to falling elsewhere."""
+    """Probabilities by id (ascending), and how near a cut was to falling elsewhere."""
     top = max(logits)
-    weights = [math.exp(logit - top) for logit in logits]
-    whole = math.fsum(weights)
-    order = sorted(range(len(weights)), key=lambda i: -weights[i])  # stable: lower ids first among equals
+    first = temperature if temperature_first else 1.0
+    weights = [math.exp((logit - top) / first) for logit in logits]
+    kept = list(range(len(weights)))
     margin = math.inf
-    if top_p < 1:
+
+    def best(order: Sequence[tuple[float, int]], share: float) -> list[int]:
+        """Ids in the given order until `share` of the weights of all is reached, and those equal to the last."""
+        nonlocal margin
+        whole = math.fsum(weights[i] for _, i in order)
         total = 0.0
-        for i in order:
-            margin = min(margin, abs(total + weights[i] - top_p * whole) / whole)
+        for key, i in order:
+            margin = min(margin, abs(total + weights[i] - share * whole) / whole)
             total += weights[i]
-            if total >= top_p * whole:
-                order = [j for j in order if weights[j] >= weights[i]]
-                break
+            if total >= share * whole:
+                margin = min([margin, *(abs(other - key) for other, _ in order if other != key)])
+                return [j for other, j in order if other <= key]
+        return [i for _, i in order]
+
+    if typical < 1:
+        whole = math.fsum(weights)
+        surprise = {i: -math.log(weights[i] / whole) for i in kept if weights[i] > 0}
+        expected = math.fsum(weights[i] / whole * surprise[i] for i in surprise)
+        kept = best(sorted((abs(surprise[i] - expected), i) for i in surprise), typical)
+    if top_p < 1:
+        kept = best(sorted((-weights[i], i) for i in kept), top_p)
+    if min_p > 0:
+        largest = max(weights[i] for i in kept)
+        margin = min([margin, *(abs(weights[i] / largest - min_p) for i in kept)])
+        kept = [i for i in kept if weights[i] >= min_p * largest]
     if top_k:
-        order = order[:top_k]
-    kept = {i: math.exp((logits[i] - top) / temperature) for i in sorted(order)}
-    whole = math.fsum(kept.values())
-    return {i: weight / whole for i, weight in kept.items()}, margin
+        kept = sorted(kept, key=lambda i: (-weights[i], i))[:top_k]
+    final = {i: math.exp((logits[i] - top) / temperature) for i in sorted(kept)}
+    whole = math.fsum(final.values())
+    return {i: weight / whole for i, weight in final.items()}, margin
+
+
+def penalized(
+    logits: Sequence[float],
+    generated: Sequence[tuple[int, float]],
+    presence: float,
+    frequency: float,
+    repetition: float,
+    decay: float,
+) -> list[float]:
+    """`logits` after the penalties for `generated`: (token, what it adds to its count), oldest first."""
+    counts: dict[int, float] = {}
+    for token, weight in generated:
+        counts = {other: count * decay for other, count in counts.items()}
+        counts[token] = counts.get(token, 0.0) + weight
+    result = list(logits)
+    for token, count in counts.items():
+        logit = result[token]
+        if repetition != 1:
+            logit = logit / repetition if logit > 0 else logit * repetition
+        result[token] = logit - presence - frequency * count
+    return result
+
+
+def completing(tokens: Sequence[bytes], generated: Sequence[int], banned: Sequence[bytes]) -> set[int]:
+    """Ids after which one of `banned` stands in the text at a place where it did not stand before."""
+    before = b"".join(tokens[i] for i in generated)
+
+    def completes(data: bytes, text: bytes) -> bool:
+        whole = before + data
+        ends = range(max(len(before) + 1, len(text)), len(whole) + 1)
+        return any(whole[end - len(text) : end] == text for end in ends)
+
+    return {i for i, data in enumerate(tokens) if any(completes(data, text) for text in banned)}
 
 
 def chooser(probabilities: dict[int, float], near: float = 1e-5) -> Callable[[float], list[int]]:

@@ -6,8 +6,11 @@
 #include <vector>
 
 #include "bindings/register.h"
+#include "cpu/bandwidth.h"
 #include "cpu/features.h"
 #include "cpu/kernels.h"
+
+namespace py = pybind11;
 
 namespace rwkv::bindings {
 
@@ -23,6 +26,14 @@ void register_cpu(pybind11::module_& m) {
             return std::vector<std::string>(names, names + count);
         },
         "Kernel levels that this processor runs, best last.");
+    m.def(
+        "read_bandwidth",
+        [](int threads, size_t bytes, int rounds, const std::string& level) {
+            const py::gil_scoped_release released;
+            return cpu::read_bandwidth(cpu::choose(level.c_str()), threads, bytes, rounds);
+        },
+        py::arg("threads"), py::arg("bytes"), py::arg("rounds"), py::arg("level") = "",
+        "Bytes per second of sequential reads of a buffer of `bytes`, one figure for each round.");
 }
 
 } // namespace rwkv::bindings

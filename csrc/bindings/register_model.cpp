@@ -113,6 +113,8 @@ void register_model(py::module_& m) {
         .def("new_state", [](const Model& model) { return std::make_unique<State>(model.config()); })
         .def("forward", &forward, py::arg("tokens"), py::arg("state"), py::arg("all_logits") = false)
         .def("forward_batch", &forward_batch, py::arg("tokens"), py::arg("states"))
+        .def("count_active_channels", &Model::count_active_channels, py::arg("on"))
+        .def_property_readonly("active_channels", &Model::active_channels)
         .def_property_readonly("threads", &Model::threads)
         .def_property_readonly("level", &Model::level)
         .def_property_readonly("weight_bytes", &Model::weight_bytes);

@@ -10,6 +10,7 @@
 
 #include "bindings/register.h"
 #include "core/check.h"
+#include "text/penalties.h"
 #include "text/sampler.h"
 #include "text/world_tokenizer.h"
 
@@ -59,14 +60,42 @@ void register_text(py::module_& m) {
         .def(
             "sample",
             [](Sampler& self, const Logits& logits, float temperature, int64_t top_k, double top_p,
-               double draw) {
+               double draw, double min_p, double typical, bool temperature_first) {
                 require(logits.ndim() == 1, Fault::kArgument,
                         "logits must be a one-dimensional array of float32");
                 return self.sample({logits.data(), static_cast<size_t>(logits.size())},
-                                   {.temperature = temperature, .top_k = top_k, .top_p = top_p}, draw);
+                                   {.temperature = temperature,
+                                    .top_k = top_k,
+                                    .top_p = top_p,
+                                    .min_p = min_p,
+                                    .typical = typical,
+                                    .temperature_first = temperature_first},
+                                   draw);
             },
             py::arg("logits").noconvert(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
-            py::arg("draw"), "The id that `draw` in [0, 1) falls on, of float32 logits [V].");
+            py::arg("draw"), py::arg("min_p") = 0.0, py::arg("typical") = 1.0,
+            py::arg("temperature_first") = false,
+            "The id that `draw` in [0, 1) falls on, of float32 logits [V].");
+
+    py::class_<Penalties>(m, "Penalties", "Counts of generated tokens; see csrc/text/penalties.h.")
+        .def(
+            py::init([](float presence, float frequency, float repetition, double decay) {
+                return Penalties(
+                    {.presence = presence, .frequency = frequency, .repetition = repetition, .decay = decay});
+            }),
+            py::arg("presence"), py::arg("frequency"), py::arg("repetition"), py::arg("decay"))
+        .def("observe", &Penalties::observe, py::arg("token"), py::arg("weight"),
+             "Let all counts decay, then add `weight` to that of `token`.")
+        .def(
+            "apply",
+            [](const Penalties& self, Logits& logits) {
+                require(logits.ndim() == 1, Fault::kArgument,
+                        "logits must be a one-dimensional array of float32");
+                self.apply({logits.mutable_data(), static_cast<size_t>(logits.size())});
+            },
+            py::arg("logits").noconvert(), "Change float32 logits [V] in place.")
+        .def("counts", &Penalties::counts, "(token, count) in the order first seen.")
+        .def("restore", &Penalties::restore, py::arg("counts"), "Take over what counts() returned.");
 }
 
 } // namespace rwkv::bindings

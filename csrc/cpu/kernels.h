@@ -104,6 +104,9 @@ struct KernelTable {
     /// RWKV-5 and 6: y = GN(y) * ln_w + ln_b, times gate unless it is null. One head, one token.
     void (*finish5)(float* y, const float* ln_w, const float* ln_b, const float* gate, float eps,
                     int head_size);
+
+    /// Reads `lines` lines of 64 bytes with the widest loads and does next to nothing with them.
+    float (*read_lines)(const uint8_t* p, size_t lines);
 };
 
 /// The widest token_block of all levels: buffers hold whole blocks.

@@ -10,6 +10,8 @@
 //
 #include "cpu/sparse_inl.h"
 //
+#include "cpu/stream_inl.h"
+//
 #include "cpu/wkv_inl.h"
 
 namespace rwkv::cpu {
@@ -72,7 +74,7 @@ void embedding_row(const Matrix& m, int row, float* out) {
 constexpr KernelTable make_table(const char* name) {
     return {name,     kMaxTokens,    product,           layer_norm, shift_mix, shift_mix_delta,
             set_acts, embedding_row, exp_neg_exp_array, exp_array,  wkv4,      wkv5,
-            wkv7,     prepare7,      finish7,           finish5};
+            wkv7,     prepare7,      finish7,           finish5,    read_lines};
 }
 
 } // namespace

@@ -5,6 +5,15 @@ namespace rwkv {
 
 using cpu::Epilogue;
 
+namespace {
+
+uint64_t count_active(const cpu::Acts& x, int t) {
+    const float* f = x.f + size_t(t) * size_t(x.k_pad);
+    return uint64_t(std::count_if(f, f + x.k, [](float value) { return value != 0.0f; }));
+}
+
+} // namespace
+
 void channel_mix(Pass& p, const Block& b, int layer) {
     Scratch& s = p.s;
     const bool gated = !b.ffn_receptance.empty();
@@ -25,6 +34,9 @@ void channel_mix(Pass& p, const Block& b, int layer) {
         p.products({key});
     }
     p.barrier();
+    if (p.active_channels && p.thread == 0 && b.ffn_value.layout == Layout::kKn)
+        for (int t = 0; t < p.rows; ++t)
+            *p.active_channels += count_active(s.ffn_hidden, t);
     p.products({value});
     p.barrier();
 }

@@ -59,6 +59,13 @@ void Model::check(std::span<const int32_t> tokens, const State& state) const {
     require(state.config() == config_, Fault::kArgument, "the state belongs to a model of another shape");
 }
 
+void Model::count_active_channels(bool on) {
+    const std::lock_guard lock(mutex_);
+    counts_active_ = on;
+    if (on)
+        active_channels_ = 0;
+}
+
 void Model::forward(std::span<const int32_t> tokens, State& state, float* logits, bool all,
                     const Poll& poll) {
     check(tokens, state);
@@ -118,7 +125,8 @@ bool Model::run(std::span<const int32_t> tokens, const std::vector<Segment>& seg
     // One flag per layer, written by the caller's thread before a barrier and read by all after it.
     std::vector<char> stop(size_t(config_.n_layer), 0);
     pool_.run([&](int thread) {
-        Pass p{config_, op_, scratch_, pool_, segments, rows, thread};
+        Pass p{config_,  op_,  scratch_, pool_,
+               segments, rows, thread,   counts_active_ ? &active_channels_ : nullptr};
         Scratch& s = scratch_;
         const int c = config_.n_embd;
         p.each_of(rows, [&](int t) {

@@ -29,6 +29,11 @@ class Model {
     const char* level() const { return op_.name; }
     size_t weight_bytes() const { return weight_bytes_; }
 
+    /// Begins (at zero) or ends counting the channels of ffn.value in layout kn that are read: those whose
+    /// relu^2 activation is not zero, for every layer and row.
+    void count_active_channels(bool on);
+    uint64_t active_channels() const { return active_channels_; }
+
     /// Returns true to stop a long prompt. Called between layers, on the calling thread.
     using Poll = std::function<bool()>;
 
@@ -55,6 +60,8 @@ class Model {
     Scratch scratch_;
     int chunk_;
     size_t weight_bytes_ = 0;
+    bool counts_active_ = false;
+    uint64_t active_channels_ = 0;
 };
 
 } // namespace rwkv

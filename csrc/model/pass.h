@@ -29,6 +29,7 @@ struct Pass {
     const std::vector<Segment>& segments;
     int rows;
     int thread;
+    uint64_t* active_channels = nullptr; ///< where thread 0 counts what a kn ffn.value reads, or null
 
     void barrier() { pool.barrier(); }
 

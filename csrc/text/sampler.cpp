@@ -4,8 +4,17 @@
 #include <bit>
 #include <cmath>
 #include <functional>
+#include <numeric>
 
 #include "core/check.h"
+
+// The passes over the whole vocabulary, compiled for wider registers too: the same operations in the same
+// order, so the same bits. Only where the system's loader can choose between them.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define RWKV_WIDE __attribute__((target_clones("avx2", "default")))
+#else
+#define RWKV_WIDE
+#endif
 
 namespace rwkv {
 namespace {
@@ -33,18 +42,80 @@ inline float exp_negative(float x) {
     return x < -87.0f ? 0.0f : p * scale;
 }
 
-/// The largest, in lanes that the compiler can keep in one register; a NaN is passed over.
-float largest(std::span<const float> values) {
-    float lanes[16];
-    std::fill_n(lanes, 16, values[0]);
-    size_t i = 0;
-    for (; i + 16 <= values.size(); i += 16) {
-        for (size_t j = 0; j < 16; j++)
-            lanes[j] = values[i + j] > lanes[j] ? values[i + j] : lanes[j];
+// Eight lanes that the compiler keeps in registers; GCC does not see through the plain loop by itself.
+#if defined(__GNUC__)
+using Floats = float __attribute__((vector_size(32)));
+using Doubles = double __attribute__((vector_size(64)));
+#define RWKV_INLINE inline __attribute__((always_inline))
+RWKV_INLINE void load(Floats& lanes, const float* from) { __builtin_memcpy(&lanes, from, sizeof lanes); }
+RWKV_INLINE void keep_larger(Floats& lanes, const Floats& other) { lanes = other > lanes ? other : lanes; }
+RWKV_INLINE void add(Doubles& sums, const Floats& values) {
+    sums += __builtin_convertvector(values, Doubles);
+}
+#else
+struct Floats {
+    float lanes[8];
+    float operator[](size_t j) const { return lanes[j]; }
+};
+struct Doubles {
+    double lanes[8];
+    double operator[](size_t j) const { return lanes[j]; }
+};
+#define RWKV_INLINE inline
+RWKV_INLINE void load(Floats& lanes, const float* from) { std::copy_n(from, 8, lanes.lanes); }
+RWKV_INLINE void keep_larger(Floats& lanes, const Floats& other) {
+    for (size_t j = 0; j < 8; j++)
+        lanes.lanes[j] = other.lanes[j] > lanes.lanes[j] ? other.lanes[j] : lanes.lanes[j];
+}
+RWKV_INLINE void add(Doubles& sums, const Floats& values) {
+    for (size_t j = 0; j < 8; j++)
+        sums.lanes[j] += values.lanes[j];
+}
+#endif
+
+RWKV_INLINE float largest_lane(const Floats& lanes) {
+    float best = lanes[0];
+    for (size_t j = 1; j < 8; j++)
+        best = lanes[j] > best ? lanes[j] : best;
+    return best;
+}
+
+RWKV_INLINE double folded(const Doubles& s) {
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+
+/// The largest; a NaN after the first is passed over.
+RWKV_WIDE float largest(std::span<const float> values) {
+    if (values.size() < 32)
+        return std::accumulate(values.begin(), values.end(), values[0],
+                               [](float best, float value) { return value > best ? value : best; });
+    Floats best[4], next;
+    for (size_t k = 0; k < 4; k++)
+        load(best[k], values.data() + 8 * k);
+    size_t i = 32;
+    for (; i + 32 <= values.size(); i += 32) {
+        for (size_t k = 0; k < 4; k++) {
+            load(next, values.data() + i + 8 * k);
+            keep_larger(best[k], next);
+        }
     }
-    for (; i < values.size(); i++)
-        lanes[0] = values[i] > lanes[0] ? values[i] : lanes[0];
-    return *std::max_element(lanes, lanes + 16);
+    for (size_t end = values.size(); end > i; end = end > i + 8 ? end - 8 : i) { // the rest, some of it again
+        load(next, values.data() + end - 8);
+        keep_larger(best[0], next);
+    }
+    for (size_t k = 1; k < 4; k++)
+        keep_larger(best[0], best[k]);
+    return largest_lane(best[0]);
+}
+
+RWKV_INLINE void weigh_some(const float* logits, size_t count, float top, float temperature, float* weights) {
+    if (temperature == 1) {
+        for (size_t i = 0; i < count; i++)
+            weights[i] = exp_negative(logits[i] - top);
+    } else {
+        for (size_t i = 0; i < count; i++)
+            weights[i] = exp_negative((logits[i] - top) / temperature);
+    }
 }
 
 /// Index of the first running sum above `target`; where rounding left none, of the last weight above 0.
@@ -65,35 +136,33 @@ size_t first_above(std::span<const T> weights, double target) {
 } // namespace
 
 /// Fills weights_, and maxima_, sums_ and whole_ of them.
-void Sampler::weigh(std::span<const float> logits, float top, float temperature) {
+RWKV_WIDE void Sampler::weigh(std::span<const float> logits, float top, float temperature) {
     const size_t size = logits.size();
     const size_t blocks = (size + kBlock - 1) / kBlock;
     weights_.resize(size);
     maxima_.resize(blocks);
     sums_.resize(blocks);
     whole_ = 0;
+    float tail[kBlock] = {};
     for (size_t b = 0; b < blocks; b++) {
-        float block[kBlock] = {};
         const size_t begin = b * kBlock;
-        const size_t length = std::min(kBlock, size - begin);
-        if (temperature == 1) {
-            for (size_t i = 0; i < length; i++)
-                block[i] = exp_negative(logits[begin + i] - top);
+        float* block = weights_.data() + begin;
+        if (begin + kBlock <= size) {
+            weigh_some(logits.data() + begin, kBlock, top, temperature, block);
         } else {
-            for (size_t i = 0; i < length; i++)
-                block[i] = exp_negative((logits[begin + i] - top) / temperature);
+            weigh_some(logits.data() + begin, size - begin, top, temperature, block);
+            std::copy_n(block, size - begin, tail);
+            block = tail;
         }
-        std::copy_n(block, length, weights_.begin() + static_cast<ptrdiff_t>(begin));
-        float maxima[8] = {};
-        double sums[8] = {};
+        Floats maxima = {}, eight;
+        Doubles sums = {};
         for (size_t i = 0; i < kBlock; i += 8) {
-            for (size_t j = 0; j < 8; j++) {
-                maxima[j] = block[i + j] > maxima[j] ? block[i + j] : maxima[j];
-                sums[j] += block[i + j];
-            }
+            load(eight, block + i);
+            keep_larger(maxima, eight);
+            add(sums, eight);
         }
-        maxima_[b] = *std::max_element(maxima, maxima + 8);
-        sums_[b] = ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+        maxima_[b] = largest_lane(maxima);
+        sums_[b] = folded(sums);
         whole_ += sums_[b];
     }
 }
@@ -124,7 +193,7 @@ float Sampler::floor_of_count(size_t k) {
 }
 
 /// ids_ = those with weights not below `floor`, scratch_ = their weights.
-void Sampler::gather(float floor) {
+RWKV_WIDE void Sampler::gather(float floor) {
     ids_.resize(weights_.size());
     scratch_.resize(weights_.size());
     size_t count = 0;
@@ -171,6 +240,92 @@ float Sampler::cut_of_mass(double goal) {
     return scratch_.back();
 }
 
+/// ids_ and scratch_ = the typical tokens and their weights; returns the sum of these.
+///
+/// A candidate is a token that can matter: the likeliest one is `expected - least` away, so that no token
+/// past `expected` by more than that comes before one not past it, and those not past it make up `share`.
+RWKV_WIDE double Sampler::keep_typical(std::span<const float> logits, float top, float temperature,
+                                       double share) {
+    const auto log_weight = [&](size_t i) { return (logits[i] - top) / temperature; };
+    Doubles sums = {};
+    for (size_t b = 0; b < maxima_.size(); b++) {
+        if (maxima_[b] == 0)
+            continue;
+        const size_t begin = b * kBlock;
+        const size_t length = std::min(kBlock, weights_.size() - begin);
+        float block[kBlock] = {};
+        for (size_t i = 0; i < length; i++) {
+            const float x = (logits[begin + i] - top) / temperature;
+            block[i] = weights_[begin + i] * (x < -87.0f ? -87.0f : x); // the weight is 0 there
+        }
+        Floats eight;
+        for (size_t i = 0; i < kBlock; i += 8) {
+            load(eight, block + i);
+            add(sums, eight);
+        }
+    }
+    const double dot = folded(sums);
+    const double least = std::log(whole_); // the surprise of the likeliest token
+    const double expected = least - dot / whole_;
+    const double goal = share * whole_;
+    const float farthest = static_cast<float>(0.999 * std::exp(2 * (least - expected)));
+    gather(std::min(floor_of_mass(goal, whole_ - goal), farthest));
+
+    constexpr uint32_t kLongest =
+        std::bit_cast<uint32_t>(256.0f); // float32 weights end at surprises near 100
+    away_.resize(ids_.size());
+    bins_.assign((kLongest >> kBinShift) + 1, 0.0);
+    for (size_t i = 0; i < ids_.size(); i++) {
+        const double surprise = least - log_weight(static_cast<size_t>(ids_[i]));
+        away_[i] = std::min(static_cast<float>(std::fabs(surprise - expected)), 255.0f);
+        bins_[std::bit_cast<uint32_t>(away_[i]) >> kBinShift] += scratch_[i];
+    }
+    double before = 0;
+    double sum = 0;
+    uint32_t goal_bin = 0;
+    for (uint32_t i = 0; i < bins_.size() && sum < goal; i++) {
+        if (bins_[i] == 0)
+            continue;
+        goal_bin = i;
+        before = sum;
+        sum += bins_[i];
+    }
+    tied_.clear();
+    for (size_t i = 0; i < ids_.size(); i++) {
+        if (std::bit_cast<uint32_t>(away_[i]) >> kBinShift == goal_bin)
+            tied_.emplace_back(away_[i], scratch_[i]);
+    }
+    std::sort(tied_.begin(), tied_.end());
+    float cut = tied_.back().first;
+    for (const auto& [distance, weight] : tied_) {
+        before += weight;
+        if (before >= goal) {
+            cut = distance;
+            break;
+        }
+    }
+    size_t count = 0;
+    sum = 0;
+    for (size_t i = 0; i < ids_.size(); i++) {
+        if (away_[i] > cut || scratch_[i] == 0)
+            continue;
+        ids_[count] = ids_[i];
+        scratch_[count++] = scratch_[i];
+        sum += scratch_[i];
+    }
+    ids_.resize(count);
+    scratch_.resize(count);
+    return sum;
+}
+
+/// Leaves in ids_ those with weights not below `least`; scratch_ = their weights.
+void Sampler::drop_below(double least) {
+    std::erase_if(ids_, [&](int32_t id) { return weights_[static_cast<size_t>(id)] < least; });
+    scratch_.resize(ids_.size());
+    for (size_t i = 0; i < ids_.size(); i++)
+        scratch_[i] = weights_[static_cast<size_t>(ids_[i])];
+}
+
 /// Leaves the k largest in ids_; scratch_ holds their weights, and is used up.
 void Sampler::keep_largest(size_t k) {
     const auto kth = scratch_.begin() + static_cast<ptrdiff_t>(k - 1);
@@ -202,23 +357,34 @@ int32_t Sampler::pick_all(double draw) const {
 int32_t Sampler::sample(std::span<const float> logits, const SamplingOptions& options, double draw) {
     require(!logits.empty(), Fault::kFormat, "no logits to sample from");
     const float top = largest(logits);
+    const bool by_typical = options.typical < 1;
     const bool by_mass = options.top_p < 1;
+    const bool by_least = options.min_p > 0;
     const bool by_count = options.top_k > 0 && static_cast<uint64_t>(options.top_k) < logits.size();
     const auto k = static_cast<size_t>(by_count ? options.top_k : 0);
-    const bool all = !by_mass && !by_count;
-    weigh(logits, top, all ? options.temperature : 1);
+    const bool all = !by_typical && !by_mass && !by_least && !by_count;
+    const float first = all || options.temperature_first ? options.temperature : 1;
+    weigh(logits, top, first);
     require(std::isfinite(top) && std::isfinite(whole_), Fault::kFormat,
             "the logits hold no finite maximum: the model computed something that is not a number");
     if (all)
         return pick_all(draw);
 
-    if (by_mass) {
+    double kept = whole_;
+    if (by_typical) {
+        kept = keep_typical(logits, top, first, options.typical);
+    } else if (by_mass) {
         const double goal = options.top_p * whole_;
         gather(floor_of_mass(goal, whole_ - goal));
-        gather(cut_of_mass(goal));
+    } else if (by_least) {
+        gather(0.999f * static_cast<float>(options.min_p));
     } else {
         gather(floor_of_count(k));
     }
+    if (by_mass)
+        drop_below(cut_of_mass(options.top_p * kept));
+    if (by_least)
+        drop_below(options.min_p * *std::max_element(scratch_.begin(), scratch_.end()));
     if (by_count && ids_.size() > k)
         keep_largest(k);
 
@@ -226,8 +392,8 @@ int32_t Sampler::sample(std::span<const float> logits, const SamplingOptions& op
     double sum = 0;
     for (int32_t id : ids_) {
         const auto at = static_cast<size_t>(id);
-        const float w =
-            options.temperature == 1 ? weights_[at] : exp_negative((logits[at] - top) / options.temperature);
+        const float w = options.temperature == first ? weights_[at]
+                                                     : exp_negative((logits[at] - top) / options.temperature);
         scratch_.push_back(w);
         sum += w;
     }

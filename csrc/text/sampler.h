@@ -1,24 +1,33 @@
-// Drawing one token from logits: softmax, top-p and top-k at temperature 1, then temperature (BlinkDL's
-// order).
+// Drawing one token from logits: softmax, the cuts (typical, top-p, min-p, top-k), then temperature
+// (BlinkDL's order); or temperature before the cuts, as most other engines do.
 #pragma once
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace rwkv {
 
 struct SamplingOptions {
-    float temperature = 1; // > 0
-    int64_t top_k = 0;     // 0: off
-    double top_p = 1;      // > 0; off from 1 up
+    float temperature = 1;          // > 0
+    int64_t top_k = 0;              // 0: off
+    double top_p = 1;               // > 0; off from 1 up
+    double min_p = 0;               // in [0, 1]; 0: off
+    double typical = 1;             // > 0; off from 1 up
+    bool temperature_first = false; // the cuts see the distribution at `temperature`, not at 1
 };
 
 /// Holds the scratch memory, so that a token allocates nothing. One thread at a time.
 ///
-/// top-p keeps every weight that is not below that of the first token, in descending order, at which the
-/// running sum reaches top_p of the whole: equals survive together. top-k keeps exactly k, of equals those
-/// with the lower ids. The same logits, options and draw give the same token on every processor: the
+/// The cuts come in this order, each over what the one before it left:
+/// - typical keeps the tokens whose surprise -log p is nearest to the expected one (Meister et al., "Locally
+///   typical sampling", 2022), up to and with the first at which their running sum reaches `typical` of all;
+/// - top-p keeps every weight that is not below that of the first token, in descending order, at which the
+///   running sum reaches top_p of all; in both, equals survive together;
+/// - min-p keeps every weight that is not below min_p of the largest;
+/// - top-k keeps exactly k, of equals those with the lower ids.
+/// The same logits, options and draw give the same token on every processor: the
 /// exponential is computed here.
 class Sampler {
   public:
@@ -33,6 +42,8 @@ class Sampler {
     float floor_of_count(size_t k);
     void gather(float floor);
     float cut_of_mass(double goal);
+    double keep_typical(std::span<const float> logits, float top, float temperature, double share);
+    void drop_below(double least);
     void keep_largest(size_t k);
     int32_t pick_all(double draw) const;
 
@@ -43,6 +54,8 @@ class Sampler {
     std::vector<int32_t> ids_;   // candidates, ascending
     std::vector<float> scratch_; // their weights, then what the search makes of them
     std::vector<double> bins_;   // sums of weights of nearly the same size
+    std::vector<float> away_;    // of candidates: how far their surprise is from the expected one
+    std::vector<std::pair<float, float>> tied_; // distance and weight of those in one bin
 };
 
 } // namespace rwkv

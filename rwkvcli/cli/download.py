@@ -23,6 +23,22 @@ def model_file(console: Console, name: str) -> LocalModel:
         )
 
 
+def model_to_run(console: Console, name: str) -> LocalModel:
+    """The same for a model that is about to be loaded: one that memory cannot hold is warned of."""
+    from rwkvcli.cli.render import size
+    from rwkvcli.services.fitting import shortage
+
+    found = model_file(console, name)
+    short = shortage(found.path)
+    if short is not None:
+        missing = size(short.needed - short.available)
+        console.note(
+            f"warning: {name} takes {size(short.needed)}, {size(short.available)} of memory are free, {missing} "
+            "are missing: weights will be read from the disk again and again"
+        )
+    return found
+
+
 def pulled_file(console: Console, name: str) -> LocalModel:
     """The file of the Hub reference `name`, downloaded or brought up to date."""
     with DownloadBar(console, name) as bar:

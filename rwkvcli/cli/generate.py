@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rwkvcli.cli.console import Console, is_terminal
 from rwkvcli.cli.options import Misuse, with_settings
-from rwkvcli.cli.prompt import argument_bytes, gather_prompt
+from rwkvcli.cli.prompt import argument_bytes, argument_text, gather_prompt
+from rwkvcli.cli.sampling import with_sampling
 from rwkvcli.cli.settings import Settings
+from rwkvcli.cli.signals import time_limit
 
 if TYPE_CHECKING:
     from rwkvcli.services.generation import Generation
@@ -20,12 +22,15 @@ if TYPE_CHECKING:
 EXAMPLES = """
   rwkv generate -m demo "Once upon a time"
   echo "It was a fine morning, and" | rwkv generate -m model-int4.safetensors
-  cat report.txt | rwkv generate -m model.safetensors --temperature 0 "Summary:" > summary.txt
+  cat report.txt | rwkv generate -m model.safetensors --chat "Summarise this:" > summary.txt
+  rwkv generate -m model.safetensors -s "Answer in one word." "The capital of France?"
   rwkv generate -m demo --json --seed 1 "Once upon a time" | jq .usage
+  rwkv generate -m demo --temperature 0.8 --top-p 0.5 --ban "the end" --timeout 30 "It was"
 """
 
 
 @with_settings
+@with_sampling
 def generate(
     settings: Settings,
     *,
@@ -34,7 +39,25 @@ def generate(
     ] = None,
     file: Annotated[
         list[str] | None,
-        typer.Option("-f", "--file", metavar="FILE", help="Read text from FILE; - is stdin."),
+        typer.Option("-f", "--file", metavar="FILE", help="Read text from FILE; - is stdin. Repeatable."),
+    ] = None,
+    keep_newline: Annotated[
+        bool, typer.Option("--keep-newline", help="Keep the newline at the end of stdin and files.")
+    ] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The text is a message; write the model's answer to it.")
+    ] = False,
+    system: Annotated[
+        str | None,
+        typer.Option(
+            "-s", "--system", metavar="TEXT", help="Instructions before the message; implies --chat."
+        ),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--template", metavar="NAME", help="Form of a conversation, in place of the model's own."
+        ),
     ] = None,
     max_tokens: Annotated[
         int,
@@ -42,62 +65,99 @@ def generate(
             "--max-tokens", metavar="N", min=-1, help="Stop after N tokens; -1: when the model does."
         ),
     ] = 512,
-    temperature: Annotated[
-        float, typer.Option("--temperature", metavar="T", help="0 always takes the likeliest token.")
-    ] = 1.0,
-    top_k: Annotated[
-        int, typer.Option("--top-k", metavar="K", help="Choose among the K likeliest tokens; 0: off.")
-    ] = 0,
-    top_p: Annotated[
-        float, typer.Option("--top-p", metavar="P", help="Choose among the likeliest that make up P; 1: off.")
-    ] = 0.85,
-    seed: Annotated[
-        int | None, typer.Option("--seed", metavar="S", help="The same seed gives the same text.")
-    ] = None,
     stop: Annotated[
-        list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before TEXT; may be given again.")
+        list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before TEXT. Repeatable.")
     ] = None,
+    echo: Annotated[bool, typer.Option("--echo", help="Write the prompt before its continuation.")] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", help="Give up after that; exit code 124."),
+    ] = None,
+    stream_json: Annotated[
+        bool, typer.Option("--stream-json", help="A line of JSON per piece of text, and one at the end.")
+    ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Tell tokens and speed on stderr.")] = False,
+    sampling: dict[str, Any],
 ) -> None:
     """Continue a text with a model.
 
     The text is what comes on stdin, then the files, then PROMPT, joined by blank lines. It is not repeated:
     stdout gets the continuation alone, as it is made. One newline at the end of stdin and files is dropped.
+    With --chat the text is a message, written in the form that the model was trained on, and the answer is
+    what comes. What the sampler is not told is as usual for the model's family.
     """
     console = Console(settings)
-    text = gather_prompt(prompt, file or [])
-    if text is None:
-        why = "stdin is a terminal" if is_terminal(sys.stdin) else "stdin is empty"
-        raise Misuse(f"no text to continue: give PROMPT, or pipe text in ({why})")
-    if settings.model is None:
-        raise Misuse("no model: give one with -m, for example `-m demo`")
+    if timeout is not None and not 0 < timeout < 1e9:
+        raise typer.BadParameter("not a number of seconds above 0", param_hint="'--timeout'")
+    with time_limit(timeout):
+        text = gather_prompt(prompt, file or [], keep_newline=keep_newline)
+        if text is None:
+            why = "stdin is a terminal" if is_terminal(sys.stdin) else "stdin is empty"
+            raise Misuse(f"no text to continue: give PROMPT, or pipe text in ({why})")
+        if settings.model is None:
+            raise Misuse("no model: give one with -m, for example `-m demo`")
 
-    from rwkvcli.cli.download import model_file
-    from rwkvcli.services import generation
+        from rwkvcli.cli.download import model_to_run
+        from rwkvcli.services import generation
 
-    stops = tuple(argument_bytes(each).decode("utf-8", "replace") for each in stop or [])
-    sampling = generation.Settings(max_tokens, temperature, top_k, top_p, seed, stops)
-    generation.check_device(settings.device)
-    found = model_file(console, settings.model)
-    begin = time.perf_counter()
-    model = generation.load_model(found, settings.device, settings.threads)
-    run = generation.Generation(model, text, sampling)
-    run.timings.load = time.perf_counter() - begin
-    console.detail(f"{found.path}: {model.backend.description}")
-    if settings.json:
-        for _ in run:
-            pass
-        console.line(json.dumps({**run.report(), "model": settings.model}, ensure_ascii=False))
-    else:
-        _stream(console, run)
+        wanted = generation.Settings(
+            max_tokens,
+            sampling,
+            tuple(map(argument_text, stop or [])),
+            chat or system is not None,
+            argument_bytes(system).decode("utf-8", "surrogateescape") if system is not None else None,
+            template,
+        )
+        generation.check_device(settings.device)
+        found = model_to_run(console, settings.model)
+        begin = time.perf_counter()
+        model = generation.load_model(found, settings.device, settings.threads)
+        run = generation.Generation(model, text, wanted)
+        run.timings.load = time.perf_counter() - begin
+        console.detail(f"{found.path}: {model.backend.description}, template {run.template.name}")
+        _write(console, run, stream_json=stream_json, echo=echo)
     if stats:
         console.note(_stats(run))
 
 
-def _stream(console: Console, run: Generation) -> None:
+def _write(console: Console, run: Generation, *, stream_json: bool, echo: bool) -> None:
+    """Write the answer as it is wanted; an interruption leaves what there is of it, in whole JSON."""
+    from rwkvcli.errors import TimedOut
+
+    begin = run.prompt.decode("utf-8", "surrogateescape") if echo else ""
+    if not stream_json and not console.settings.json:
+        _stream(console, run, begin)
+        return
+    begin = run.prompt.decode("utf-8", "replace") if echo else ""
+
+    def event(kind: str, content: dict[str, Any]) -> None:
+        if stream_json:
+            console.line(json.dumps({"type": kind, **content}, ensure_ascii=False))
+
+    if begin:
+        event("text", {"text": begin})
+    try:
+        for piece in run:
+            event("text", {"text": piece})
+    except (TimedOut, KeyboardInterrupt) as error:
+        run.finish_reason = "timeout" if isinstance(error, TimedOut) else "interrupted"
+        raise
+    finally:
+        if run.prompt_tokens:
+            report = {**run.report(), "model": console.settings.model}
+            report["text"] = begin + report["text"]
+            event("end", report)
+            if not stream_json:
+                console.line(json.dumps(report, ensure_ascii=False))
+
+
+def _stream(console: Console, run: Generation, begin: str) -> None:
     """Write the pieces as they come; a terminal's prompt begins on a line of its own, whatever happens."""
     last = "\n"
     try:
+        if begin:
+            console.write(begin)
+            last = begin[-1]
         for piece in run:
             console.write(piece)
             last = piece[-1]

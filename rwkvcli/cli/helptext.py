@@ -6,9 +6,9 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-from rwkvcli.cli.options import GLOBAL_PANEL
+from rwkvcli.cli.options import GLOBAL_PANEL, SAMPLING_PANEL
 
-_SECTIONS = ("Options", GLOBAL_PANEL)
+_SECTIONS = ("Options", SAMPLING_PANEL, GLOBAL_PANEL)
 
 
 class Page:
@@ -20,7 +20,7 @@ class Page:
     epilog: str | None
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write arguments, the verb's own options, the global options, and (for the program) the verbs."""
+        """Write arguments, the verb's own options, the sampler's, the global ones, and (for the program) the verbs."""
         arguments = []
         sections: dict[str, list[tuple[str, str]]] = {name: [] for name in _SECTIONS}
         for param in self.get_params(ctx):  # type: ignore[attr-defined]

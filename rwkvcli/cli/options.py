@@ -1,7 +1,7 @@
 """The options that every verb has, defined once, and how a verb gets them as `Settings`.
 
-They are accepted before and after the verb; what is closer to the end of the line wins, and a flag wins
-over the environment.
+They are accepted before and after the verb; what is closer to the end of the line wins. A flag wins over the
+environment, and the environment over the person's configuration.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import wraps
-from typing import Annotated, Any
+from functools import partial, wraps
+from typing import Annotated, Any, overload
 
 import typer
 
 from rwkvcli.cli.settings import Color, Settings
 
 GLOBAL_PANEL = "Global options"
+SAMPLING_PANEL = "Sampling"
 
 
 class Misuse(typer.BadParameter):
@@ -72,7 +73,7 @@ _GLOBALS = (
         "device", str, ("--device",), "DEVICE",
         "auto, cpu, cuda[:N] or torch[:cpu|mps|cuda|xpu].", {},
     ),
-    _Global("threads", int, ("-t", "--threads"), "N", "CPU threads; default: one per core.", {"min": 1, "max": 1024}),
+    _Global("threads", int, ("-t", "--threads"), "N", "CPU threads; default: one per physical core.", {"min": 1, "max": 1024}),
     _Global("offline", bool, ("--offline",), None, "Use no network.", {}),
     _Global("quiet", bool, ("-q", "--quiet"), None, "Print nothing but the answer and errors.", {}),
     _Global("verbose", bool, ("-v", "--verbose"), None, "Say more; errors come with a traceback.", {}),
@@ -122,20 +123,39 @@ def with_root_options(function: Callable[[typer.Context], None]) -> Callable[...
     return callback
 
 
-def with_settings(function: Callable[..., None]) -> Callable[..., None]:
-    """Replace the parameter `settings` of a verb by the global options, and hand them over as `Settings`."""
+@overload
+def with_settings(function: Callable[..., None]) -> Callable[..., None]: ...
+@overload
+def with_settings(*, stored: bool) -> Callable[[Callable[..., None]], Callable[..., None]]: ...
+def with_settings(function: Callable[..., None] | None = None, *, stored: bool = True) -> Any:
+    """Replace the parameter `settings` of a verb by the global options, and hand them over as `Settings`.
+
+    What neither flags nor the environment say is looked up in the person's configuration, the verb's own
+    options too; not with `stored=False`.
+    """
+    if function is None:
+        return partial(with_settings, stored=stored)
 
     @wraps(function)
     def verb(ctx: typer.Context, **values: Any) -> None:
         before = ctx.find_root().params
         for flag in _EAGER:
             values.pop(flag.name)
+        defaults = _stored(function.__name__) if stored else {}
         chosen = {}
         for field in fields(Settings):
             after = values.pop(field.name)
             value = after if after is not None else before.get(field.name)
+            if value is None:
+                value = defaults.get(field.name)
             if value is not None:
                 chosen[field.name] = value
+        if "color" in chosen:
+            chosen["color"] = Color(chosen["color"])
+        for name in values.keys() & defaults.keys():
+            source: Any = ctx.get_parameter_source(name)
+            if source is not None and source.name == "DEFAULT":
+                values[name] = defaults[name]
         function(settings=Settings(**chosen), **values)
 
     # Evaluated against the verb's own module, where its annotations were written.
@@ -147,6 +167,18 @@ def with_settings(function: Callable[..., None]) -> Callable[..., None]:
     ]
     _set_parameters(verb, [_CONTEXT, *kept, *(g.parameter(False) for g in _GLOBALS), *_EAGER])
     return verb
+
+
+def _stored(verb: str) -> dict[str, Any]:
+    """What the configuration says for `verb`: {name of a parameter: value}."""
+    from rwkvcli.services import configuration
+
+    found: dict[str, Any] = {}
+    for key, value in configuration.load().items():
+        table, _, name = key.rpartition(".")
+        if table in ("", verb):
+            found[name.replace("-", "_")] = value
+    return found
 
 
 def _set_parameters(function: Callable[..., None], parameters: list[inspect.Parameter]) -> None:

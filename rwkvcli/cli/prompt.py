@@ -15,20 +15,23 @@ STDIN = "-"
 _BOM = b"\xef\xbb\xbf"
 
 
-def gather_prompt(argument: str | None, files: Sequence[str]) -> bytes | None:
+def gather_prompt(argument: str | None, files: Sequence[str], *, keep_newline: bool = False) -> bytes | None:
     """Stdin, then the files, then the argument, joined by one blank line. None: nobody gave anything.
 
-    Stdin is read when it is no terminal, or where `-` stands for it. Bytes that are not UTF-8 stay.
+    Stdin is read when it is no terminal, or where `-` stands for it. Bytes that are not UTF-8
+    stay. `keep_newline`: the newline at the end of stdin and files stays too.
     """
     parts = []
     if STDIN not in files and argument != STDIN:
-        piped = _read_stdin()
+        piped = _read_stdin(keep_newline)
         if piped:
             parts.append(piped)
     for name in files:
-        parts.append(_read_stdin(asked=True) if name == STDIN else _read_file(name))
+        parts.append(
+            _read_stdin(keep_newline, asked=True) if name == STDIN else _read_file(name, keep_newline)
+        )
     if argument == STDIN:
-        parts.append(_read_stdin(asked=True))
+        parts.append(_read_stdin(keep_newline, asked=True))
     elif argument is not None:
         parts.append(argument_bytes(argument))
     return b"\n\n".join(parts) if parts else None
@@ -39,21 +42,27 @@ def argument_bytes(argument: str) -> bytes:
     return os.fsencode(argument)
 
 
-def normalized(data: bytes) -> bytes:
+def argument_text(argument: str) -> str:
+    """An argument as text; bytes that are not UTF-8 become U+FFFD."""
+    return argument_bytes(argument).decode("utf-8", "replace")
+
+
+def normalized(data: bytes, keep_newline: bool = False) -> bytes:
     """Text as it comes from files and pipes: no BOM, LF for CRLF, not the newline at the end."""
-    return data.removeprefix(_BOM).replace(b"\r\n", b"\n").removesuffix(b"\n")
+    text = data.removeprefix(_BOM).replace(b"\r\n", b"\n")
+    return text if keep_newline else text.removesuffix(b"\n")
 
 
-def _read_stdin(asked: bool = False) -> bytes:
+def _read_stdin(keep_newline: bool, asked: bool = False) -> bytes:
     """What stdin holds; nothing when it is closed, or a terminal and nobody asked for it."""
     stream: BinaryIO | None = getattr(sys.stdin, "buffer", None)
     if stream is None or (is_terminal(sys.stdin) and not asked):
         return b""
-    return normalized(stream.read())
+    return normalized(stream.read(), keep_newline)
 
 
-def _read_file(name: str) -> bytes:
+def _read_file(name: str, keep_newline: bool) -> bytes:
     try:
-        return normalized(Path(name).expanduser().read_bytes())
+        return normalized(Path(name).expanduser().read_bytes(), keep_newline)
     except OSError as error:
         raise SourceNotFound(f"{name}: {(error.strerror or str(error)).lower()}") from None

@@ -69,6 +69,10 @@ def quantize(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json to put into the file.")
     ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option("--template", metavar="NAME", help="Form of a conversation to name in the file."),
+    ] = None,
     ffn_value: Annotated[
         FfnValue, typer.Option("--ffn-value", metavar="LAYOUT", help="Layout of ffn.value: auto, tile or kn.")
     ] = FfnValue.auto,
@@ -108,6 +112,7 @@ def quantize(
                     to.value,
                     threads=settings.threads,
                     tokenizer=Path(tokenizer) if tokenizer is not None else None,
+                    template=template,
                     group_norm_eps=gn_eps,
                     ffn_value=ffn_value.value,
                     force=force,

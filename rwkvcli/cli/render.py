@@ -110,6 +110,29 @@ class QuantizationBar(_Bar):
         yield TextColumn("{task.description}", markup=False)
 
 
+class BenchBar(_Bar):
+    """Runs of a measurement."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, "measuring")
+
+    def update(self, done: int, total: int, title: str) -> None:
+        """Show how far it is and what runs now."""
+        self._show(done, total, title)
+
+    def hide(self) -> None:
+        """Make room for a line of the answer; the next update brings the bar back."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _columns(self) -> Iterable[Any]:
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        yield from (BarColumn(bar_width=32), TaskProgressColumn(), TimeRemainingColumn())
+        yield TextColumn("{task.description}", markup=False)
+
+
 def loss_table(console: Console, classes: Iterable[ClassReport]) -> str:
     """What each class of tensors weighs and lost."""
     rows = [("class", "format", "weights", "bits", "size", "error")]
@@ -166,9 +189,10 @@ def _facts(found: dict[str, Any], sizes: dict[str, Any]) -> Iterator[tuple[str, 
     yield "file", f"{found['path']} ({size(found['bytes'])}, {found['kind']})"
     yield "model", f"RWKV-{found['version']}, {found['parameters']:,} parameters"
     yield "sizes", ", ".join(f"{name} {value}" for name, value in sizes.items())
+    yield "state", size(found["state_bytes"])
     yield "bits per weight", f"{found['bits_per_weight']:.2f}"
     yield "formats", ", ".join(f"{name} {size(nbytes)}" for name, nbytes in found["formats"].items())
-    for key in ("recipe", "method", "tokenizer", "template", "calibration", "group_norm_eps"):
+    for key in ("recipe", "method", "tokenizer", "family", "calibration", "group_norm_eps"):
         if found.get(key) not in (None, "none"):
             yield key.replace("_", " "), str(found[key])
     source = found.get("source")

@@ -18,6 +18,12 @@ VERBS = {
     "quantize": "Make a model file out of a checkpoint.",
     "show": "Show what is inside a model file or a checkpoint.",
     "pull": "Download a file from the Hugging Face Hub.",
+    "bench": "Measure how fast models run on this machine.",
+    "tokenize": "Turn text into token ids.",
+    "detokenize": "Turn token ids back into text.",
+    "doctor": "Tell what this machine can do, and whether a model fits.",
+    "config": "Read and change your defaults.",
+    "completion": "Print a script that completes commands in your shell.",
 }
 """Every verb and its one-line help, so that `rwkv --help` loads none of them. Each verb's own
 help begins with the same line."""
@@ -69,7 +75,7 @@ def _root(ctx: typer.Context) -> None:
     """Run RWKV language models (v4 to v7) on your own machine.
 
     The answer goes to stdout and everything else to stderr. `rwkv VERB --help` explains a verb. An option
-    can also be set by the environment variable in brackets.
+    can also be set by the environment variable in brackets, or for good by `rwkv config`.
     """
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help(), err=True)

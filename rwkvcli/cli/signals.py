@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,6 +73,49 @@ def held_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for signum, old in before.items():
             signal.signal(signum, old)
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raise TimedOut inside when `seconds` are over, also in the middle of a prompt; None: never.
+
+    Where there is no alarm (Windows) a timer interrupts as Ctrl-C does, and that becomes TimedOut.
+    """
+    from rwkvcli.errors import TimedOut
+
+    if seconds is None:
+        yield
+        return
+    error = TimedOut(f"not finished after {seconds:g} s", hint="--timeout gives it more time")
+    if hasattr(signal, "setitimer"):
+
+        def handler(_signum: int, _frame: FrameType | None) -> None:
+            raise error
+
+        before = signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        return
+    over = threading.Event()
+
+    def interrupt() -> None:
+        over.set()
+        signal.raise_signal(signal.SIGINT)
+
+    timer = threading.Timer(seconds, interrupt)
+    timer.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if over.is_set():
+            raise error from None
+        raise
+    finally:
+        timer.cancel()
 
 
 def die_by_sigpipe() -> None:

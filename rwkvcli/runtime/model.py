@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from rwkvcli.errors import UsageError
 from rwkvcli.runtime.backend import UNUSED_EPS, Backend, Float32
-from rwkvcli.runtime.device import default_threads, parse_device
+from rwkvcli.runtime.device import parse_device
+from rwkvcli.runtime.machine import default_threads
 from rwkvcli.runtime.state import State, wrong_model
 
 if TYPE_CHECKING:
     from quant.arch import Arch
     from quant.container.reader import ModelFile
+    from rwkvcli.runtime.templates import Template
     from rwkvcli.runtime.tokenizer import Tokenizer
 
 
@@ -107,28 +109,38 @@ class Model:
             state.tokens_seen += 1
         return logits
 
+    @property
+    def template(self) -> Template:
+        """The family of this model: how a conversation is written, default sampling. FormatError: unknown."""
+        from rwkvcli.runtime.templates import template_of
+
+        return template_of(self.file)
+
     def generate(
         self,
         prompt: str,
         max_tokens: int = 512,
         *,
         state: State | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 0.85,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        **sampling: Any,
     ) -> Iterator[str]:
         """Continue `prompt`, yielding text as it comes. `max_tokens` -1: until the model ends the text.
 
         With `state` the prompt continues what that state has seen, and the state advances. The same seed gives the
-        same text. Raises UsageError for settings out of range.
+        same text. `sampling` takes every other setting of `rwkvcli.runtime.sampling.SamplingParams`; what is None or
+        left out is as usual for this family of models. Raises UsageError for settings out of range.
         """
         from rwkvcli.runtime.decoding import decode
         from rwkvcli.runtime.sampling import Sampler, SamplingParams
 
-        params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        sampler = Sampler(params, valid=self.tokenizer.vocab_size)
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, **sampling}
+        params = SamplingParams.of(self.template.settings(chat=False), given)
+        sampler = Sampler(params, self.tokenizer.vocab_size, self.tokenizer)
         state = state if state is not None else self.new_state()
         ids = self.tokenizer.encode(prompt)
         if not ids:

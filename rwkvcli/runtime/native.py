@@ -54,6 +54,15 @@ class NativeModel:
         """Bytes of weights read for one token when every row is used."""
         return self._model.weight_bytes
 
+    def count_active_channels(self, on: bool) -> None:
+        """Begin (at zero) or end counting `active_channels`."""
+        self._model.count_active_channels(on)
+
+    @property
+    def active_channels(self) -> int:
+        """Channels of `ffn.value` in layout kn read since counting began, over all layers and tokens."""
+        return self._model.active_channels
+
     @property
     def description(self) -> str:
         return f"cpu, {self.level}, {self.threads} thread{'s' if self.threads != 1 else ''}"

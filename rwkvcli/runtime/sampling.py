@@ -1,8 +1,10 @@
 """Choosing the next token.
 
-The order is BlinkDL's: softmax over the valid ids; top-p, then top-k, at temperature 1; then temperature.
-(Most other engines apply the temperature first.) Greedy choice, temperature 0, takes the first of the
-largest logits.
+What happens to the logits, in this order: penalties for tokens generated before, logit bias, banned tokens and
+strings, softmax over the valid ids; then typical, top-p, min-p and top-k, each over what the one before it
+left; then temperature. This is BlinkDL's order: the cuts are made at temperature 1. `order="temperature-first"`
+makes them at the temperature, as most other engines do. Greedy choice, temperature 0, takes the first of the
+largest logits. `csrc/text/sampler.h` and `csrc/text/penalties.h` state each rule.
 
 Random numbers come from the counter-based generator Philox4x64-10: draw number `i` of seed `s` is a pure
 function of `s` and `i`, the same on every device, and needs no state but the counter. It equals
@@ -14,58 +16,129 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkvcli.errors import FormatError, UsageError
 
+if TYPE_CHECKING:
+    from rwkvcli.runtime.banning import BannedStrings
+    from rwkvcli.runtime.tokenizer import Tokenizer
+
 Float32: TypeAlias = NDArray[np.float32]
 
+ORDERS = ("rwkv", "temperature-first")
 _SEEDS = 2**64
 _DAMAGED = "the model file may be damaged: `rwkv verify` checks it"
+_COUNTED_AS_NOTHING = b" \t0123456789"
+"""Tokens whose text is a part of this add nothing to their own count, so that numbers stay possible."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How to choose among the next tokens. Raises UsageError for values out of range.
 
-    `temperature` >= 0, 0 being greedy. `top_k` >= 0, 0 being off. `top_p` > 0, off from 1 up. `seed` in
-    [0, 2**64); None takes a random one.
+    The first four may be given by position.
     """
 
     temperature: float = 1.0
+    """>= 0; 0 is greedy."""
     top_k: int = 0
+    """>= 0; 0 is off."""
     top_p: float = 1.0
+    """> 0; off from 1 up."""
     seed: int | None = None
+    """In [0, 2**64); None takes a random one."""
+    min_p: float = 0.0
+    """In [0, 1]; 0 is off."""
+    typical: float = 1.0
+    """> 0; off from 1 up."""
+    presence_penalty: float = 0.0
+    """Off the logits of tokens that were generated."""
+    frequency_penalty: float = 0.0
+    """Times the count, off the same."""
+    penalty_decay: float = 0.996
+    """In [0, 1]: of the counts, with every generated token."""
+    repetition_penalty: float = 1.0
+    """> 0; 1 is off. Divides the positive logits of tokens that were generated, multiplies the negative ones."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """{token id: added to its logit}; -inf bans it."""
+    banned_strings: tuple[str, ...] = ()
+    """Texts that must not come up."""
+    order: str = "rwkv"
+    """One of ORDERS."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UsageError(f"temperature must be 0 or more, not {self.temperature}", hint="0 is greedy")
-        if not self.top_p > 0:  # also refuses NaN
-            raise UsageError(
-                f"top_p must be above 0, not {self.top_p}", hint="1 is off; for greedy use temperature 0"
-            )
+        for name in ("top_p", "typical"):
+            value = getattr(self, name)
+            if not value > 0:  # also refuses NaN
+                raise UsageError(
+                    f"{name} must be above 0, not {value}", hint="1 is off; for greedy use temperature 0"
+                )
         if self.top_k < 0:
             raise UsageError(f"top_k must be 0 or more, not {self.top_k}", hint="0 is off")
         if self.seed is not None and not 0 <= self.seed < _SEEDS:
             raise UsageError(f"seed must be from 0 to 2**64 - 1, not {self.seed}")
+        for name in ("min_p", "penalty_decay"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise UsageError(f"{name} must be from 0 to 1, not {value}")
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            if not math.isfinite(value):
+                raise UsageError(f"{name} must be a number, not {value}", hint="0 is off")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise UsageError(
+                f"repetition_penalty must be above 0, not {self.repetition_penalty}", hint="1 is off"
+            )
+        for token, bias in self.logit_bias.items():
+            if token < 0 or math.isnan(bias) or bias == math.inf:
+                raise UsageError(
+                    f"logit_bias {token}={bias} is not an id and a number", hint="-inf bans a token"
+                )
+        if isinstance(self.banned_strings, str):
+            raise UsageError("banned_strings takes a list of strings, not one string")
+        if "" in self.banned_strings:
+            raise UsageError("a banned string is empty")
+        if self.order not in ORDERS:
+            raise UsageError(f"unknown order {self.order!r} of sampling", hint=f"one of {', '.join(ORDERS)}")
+
+    @classmethod
+    def of(cls, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> SamplingParams:
+        """`given` where it is not None, else `defaults`. Raises UsageError for a setting that does not exist."""
+        known = {item.name for item in fields(cls)}
+        for name in given:
+            if name not in known:
+                raise UsageError(
+                    f"no sampling setting {name!r}", hint=f"there are {', '.join(sorted(known))}"
+                )
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return cls(**{**defaults, **chosen})
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def penalizes(self) -> bool:
+        """Whether tokens that were generated cost anything."""
+        return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty != 1
+
 
 class Sampler:
-    """Draws tokens: `params` and the number of the next draw.
+    """Draws tokens: `params`, the number of the next draw, and what has been generated.
 
-    `valid` is the number of ids that belong to tokens: logits past it are ignored.
+    `valid` is the number of ids that belong to tokens: logits past it are ignored. `tokenizer` is needed for
+    banned strings and for penalties as RWKV has them (digits and spaces are not counted).
     """
 
-    def __init__(self, params: SamplingParams, valid: int) -> None:
+    def __init__(self, params: SamplingParams, valid: int, tokenizer: Tokenizer | None = None) -> None:
         if valid < 1:
             raise UsageError(f"the vocabulary must have at least one id, not {valid}")
         from rwkvcli import _kernels
@@ -74,6 +147,30 @@ class Sampler:
         self._native_error = _kernels.FormatError
         # beyond these float32 cannot tell the difference
         self._temperature = min(max(params.temperature, 1e-30), 1e30)
+        self._first = params.order == "temperature-first"
+        self._penalties: _kernels.Penalties | None = None
+        if params.penalizes:
+            self._penalties = _kernels.Penalties(
+                params.presence_penalty,
+                params.frequency_penalty,
+                params.repetition_penalty,
+                params.penalty_decay,
+            )
+        for token in params.logit_bias:
+            if token >= valid:
+                raise UsageError(f"logit_bias: token {token} is outside the vocabulary of {valid}")
+        self._biased = np.fromiter(params.logit_bias.keys(), np.intp, len(params.logit_bias))
+        self._bias = np.fromiter(params.logit_bias.values(), np.float32, len(params.logit_bias))
+        self._banned: BannedStrings | None = None
+        if params.banned_strings:
+            from rwkvcli.runtime.banning import BannedStrings
+
+            if tokenizer is None:
+                raise UsageError("banned strings need the model's vocabulary")
+            self._banned = BannedStrings(params.banned_strings, tokenizer)
+        changes = self._penalties is not None or len(self._biased) > 0 or self._banned is not None
+        self._work: Float32 | None = np.empty(valid, np.float32) if changes else None
+        self._tokenizer = tokenizer
         self.params = params
         self.valid = valid
         self.seed = secrets.randbits(32) if params.seed is None else params.seed
@@ -81,36 +178,91 @@ class Sampler:
         self.draws = 0
 
     def __call__(self, logits: Float32) -> int:
-        """The next token for float32 `logits` [V]. A greedy choice draws no number.
+        """The next token for float32 `logits` [V], which stay as they are. A greedy choice draws no number.
 
-        Raises FormatError when no token can be chosen: a logit is NaN or +inf, or all are -inf.
+        Raises FormatError when no token can be chosen, since a logit is NaN or +inf, or all are -inf; and
+        UsageError when biases and banned strings leave no token.
         """
-        logits = logits[: self.valid]
+        logits = self._changed(logits[: self.valid])
         if self.params.greedy:
-            best = int(np.argmax(logits))
-            if not math.isfinite(logits[best]):
-                raise FormatError(f"the model's largest logit is {logits[best]}", hint=_DAMAGED)
-            return best
-        draw = uniform(self.seed, self.draws)
-        try:
-            token = self._native.sample(logits, self._temperature, self.params.top_k, self.params.top_p, draw)
-        except self._native_error as e:
-            raise FormatError(str(e), hint=_DAMAGED) from None
-        self.draws += 1
+            token = int(np.argmax(logits))
+            if not math.isfinite(logits[token]):
+                raise self._no_token(f"the model's largest logit is {logits[token]}", logits)
+        else:
+            draw = uniform(self.seed, self.draws)
+            params = self.params
+            try:
+                token = self._native.sample(
+                    logits, self._temperature, params.top_k, params.top_p, draw, params.min_p,
+                    params.typical, self._first,
+                )  # fmt: skip
+            except self._native_error as e:
+                raise self._no_token(str(e), logits) from None
+            self.draws += 1
+        self._count(token)
         return token
 
-    def state(self) -> dict[str, int]:
-        """What is needed to go on later with the same draws."""
-        return {"seed": self.seed, "draws": self.draws}
+    def state(self) -> dict[str, Any]:
+        """What is needed to go on later with the same draws and penalties: seed, draws, and with penalties
+        `counts`, a list of [token, count]. Ready for JSON."""
+        state: dict[str, Any] = {"seed": self.seed, "draws": self.draws}
+        if self._penalties is not None:
+            state["counts"] = [list(pair) for pair in self._penalties.counts()]
+        return state
 
-    def restore(self, state: Mapping[str, int]) -> None:
-        """Go on where `state()` was taken. Raises FormatError if it is not such a state."""
-        seed, draws = state.get("seed"), state.get("draws")
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state()` was taken. Raises FormatError if it is not such a state, and changes nothing."""
+        seed, draws, counts = state.get("seed"), state.get("draws"), state.get("counts", [])
         if not (
             isinstance(seed, int) and isinstance(draws, int) and 0 <= seed < _SEEDS and 0 <= draws < _SEEDS
         ):
             raise FormatError("not the state of a sampler")
+        if not isinstance(counts, Sequence) or not all(map(self._is_count, counts)):
+            raise FormatError("not the state of a sampler: its counts are not pairs of a token and a number")
+        if self._penalties is not None:
+            try:
+                self._penalties.restore([(token, float(count)) for token, count in counts])
+            except ValueError as e:
+                raise FormatError(f"not the state of a sampler: {e}") from None
         self.seed, self.draws = seed, draws
+
+    def _is_count(self, pair: Any) -> bool:
+        if not isinstance(pair, Sequence) or len(pair) != 2:
+            return False
+        token, count = pair
+        return (
+            isinstance(token, int) and 0 <= token < self.valid
+            and isinstance(count, int | float) and math.isfinite(count)
+        )  # fmt: skip
+
+    def _changed(self, logits: Float32) -> Float32:
+        """The logits after penalties, bias and bans."""
+        if self._work is None:
+            return logits
+        work = self._work[: len(logits)]
+        np.copyto(work, logits)
+        if self._penalties is not None:
+            self._penalties.apply(work)
+        if len(self._biased):
+            work[self._biased] += self._bias
+        if self._banned is not None:
+            for ids in self._banned.forbidden():
+                work[ids] = -math.inf
+        return work
+
+    def _count(self, token: int) -> None:
+        if self._penalties is not None:
+            nothing = (
+                self._tokenizer is not None and self._tokenizer.decode_bytes((token,)) in _COUNTED_AS_NOTHING
+            )
+            self._penalties.observe(token, 0.0 if nothing else 1.0)
+        if self._banned is not None:
+            self._banned.push(token)
+
+    def _no_token(self, why: str, logits: Float32) -> FormatError | UsageError:
+        if self._work is not None and not np.isnan(logits).any() and np.max(logits) == -math.inf:
+            return UsageError("no token is left to choose: all are banned")
+        return FormatError(why, hint=_DAMAGED)
 
 
 def uniform(seed: int, index: int) -> float:

@@ -72,3 +72,37 @@ class StopMatcher:
             if any(stop.startswith(end) for stop in self._stops):
                 return size
         return 0
+
+
+class AnswerTrim:
+    """An answer without the white space around it, and without `lead`, which the model may write before it.
+
+    What is white is held back until something follows it.
+    """
+
+    def __init__(self, lead: str = "") -> None:
+        self._lead = lead
+        self._begun = False
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """The text that can be shown now."""
+        text = self._held + text
+        if not self._begun:
+            text = text.lstrip()
+            if self._lead and len(text) < len(self._lead) and self._lead.startswith(text):
+                self._held = text
+                return ""
+            text = text.removeprefix(self._lead).lstrip() if self._lead else text
+            if not text:
+                self._held, self._lead = "", ""
+                return ""
+            self._begun = True
+        shown = text.rstrip()
+        self._held = text[len(shown) :]
+        return shown
+
+    def flush(self) -> str:
+        """What was held back and is no white space: the beginning of a lead of which nothing came."""
+        text, self._held = self._held, ""
+        return "" if self._begun else text.strip()

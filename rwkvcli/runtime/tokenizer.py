@@ -36,6 +36,11 @@ class Tokenizer(Protocol):
         """The id that ends a text."""
         ...
 
+    @property
+    def has_own_bytes(self) -> bool:
+        """Whether every id stands for bytes of its own, whatever its neighbours."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`. Lone surrogates made by `surrogateescape` (as in sys.argv) stand for their bytes."""
         ...
@@ -67,6 +72,7 @@ class _ByteCapable(ABC):
     """The text half of a tokenizer whose every id stands for bytes of its own."""
 
     eos_id = 0
+    has_own_bytes = True
 
     @abstractmethod
     def encode_bytes(self, data: bytes) -> list[int]: ...
@@ -150,6 +156,10 @@ class JsonTokenizer:
         # own. In others the text of an id can depend on its neighbours.
         self._byte_of = _byte_level_alphabet() if isinstance(self._native.decoder, ByteLevel) else None
         self._added = self._native.get_added_tokens_decoder()
+
+    @property
+    def has_own_bytes(self) -> bool:
+        return self._byte_of is not None
 
     def encode(self, text: str) -> list[int]:
         return self.encode_bytes(text_to_bytes(text))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rwkvcli.services.store import LocalModel
 
 
 def inspect(path: Path, *, tensors: bool = False) -> dict[str, Any]:
     """Describe the file `path`; reads its header, not its weights.
 
     Keys: `kind` ("model" or "checkpoint"), `path`, `bytes`, `version`, `dimensions`, `parameters`,
-    `bits_per_weight`, `formats` {encoding: bytes}, and for models `tokenizer`, `template`, `recipe`,
+    `state_bytes`, `bits_per_weight`, `formats` {encoding: bytes}, and for models `tokenizer`, `template` (as the file
+    says), `family` (the template in force; None: unknown), `recipe`,
     `method`, `calibration`, `source`, `report`, `group_norm_eps`. With `tensors` also `tensors`: a list of
     {name, shape, encoding, layout, bytes}. Raises SourceNotFound, FormatError, UnsupportedModel.
     """
@@ -19,6 +23,7 @@ def inspect(path: Path, *, tensors: bool = False) -> dict[str, Any]:
 
     from quant.container.reader import ModelFile
     from quant.sources import open_model
+    from rwkvcli.services.fitting import state_bytes
 
     with open_model(path) as opened:
         if isinstance(opened, ModelFile):
@@ -35,6 +40,7 @@ def inspect(path: Path, *, tensors: bool = False) -> dict[str, Any]:
             more: dict[str, Any] = {
                 "tokenizer": opened.tokenizer,
                 "template": opened.template,
+                "family": _family(opened),
                 "recipe": opened.recipe,
                 "method": opened.method,
                 "calibration": opened.calibration,
@@ -59,6 +65,7 @@ def inspect(path: Path, *, tensors: bool = False) -> dict[str, Any]:
                 )
             more = {}
             kind, size = "checkpoint", opened.file_size
+        memory = state_bytes(opened.arch)
         arch = asdict(opened.arch)
         version = arch.pop("version")
     weights = sum(math.prod(item["shape"]) for item in listed)
@@ -73,6 +80,7 @@ def inspect(path: Path, *, tensors: bool = False) -> dict[str, Any]:
         "version": version,
         "dimensions": {name: value for name, value in arch.items() if value},
         "parameters": weights,
+        "state_bytes": memory,
         "bits_per_weight": round(8 * stored / weights, 3),
         "formats": dict(sorted(formats.items(), key=lambda item: -item[1])),
         **more,
@@ -80,3 +88,32 @@ def inspect(path: Path, *, tensors: bool = False) -> dict[str, Any]:
     if tensors:
         result["tensors"] = listed
     return result
+
+
+def _family(file: Any) -> str | None:
+    from rwkvcli.errors import FormatError
+    from rwkvcli.runtime.templates import template_of
+
+    try:
+        return template_of(file).name
+    except FormatError:
+        return None
+
+
+def refuse_checkpoint(found: LocalModel) -> None:
+    """Raise FormatError if the file is no model file because nothing has been made of it yet."""
+    from quant.container.reader import ModelFile
+    from quant.sources import open_model
+    from rwkvcli.errors import FormatError, RwkvError
+
+    try:
+        with open_model(found.path) as opened:
+            if isinstance(opened, ModelFile):
+                return
+            opened.arch  # noqa: B018  (raises when it is no model)
+    except RwkvError:
+        return
+    raise FormatError(
+        f"{found.name} is a checkpoint, not a model file",
+        hint=f"make one with `rwkv quantize {found.name} --to int8`",
+    )

@@ -71,6 +71,7 @@ def quantize(
     *,
     threads: int | None = None,
     tokenizer: Path | None = None,
+    template: str | None = None,
     group_norm_eps: float | None = None,
     ffn_value: str = "auto",
     force: bool = False,
@@ -79,11 +80,12 @@ def quantize(
 ) -> Result:
     """Write `source` as a model file of `kind`; see `quant.pipeline.quantize`, which this calls.
 
-    `threads`: None for one per core. `tokenizer`: a tokenizer.json to embed. Raises what the pipeline
-    raises, and SourceNotFound if the tokenizer cannot be read.
+    `threads`: None for one per core. `tokenizer`: a tokenizer.json to embed. `template`: a family's name.
+    Raises what the pipeline raises, SourceNotFound if the tokenizer cannot be read, FormatError if it is none,
+    UsageError for a family that does not exist.
     """
     from quant.pipeline import quantize as run
-    from rwkvcli.runtime.device import default_threads
+    from rwkvcli.runtime.machine import default_threads
 
     tokenizer_json = None
     if tokenizer is not None:
@@ -94,12 +96,21 @@ def quantize(
                 f"{tokenizer}: {(e.strerror or str(e)).lower()}",
                 hint="--tokenizer takes a tokenizer.json file",
             ) from None
+        from rwkvcli.runtime.tokenizer import tokenizer_for
+
+        # complain now rather than when the model is used
+        tokenizer_for("json", source.arch.vocab_size, tokenizer_json)
+    if template is not None:
+        from rwkvcli.runtime.templates import named
+
+        named(template)
     return run(
         source,
         out,
         kind,
         encoder=NativeEncoder(threads or default_threads()),
         tokenizer_json=tokenizer_json,
+        template=template,
         group_norm_eps=group_norm_eps,
         ffn_value=ffn_value,
         force=force,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cli_runner import Terminal, environment, rwkv
+from cli_runner import Terminal, environment, rwkv, start
 
 from rwkvcli import Model
 
@@ -47,6 +51,134 @@ def test_the_prompt_is_stdin_then_files_then_the_argument(
     done = rwkv("generate", "-m", "small.safetensors", *SHORT, *args, stdin=stdin, cwd=folder)
     assert (done.code, done.err) == (0, "")
     assert done.out == generated(folder / "small.safetensors", prompt)
+
+
+@pytest.mark.parametrize(
+    ("stdin", "args", "prompt"),
+    [
+        (b"kept\n", [], b"kept\n"),
+        (b"a\r\n\n", ["b"], b"a\n\n\n\nb"),
+        (b"\xef\xbb\xbfs\n", ["-f", "file.txt", "-f", "file.txt"], b"s\n\n\nfile\n\n\nfile\n"),
+    ],
+)
+def test_keep_newline(folder: Path, stdin: bytes, args: list[str], prompt: bytes) -> None:
+    (folder / "file.txt").write_bytes(b"file\r\n")
+    done = rwkv(
+        "generate", "-m", "small.safetensors", *SHORT, "--keep-newline", *args, stdin=stdin, cwd=folder
+    )
+    assert (done.code, done.err) == (0, "")
+    assert done.out == generated(folder / "small.safetensors", prompt)
+
+
+def test_echo_writes_the_prompt_as_it_came(folder: Path) -> None:
+    prompt = b"not \xff utf-8"
+    process = start(
+        "generate", "-m", "small.safetensors", *SHORT, "--echo", cwd=folder, stdin=subprocess.PIPE
+    )
+    out, err = process.communicate(prompt + b"\n", timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    assert out == prompt + generated(folder / "small.safetensors", prompt).encode()
+    done = rwkv("generate", "-m", "small.safetensors", *SHORT, "--echo", "--json", "hello", cwd=folder)
+    assert json.loads(done.out)["text"] == "hello" + generated(folder / "small.safetensors", b"hello")
+
+
+CHAT = ["--max-tokens", "40", "--seed", "3"]
+
+
+def answered(prompt: str, stop: Sequence[str] = ("\n\n",), **more: Any) -> str:
+    return "".join(Model.load("demo").generate(prompt, max_tokens=40, seed=3, stop=stop, **more)).strip()
+
+
+def test_chat_writes_the_message_as_the_model_expects_it() -> None:
+    message = "  How do\n\n\nyou do? "
+    done = rwkv("generate", "-m", "demo", *CHAT, "--chat", message)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == answered("User: How do\nyou do?\n\nAssistant:")
+    echoed = rwkv("generate", "-m", "demo", *CHAT, "--chat", "--echo", message)
+    assert echoed.out.startswith("User: How do\nyou do?\n\nAssistant:" + done.out[:5])
+    piped = rwkv("generate", "-m", "demo", *CHAT, "--chat", "Summarise:", stdin="a text\n")
+    assert piped.out == answered("User: a text\nSummarise:\n\nAssistant:")
+
+
+def test_a_system_text_implies_chat() -> None:
+    done = rwkv("generate", "-m", "demo", *CHAT, "-s", "Be brief.", "Hello")
+    assert done.out == answered("Be brief.\n\nUser: Hello\n\nAssistant:")
+    assert done == rwkv("generate", "-m", "demo", *CHAT, "--chat", "--system", "Be brief.", "Hello")
+
+
+def test_another_template() -> None:
+    done = rwkv("generate", "-m", "demo", *CHAT, "--chat", "--template", "raven", "Hello")
+    family = {"temperature": 1.2, "top_p": 0.5, "presence_penalty": 0.4, "frequency_penalty": 0.4}
+    assert done.out == answered("Bob: Hello\n\nAlice:", stop=["\n\nBob:", "\nBob:"], **family)
+    wrong = rwkv("generate", "-m", "demo", "--template", "alpaca", "Hello")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert wrong.err.startswith("error: no template 'alpaca'\nhint: there are raven, ")
+
+
+def test_every_setting_of_the_sampler_reaches_it() -> None:
+    everything = [
+        "--temperature", "1.3", "--top-k", "4", "--min-p", "0.1",
+        "--presence-penalty", "0.1", "--frequency-penalty", "0.2", "--penalty-decay", "0.9",
+        "--repetition-penalty", "1.1", "--logit-bias", "101=-2", "--logit-bias", "32=0.5", "--ban", "th",
+        "--sampler-order", "temperature-first",
+    ]  # fmt: skip
+    settings: dict[str, Any] = {
+        "temperature": 1.3, "top_k": 4, "min_p": 0.1,
+        "presence_penalty": 0.1, "frequency_penalty": 0.2, "penalty_decay": 0.9, "repetition_penalty": 1.1,
+        "logit_bias": {101: -2.0, 32: 0.5}, "banned_strings": ("th",), "order": "temperature-first",
+    }  # fmt: skip
+    model = Model.load("demo")
+    for args, wanted in (
+        (everything, settings),
+        (["--top-p", "0.6", "--typical", "0.8"], {"top_p": 0.6, "typical": 0.8}),
+    ):
+        done = rwkv("generate", "-m", "demo", "--max-tokens", "120", "--seed", "11", *args, "It was")
+        assert (done.code, done.err) == (0, "")
+        assert done.out == "".join(model.generate("It was", max_tokens=120, seed=11, **wanted))
+        for name in wanted:
+            changed = {key: value for key, value in wanted.items() if key != name}
+            assert "".join(model.generate("It was", max_tokens=120, seed=11, **changed)) != done.out, name
+    assert "th" not in "".join(model.generate("It was", max_tokens=120, seed=11, **settings))
+
+
+def test_stream_json(folder: Path) -> None:
+    args = ["generate", "-m", "small.safetensors", *SHORT, "--stream-json", "hello"]
+    done = rwkv(*args, cwd=folder)
+    assert (done.code, done.err) == (0, "")
+    events = [json.loads(line) for line in done.out.splitlines()]
+    assert [event["type"] for event in events] == ["text"] * (len(events) - 1) + ["end"]
+    text = "".join(event["text"] for event in events[:-1])
+    assert text == events[-1]["text"] == generated(folder / "small.safetensors", b"hello")
+    assert list(events[-1])[1:] == ["text", "finish_reason", "seed", "usage", "timings", "model"]
+    assert rwkv(*args, "--json", cwd=folder).out.startswith('{"type": "text"')
+
+
+ENDLESS = ["generate", "-m", "demo", "--max-tokens", "-1", "--logit-bias", "0=-inf", "--seed", "1"]
+
+
+def test_a_time_limit_keeps_what_was_written() -> None:
+    done = rwkv(*ENDLESS, "--timeout", "1.5", "It was")
+    assert done.code == 124
+    assert done.err == "error: not finished after 1.5 s\nhint: --timeout gives it more time\n"
+    whole = "".join(Model.load("demo").generate("It was", max_tokens=50, seed=1, logit_bias={0: -math.inf}))
+    assert done.out.startswith(whole[:20])
+    done = rwkv(*ENDLESS, "--timeout", "1.5", "--json", "It was")
+    answer = json.loads(done.out)
+    assert (done.code, answer["finish_reason"]) == (124, "timeout")
+    assert answer["usage"]["completion_tokens"] > 0
+    assert rwkv("generate", "-m", "demo", "--max-tokens", "3", "--timeout", "60", "x").code == 0
+
+
+def test_a_time_limit_ends_a_long_prompt_too() -> None:
+    done = rwkv("generate", "-m", "demo", "--timeout", "1", stdin=b"word " * 1_000_000)
+    assert (done.code, done.out) == (124, "")
+
+
+def test_a_model_that_ends_its_text_says_so(folder: Path) -> None:
+    done = rwkv("generate", "-m", "demo", "--logit-bias", "0=90", "--json", "It was")
+    answer = json.loads(done.out)
+    assert (answer["text"], answer["finish_reason"]) == ("", "stop")
+    assert answer["usage"]["completion_tokens"] == 0
 
 
 def test_an_argument_is_its_bytes_in_any_locale(folder: Path) -> None:
@@ -106,9 +238,7 @@ def test_stats_are_one_line_on_stderr(folder: Path) -> None:
 def test_verbose_tells_the_device(folder: Path) -> None:
     done = rwkv("generate", "-m", "small.safetensors", *SHORT, "-v", "-t", "1", "hello", cwd=folder)
     assert done.code == 0
-    assert re.fullmatch(
-        r"\S+small\.safetensors: cpu, \w+, 1 thread\n|small\.safetensors: cpu, \w+, 1 thread\n", done.err
-    )
+    assert re.fullmatch(r"small\.safetensors: cpu, \w+, 1 thread, template bytes\n", done.err)
 
 
 def test_threads_change_nothing(folder: Path) -> None:
@@ -126,6 +256,14 @@ def test_threads_change_nothing(folder: Path) -> None:
         ),
         (["--temperature", "-1"], 2, "error: temperature must be 0 or more, not -1.0\nhint: 0 is greedy\n"),
         (["--stop", ""], 2, "error: a stop string is empty\n"),
+        (["--ban", ""], 2, "error: a banned string is empty\n"),
+        (["--min-p", "2"], 2, "error: min_p must be from 0 to 1, not 2.0\n"),
+        (["--logit-bias", "300=1"], 2, "error: logit_bias: token 300 is outside the vocabulary of 256\n"),
+        (
+            ["--sampler-order", "x"],
+            2,
+            "error: unknown order 'x' of sampling\nhint: one of rwkv, temperature-first\n",
+        ),
         (
             ["--device", "gpu"],
             2,

@@ -59,7 +59,7 @@ def test_help_of_the_program_names_every_verb_and_its_line() -> None:
     page = rwkv("--help")
     assert (page.code, page.err) == (0, "")
     for verb, line in VERBS.items():
-        assert f"  {verb:<8}  {line}\n" in page.out
+        assert f"  {verb:<{max(map(len, VERBS))}}  {line}\n" in page.out
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -110,6 +110,12 @@ def test_unknown_verbs_and_options() -> None:
         ),
         (["generate", "--top-p", "nan", "x"], "invalid value for '--top-p': `nan` is not a number"),
         (["generate", "--max-tokens", "-2", "x"], "invalid value for '--max-tokens': `-2` is below -1"),
+        (["generate", "--logit-bias", "a=1", "x"], "`a=1` is not a token id, an equals sign and a number"),
+        (
+            ["generate", "--logit-bias", "1=inf", "x"],
+            "`1=inf` is not a token id, an equals sign and a number",
+        ),
+        (["generate", "--timeout", "0", "x"], "'--timeout': not a number of seconds above 0"),
         (["quantize", "x", "--to", "int7"], "`int7` is not one of int8, int4, bf16, f16, f32"),
         (["pull"], "missing argument 'REPO:FILE[@REVISION]'"),
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_runner import Terminal, rwkv
+from vocabularies import word_level_json
 
 from quant.checkpoints import open_checkpoint
 from quant.checkpoints.write import write_pth
@@ -78,13 +79,13 @@ def test_a_dry_run_writes_nothing(folder: Path) -> None:
 
 
 def test_options_reach_the_file(folder: Path) -> None:
-    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    (folder / "tokenizer.json").write_bytes(word_level_json())
     args = ["--gn-eps", "1e-5", "--ffn-value", "kn", "--tokenizer", "tokenizer.json"]
     assert rwkv("quantize", "small.pth", "--to", "int8", "-o", "x.st", *args, cwd=folder).code == 0
     with ModelFile.open(folder / "x.st") as made:
         assert made.group_norm_eps == 1e-5
         assert made.plan["blocks.0.ffn.value.weight"].layout == "kn"
-        assert (made.tokenizer, made.tokenizer_bytes()) == ("json", b'{"version": "1.0"}')
+        assert (made.tokenizer, made.tokenizer_bytes()) == ("json", word_level_json())
 
 
 def make_nan(folder: Path) -> None:
@@ -183,7 +184,7 @@ def test_a_traceback_comes_with_v_only(folder: Path) -> None:
         (["-o", "."], 2, "is a folder"),
         (["--gn-eps", "7"], 2, "a group norm epsilon of 7.0 makes no sense"),
         (["--tokenizer", "nowhere.json"], 3, "nowhere.json: no such file or directory"),
-        (["--tokenizer", "small.pth"], 2, "the tokenizer file is not a tokenizer.json"),
+        (["--tokenizer", "small.pth"], 4, "tokenizer.json: "),
     ],
 )
 def test_bad_requests(folder: Path, args: list[str], code: int, message: str) -> None:

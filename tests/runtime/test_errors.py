@@ -23,6 +23,7 @@ EXIT_CODES = {
     "OutOfMemory": 5,
     "NoSpace": 5,
     "Cancelled": 130,
+    "TimedOut": 124,
 }
 
 

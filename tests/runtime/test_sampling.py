@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from text_oracles import chooser, distribution
+from text_oracles import chooser, completing, distribution, penalized
 
 from rwkvcli import _kernels
 from rwkvcli.errors import FormatError, UsageError
+from rwkvcli.runtime.banning import BannedStrings
 from rwkvcli.runtime.sampling import Sampler, SamplingParams, philox4x64, uniform
+from rwkvcli.runtime.tokenizer import ByteTokenizer, WorldTokenizer
 
 INF = math.inf
 
@@ -33,10 +35,11 @@ def check(
     top_k: int,
     probabilities: dict[int, float],
     top_p: float,
+    *more: Any,
 ) -> None:
     native, choose = _kernels.Sampler(), chooser(probabilities)
     for draw in draws_for(probabilities):
-        token = native.sample(logits, temperature, top_k, top_p, draw)
+        token = native.sample(logits, temperature, top_k, top_p, draw, *more)
         assert token in choose(draw), (draw, token)
 
 
@@ -60,7 +63,78 @@ def test_equals_the_twin(values: list[float], temperature: float, top_k: int, to
     check(logits, temperature, top_k, probabilities, top_p)
 
 
-@pytest.mark.parametrize("shape", ["sharp", "zipf", "broad", "flat", "equal"])
+@given(
+    vectors,
+    st.sampled_from([0.1, 0.7, 1.0, 1.5, 10.0]),
+    st.sampled_from([0, 1, 5, 1000]),
+    st.sampled_from([0.2, 0.85, 1.0]),
+    st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+    st.sampled_from([1e-9, 0.2, 0.5, 0.9, 1.0]),
+    st.booleans(),
+)
+@settings(derandomize=True, deadline=None, max_examples=300)
+def test_all_cuts_equal_the_twin(
+    values: list[float],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    typical: float,
+    temperature_first: bool,
+) -> None:
+    logits = np.array(values, np.float32)
+    more = (min_p, typical, temperature_first)
+    probabilities, margin = distribution(logits.tolist(), temperature, top_k, top_p, *more)
+    assume(margin > 1e-5)
+    check(logits, temperature, top_k, probabilities, top_p, *more)
+
+
+SHAPES = ["sharp", "zipf", "broad", "flat", "equal"]
+
+
+def whole_vocabulary(shape: str) -> np.ndarray[Any, Any]:
+    """Logits [65530] whose distribution looks like its name."""
+    size, rng = 65530, np.random.default_rng(4)
+    values = {
+        "sharp": rng.normal(size=size) + 20 * (np.arange(size) == 77),
+        "zipf": -1.1 * np.log1p(rng.permutation(size)),
+        "broad": 3 * rng.normal(size=size),
+        "flat": 0.01 * rng.normal(size=size),
+        "equal": np.zeros(size),
+    }[shape]
+    return values.astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "min_p", "typical", "temperature_first"),
+    [
+        (1, 0, 1, 0, 0.2, False),
+        (1, 0, 1, 0, 0.95, False),
+        (0.8, 40, 0.9, 0.05, 0.9, False),
+        (1.2, 0, 1, 0.001, 1, False),
+        (0.8, 0, 0.9, 0, 1, True),
+        (1.5, 40, 0.9, 0.05, 0.9, True),
+    ],
+)
+def test_all_cuts_equal_the_twin_on_a_whole_vocabulary(
+    shape: str,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    typical: float,
+    temperature_first: bool,
+) -> None:
+    logits = whole_vocabulary(shape)
+    more = (min_p, typical, temperature_first)
+    probabilities = distribution(logits.tolist(), temperature, top_k, top_p, *more)[0]
+    native, choose = _kernels.Sampler(), chooser(probabilities)
+    for draw in draws_for(probabilities)[::5]:
+        assert native.sample(logits, temperature, top_k, top_p, draw, *more) in choose(draw)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"),
     [
@@ -77,15 +151,7 @@ def test_equals_the_twin(values: list[float], temperature: float, top_k: int, to
 def test_equals_the_twin_on_a_whole_vocabulary(
     shape: str, temperature: float, top_k: int, top_p: float
 ) -> None:
-    size, rng = 65530, np.random.default_rng(4)
-    values = {
-        "sharp": rng.normal(size=size) + 20 * (np.arange(size) == 77),
-        "zipf": -1.1 * np.log1p(rng.permutation(size)),
-        "broad": 3 * rng.normal(size=size),
-        "flat": 0.01 * rng.normal(size=size),
-        "equal": np.zeros(size),
-    }[shape]
-    logits = values.astype(np.float32)
+    logits = whole_vocabulary(shape)
     check(logits, temperature, top_k, distribution(logits.tolist(), temperature, top_k, top_p)[0], top_p)
 
 
@@ -200,6 +266,18 @@ def test_logits_that_are_no_numbers(bad: list[float], temperature: float, top_p:
         {"top_p": math.nan},
         {"top_k": -1},
         {"seed": -1},
+        {"min_p": -0.1},
+        {"min_p": 1.5},
+        {"typical": 0.0},
+        {"typical": math.nan},
+        {"presence_penalty": INF},
+        {"frequency_penalty": math.nan},
+        {"penalty_decay": 1.01},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": INF},
+        {"logit_bias": {-1: 0.0}},
+        {"logit_bias": {1: INF}},
+        {"logit_bias": {1: math.nan}},
         {"seed": 2**64},
     ],
 )
@@ -233,3 +311,136 @@ def test_the_native_sampler_takes_float32_vectors_only() -> None:
         native.sample(np.zeros((2, 5), np.float32), 1.0, 0, 1.0, 0.5)
     with pytest.raises(_kernels.FormatError):
         native.sample(np.zeros(0, np.float32), 1.0, 0, 1.0, 0.5)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 19), st.sampled_from([0.0, 1.0])), max_size=60),
+    st.sampled_from([0.0, 0.4, -0.5]),
+    st.sampled_from([0.0, 0.4]),
+    st.sampled_from([1.0, 1.3, 0.8]),
+    st.sampled_from([1.0, 0.996, 0.5, 0.0]),
+)
+@settings(derandomize=True, deadline=None, max_examples=200)
+def test_penalties_equal_the_twin(
+    generated: list[tuple[int, float]], presence: float, frequency: float, repetition: float, decay: float
+) -> None:
+    logits = np.random.default_rng(len(generated)).normal(size=20).astype(np.float32)
+    native = _kernels.Penalties(presence, frequency, repetition, decay)
+    for token, weight in generated:
+        native.observe(token, weight)
+    changed = logits.copy()
+    native.apply(changed)
+    expected = penalized(logits.tolist(), generated, presence, frequency, repetition, decay)
+    np.testing.assert_allclose(changed, expected, rtol=1e-6, atol=1e-6)
+    again = _kernels.Penalties(presence, frequency, repetition, decay)
+    again.restore(native.counts())
+    other = logits.copy()
+    again.apply(other)
+    assert (other == changed).all()
+
+
+def test_penalties_are_those_of_the_reference_package() -> None:
+    """presence + occurrence * frequency off every logit in `occurrence`, which decays and then grows by one."""
+    occurrence: dict[int, float] = {}
+    sampler = Sampler(
+        SamplingParams(temperature=0, presence_penalty=0.2, frequency_penalty=0.2, penalty_decay=0.996),
+        valid=256,
+        tokenizer=ByteTokenizer(),
+    )
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        logits = rng.normal(size=256).astype(np.float32)
+        logits[ord("0") : ord("9")] += 1
+        expected = logits.astype(np.float64)
+        for token, count in occurrence.items():
+            expected[token] -= 0.2 + count * 0.2
+        before = logits.copy()
+        token = sampler(logits)
+        assert (logits == before).all()
+        assert token == int(np.argmax(expected))
+        for other in occurrence:
+            occurrence[other] *= 0.996
+        grows = bytes([token]) not in b" \t0123456789"
+        occurrence[token] = occurrence.get(token, 0.0) + grows
+
+
+@given(
+    st.lists(st.sampled_from([b"a", b"b", b"ab", b"ba", b"aab", b"bb", b"abba"]), max_size=8),
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+)
+@settings(derandomize=True, deadline=None, max_examples=300)
+def test_banned_strings_equal_the_twin(words: list[bytes], banned: list[str]) -> None:
+    tokens = [b"", b"a", b"b", b"ab", b"ba", b"aab", b"bb", b"abba", b"c"]
+
+    class Small(ByteTokenizer):
+        vocab_size = len(tokens)
+
+        def decode_bytes(self, ids: Any) -> bytes:
+            return b"".join(tokens[i] for i in ids)
+
+    follower, generated = BannedStrings(banned, Small()), list[int]()
+    for word in [*words, b"c"]:
+        forbidden = {int(i) for ids in follower.forbidden() for i in ids}
+        assert forbidden == completing(tokens, generated, [text.encode() for text in banned])
+        generated.append(tokens.index(word))
+        follower.push(generated[-1])
+
+
+def test_banned_strings_never_come_up_in_the_world_vocabulary() -> None:
+    tokenizer = WorldTokenizer()
+    wanted = tokenizer.encode("Hello world, hello world, hello you")
+    sampler = Sampler(
+        SamplingParams(temperature=0, banned_strings=("o wor", "zq")), tokenizer.vocab_size, tokenizer
+    )
+    drawn = []
+    for token in wanted:
+        logits = np.zeros(65536, np.float32)
+        logits[token] = 5
+        drawn.append(sampler(logits))
+    text = tokenizer.decode(drawn)
+    assert "o wor" not in text
+    assert text.startswith("Hello")
+    assert text.endswith("hello you")
+
+
+def test_biases_and_bans() -> None:
+    logits = np.array([0, 1, 2, 3, 99], np.float32)
+    sampler = Sampler(SamplingParams(temperature=0, logit_bias={3: -INF, 0: 1.5}), valid=4)
+    assert sampler(logits) == 2
+    assert Sampler(SamplingParams(temperature=0, logit_bias={0: 9.0}), valid=4)(logits) == 0
+    with pytest.raises(UsageError, match="outside"):
+        Sampler(SamplingParams(logit_bias={4: 1.0}), valid=4)
+    for temperature in (0.0, 1.0):
+        none = Sampler(SamplingParams(temperature, logit_bias=dict.fromkeys(range(4), -INF)), valid=4)
+        with pytest.raises(UsageError, match="no token is left"):
+            none(logits)
+        with pytest.raises(FormatError):
+            none(np.array([0, math.nan, 0, 0], np.float32))
+    with pytest.raises(UsageError, match="vocabulary"):
+        Sampler(SamplingParams(banned_strings=("a",)), valid=4)
+    for bad in ("text", ("",)):
+        with pytest.raises(UsageError, match="banned"):
+            SamplingParams(banned_strings=bad)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="order"):
+        SamplingParams(order="llama")
+
+
+def test_settings_are_the_familys_but_for_what_is_given() -> None:
+    params = SamplingParams.of({"top_p": 0.5, "top_k": 100}, {"top_k": 3, "min_p": None})
+    assert (params.top_p, params.top_k, params.min_p) == (0.5, 3, 0.0)
+    with pytest.raises(UsageError, match="no sampling setting 'temprature'"):
+        SamplingParams.of({}, {"temprature": 1.0})
+
+
+def test_going_on_with_penalties() -> None:
+    params = SamplingParams(seed=4, presence_penalty=0.5, frequency_penalty=0.5, penalty_decay=0.9)
+    rows = np.random.default_rng(1).normal(size=(40, 30)).astype(np.float32)
+    one, two = Sampler(params, valid=30), Sampler(params, valid=30)
+    tokens = [one(row) for row in rows]
+    assert [two(row) for row in rows[:20]] == tokens[:20]
+    three = Sampler(params, valid=30)
+    three.restore(two.state())
+    assert [three(row) for row in rows[20:]] == tokens[20:]
+    for counts in ([[30, 1.0]], [[1, 1.0], [1, 2.0]], [[1, math.nan]], [[1]], 5, [["a", 1.0]]):
+        with pytest.raises(FormatError):
+            three.restore({"seed": 1, "draws": 0, "counts": counts})

@@ -1,0 +1,101 @@
+"""The files that the benchmarks run: one seeded random RWKV-7 checkpoint per shape, in the formats of every engine.
+
+Files are kept in a folder between runs and made only when they are missing. Random weights leave about half of the
+relu² activations above zero; large trained models about 13 %. `density` makes a checkpoint with that share.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from quant.checkpoints import open_checkpoint
+from quant.checkpoints.write import write_pth, write_safetensors
+from quant.synthetic import SyntheticModel, iter_checkpoint
+from rwkvcli.services.quantization import quantize
+
+ROOT = Path(__file__).parent.parent
+VOCABULARY = 65536
+PLAIN = 0.5
+"""The density of a checkpoint that nothing was done to."""
+SPARSE = 0.4
+"""Below this density `ffn.value` is stored by input channel whatever the size (layout kn)."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model: `24x1024` is 24 layers of 1024 channels."""
+
+    layers: int
+    width: int
+    density: float = PLAIN
+
+    @classmethod
+    def parse(cls, text: str, density: float = PLAIN) -> Shape:
+        """`LAYERSxWIDTH`."""
+        layers, width = map(int, text.split("x"))
+        return cls(layers, width, density)
+
+    @property
+    def stem(self) -> str:
+        """What its files begin with."""
+        return f"v7-{self.layers}x{self.width}-{self.density:g}"
+
+    def tensors(self) -> SyntheticModel:
+        """The checkpoint's tensors, made on demand."""
+        return iter_checkpoint("7", self.layers, self.width, VOCABULARY, seed=1, ffn_density=self.density)
+
+
+def checkpoint(folder: Path, shape: Shape) -> Path:
+    """The checkpoint in bf16, safetensors."""
+    path = folder / f"{shape.stem}.safetensors"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        write_safetensors(part, shape.tensors(), "bf16")
+        part.replace(path)
+    return path
+
+
+def pth(folder: Path, shape: Shape) -> Path:
+    """The checkpoint in bf16 as the `rwkv` package reads it."""
+    path = folder / f"{shape.stem}.pth"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        write_pth(part, shape.tensors(), "bf16")
+        part.replace(path)
+    return path
+
+
+def ours(folder: Path, shape: Shape, kind: str) -> Path:
+    """This engine's file: int8, int4, bf16, f16 or f32."""
+    path = folder / f"{shape.stem}-{kind}.safetensors"
+    if not path.exists():
+        with open_checkpoint(checkpoint(folder, shape)) as source:
+            quantize(source, path, kind, ffn_value="kn" if shape.density < SPARSE else "auto")
+    return path
+
+
+def gguf(folder: Path, shape: Shape, kind: str, python: str) -> Path:
+    """llama.cpp's file: F32, F16, Q8_0, Q4_0 or Q4_K_M, made by `python`, which has gguf and llama-cpp-python."""
+    path = folder / f"{shape.stem}-{kind}.gguf"
+    if path.exists():
+        return path
+    if kind in ("F32", "F16"):
+        run_python(python, "make_gguf.py", "write", str(checkpoint(folder, shape)), str(path), kind)
+    else:
+        source = gguf(folder, shape, "F16", python)
+        run_python(python, "make_gguf.py", "quantize", str(source), str(path), kind)
+    return path
+
+
+def run_python(python: str, script: str, *args: str) -> None:
+    """Run a script of this folder in the interpreter of a peer."""
+    command = [python, str(ROOT / "benchmarks" / script), *args]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr[-2000:]}")

@@ -1,0 +1,36 @@
+#include "cpu/bandwidth.h"
+
+#include <chrono>
+#include <cstring>
+#include <memory>
+
+#include "core/check.h"
+#include "core/os.h"
+#include "core/thread_pool.h"
+
+namespace rwkv::cpu {
+
+std::vector<double> read_bandwidth(const KernelTable& op, int threads, size_t bytes, int rounds) {
+    require(threads >= 1 && threads <= 1024, Fault::kArgument, "threads must be 1 to 1024");
+    require(rounds >= 1, Fault::kArgument, "rounds must be at least 1");
+    const size_t lines = bytes / 64 / size_t(threads); // of each thread
+    require(lines >= 1, Fault::kArgument, "too few bytes to read");
+    const size_t total = lines * size_t(threads) * 64;
+    const std::unique_ptr<uint8_t, void (*)(uint8_t*)> buffer(
+        static_cast<uint8_t*>(os::aligned_allocate(total)), [](uint8_t* p) { os::aligned_free(p); });
+    ThreadPool pool(threads);
+    std::vector<float> sums(size_t(threads) * 16); // a cache line each
+    const auto part = [&](int thread) { return buffer.get() + size_t(thread) * lines * 64; };
+    pool.run([&](int thread) { std::memset(part(thread), thread + 1, lines * 64); });
+    std::vector<double> rates;
+    for (int round = -1; round < rounds; ++round) {
+        const auto begin = std::chrono::steady_clock::now();
+        pool.run([&](int thread) { sums[size_t(thread) * 16] = op.read_lines(part(thread), lines); });
+        const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+        if (round >= 0)
+            rates.push_back(double(total) / seconds.count());
+    }
+    return rates;
+}
+
+} // namespace rwkv::cpu

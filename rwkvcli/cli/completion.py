@@ -1,0 +1,161 @@
+"""`rwkv completion`: the scripts, and the suggestions that they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from rwkvcli.cli.console import Console
+from rwkvcli.cli.options import Misuse, with_settings
+from rwkvcli.cli.settings import Settings
+
+EXAMPLES = """
+  source <(rwkv completion bash)                     # now; or for good, in ~/.bashrc
+  rwkv completion zsh > ~/.zfunc/_rwkv               # a folder in $fpath
+  rwkv completion fish > ~/.config/fish/completions/rwkv.fish
+"""
+
+# Words are split at spaces only: bash takes the colon of owner/repo:file for a border.
+_BASH = r"""_rwkv() {
+    local line="${COMP_LINE:0:COMP_POINT}" words current prefix
+    read -ra words <<<"$line"
+    [[ $line == *" " ]] && words+=("")
+    current="${words[${#words[@]}-1]}"
+    local IFS=$'\n'
+    COMPREPLY=($(rwkv completion suggest -- "${words[@]:1}" 2>/dev/null))
+    if [[ $current == *:* ]]; then
+        prefix="${current%"${current##*:}"}"
+        COMPREPLY=("${COMPREPLY[@]#"$prefix"}")
+    fi
+}
+complete -o default -F _rwkv rwkv
+"""
+_ZSH = r"""#compdef rwkv
+_rwkv() {
+    local -a found
+    found=("${(@f)$(rwkv completion suggest -- "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+    found=("${(@)found:#}")
+    (( $#found )) && compadd -- "${found[@]}"
+    _files
+}
+if [ "$funcstack[1]" = _rwkv ]; then
+    _rwkv "$@"
+else
+    compdef _rwkv rwkv
+fi
+"""
+_FISH = r"""function __rwkv_suggest
+    set -l words (commandline -opc) (commandline -ct)
+    rwkv completion suggest -- $words[2..-1] 2>/dev/null
+end
+complete -c rwkv -a '(__rwkv_suggest)'
+"""
+SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+_TAKE_MODEL = ("show", "quantize", "doctor", "pull")
+
+
+@with_settings(stored=False)
+def completion(
+    settings: Settings,
+    *,
+    shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="", help="", show_default=False, hidden=True)
+    ] = None,
+) -> None:
+    """Print a script that completes commands in your shell.
+
+    Verbs, options, their values, and the names of models that were downloaded; where none fits, the shell
+    completes the names of files.
+    """
+    console = Console(settings)
+    if shell == "suggest":
+        for suggestion in suggestions(list(words or [""])):
+            console.line(suggestion)
+        return
+    if shell not in SCRIPTS or words:
+        raise Misuse(
+            f"no script for `{shell}`; there are {', '.join(SCRIPTS)}" if not words else "too many words"
+        )
+    console.write(SCRIPTS[shell])
+
+
+def suggestions(words: Sequence[str]) -> list[str]:
+    """What the last of `words`, the command line after `rwkv`, may become; the word may be empty."""
+    from rwkvcli.cli.root import VERBS
+
+    *before, current = words
+    verb = next((word for word in before if word in VERBS), None)
+    if before and before[-1].startswith("-"):
+        values = _values_of(verb, before[-1])
+        if values is not None:
+            return _fitting(values, current)
+    if current.startswith("-"):
+        return _fitting(_options(verb), current)
+    if verb is None:
+        return _fitting(VERBS, current)
+    return _fitting(_arguments(verb, before[before.index(verb) + 1 :]), current)
+
+
+def _fitting(words: Sequence[str] | dict[str, Any], current: str) -> list[str]:
+    return [word for word in words if word.startswith(current)]
+
+
+def _parameters(verb: str | None) -> list[Any]:
+    from rwkvcli.cli.root import load_verb, program
+
+    return list((load_verb(verb) if verb is not None else program()).params)
+
+
+def _options(verb: str | None) -> list[str]:
+    """The long and short flags of a verb."""
+    return [flag for param in _parameters(verb) if param.param_type_name == "option" for flag in param.opts]
+
+
+def _values_of(verb: str | None, flag: str) -> list[str] | None:
+    """What may stand after `flag`: none that can be told (an empty list), or None for a flag without a value."""
+    param = next((p for p in _parameters(verb) if flag in p.opts and p.param_type_name == "option"), None)
+    if param is None or param.is_flag:
+        return None
+    match param.name:
+        case "model":
+            return _models()
+        case "device":
+            return ["auto", "cpu", "torch", "torch:cpu", "torch:cuda", "torch:mps", "torch:xpu"]
+        case "color":
+            return ["auto", "always", "never"]
+        case "to":
+            return ["int8", "int4", "bf16", "f16", "f32"]
+        case "ffn_value":
+            return ["auto", "tile", "kn"]
+        case "sampler_order":
+            return ["rwkv", "temperature-first"]
+        case "tokenizer":
+            return ["world", "bytes"] if verb != "quantize" else []
+        case "template":
+            from rwkvcli.services.generation import template_names
+
+            return template_names()
+    return []
+
+
+def _arguments(verb: str, before: Sequence[str]) -> Sequence[str]:
+    """What may stand where no option does."""
+    if verb == "completion":
+        return list(SCRIPTS)
+    if verb == "config":
+        from rwkvcli.services.configuration import KEYS
+
+        if not before:
+            return ["get", "set", "unset", "list"]
+        return list(KEYS) if len(before) == 1 and before[0] != "list" else []
+    return _models() if verb in _TAKE_MODEL else []
+
+
+def _models() -> list[str]:
+    from rwkvcli.services.diagnosis import downloaded_models
+    from rwkvcli.services.store import ALIASES
+
+    return [*ALIASES, *downloaded_models()]

@@ -1,0 +1,101 @@
+"""`rwkv doctor`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from rwkvcli.cli.console import Console
+from rwkvcli.cli.options import with_settings
+from rwkvcli.cli.settings import Settings
+
+EXAMPLES = """
+  rwkv doctor
+  rwkv doctor model-int4.safetensors
+  rwkv doctor --json | jq .cpu.level
+"""
+
+
+@with_settings
+def doctor(
+    settings: Settings,
+    *,
+    file: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="A model file to judge too.", show_default=False)
+    ] = None,
+) -> None:
+    """Tell what this machine can do, and whether a model fits.
+
+    Processor features and the kernels that are chosen, threads, memory, GPUs, optional packages, folders;
+    and why. With MODEL also whether it fits into memory, and the speed to expect: the memory's bandwidth,
+    which is measured, over the bytes that a token needs.
+    """
+    from rwkvcli.cli.render import table
+    from rwkvcli.services import diagnosis, fitting
+
+    console = Console(settings)
+    found = diagnosis.examine(settings.threads)
+    model = file if file is not None else settings.model
+    if model is not None:
+        from rwkvcli.cli.download import model_file
+
+        found["model"] = fitting.forecast(model_file(console, model), found["threads"]["count"])
+    if settings.json:
+        console.line(json.dumps(found))
+    else:
+        console.line("\n".join(table(list(_lines(found)))))
+
+
+def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was found, a line each: what it is about, and what there is to say."""
+    from rwkvcli.cli.render import size
+
+    cpu, threads, memory = found["cpu"], found["threads"], found["memory"]
+    yield "rwkv", f"{found['version']}, Python {found['python']}, {found['system']}"
+    yield "processor", cpu["features"]
+    yield "kernels", f"{cpu['level'] or 'none'}: {cpu['why']}"
+    quota = f", quota {threads['quota']:g}" if threads["quota"] is not None else ", no quota"
+    limits = f"{threads['allowed']} processors, {threads['cores']} cores{quota}"
+    yield "threads", f"{threads['count']}: {threads['why']} ({limits})"
+    if memory["available_bytes"] is not None and memory["total_bytes"] is not None:
+        yield "memory", f"{size(memory['available_bytes'])} free of {size(memory['total_bytes'])}"
+    else:
+        yield "memory", "the system does not tell"
+    yield "GPU", f"{', '.join(found['gpu']['found']) or 'none found'}; {found['gpu']['why']}"
+    for extra, packages in found["extras"].items():
+        have = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+        missing = ", ".join(name for name, version in packages.items() if not version)
+        told = [have] if have else []
+        if missing:
+            told.append(f"{missing} not installed: pip install 'rwkvcli[{extra}]'")
+        yield f"extra {extra}", "; ".join(told)
+    yield from found["folders"].items()
+    if "model" in found:
+        yield from _model_lines(found["model"])
+
+
+def _model_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    from rwkvcli.cli.render import size
+
+    parts = (
+        f"{size(model['bytes'])} of weights + {size(model['state_bytes'])} of state "
+        f"+ {size(model['working_bytes'])} to work in = {size(model['needed_bytes'])}"
+    )
+    verdict = {
+        True: "it fits",
+        False: "it does not fit: expect it to be slow",
+        None: "free memory is unknown",
+    }
+    yield "", ""
+    yield "model", model["path"]
+    yield "needs", f"{parts}; {verdict[model['fits']]}"
+    yield (
+        "speed",
+        (
+            f"up to {model['tokens_per_s']:g} tokens/s: {model['gb_per_s']:g} GB/s measured, "
+            f"{size(model['bytes_per_token'])} per token with every weight read"
+        ),
+    )

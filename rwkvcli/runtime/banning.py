@@ -1,0 +1,76 @@
+"""Strings that must not come up: which tokens would complete one, whatever was generated before."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvcli.errors import UsageError
+from rwkvcli.runtime.tokenizer import text_to_bytes
+
+if TYPE_CHECKING:
+    from rwkvcli.runtime.tokenizer import Tokenizer
+
+Ids: TypeAlias = NDArray[np.intp]
+
+
+class BannedStrings:
+    """Follows the generated tokens, and tells which next ones would complete a banned string.
+
+    A string may begin in one token and end in another. It is looked for in the generated text alone, byte
+    by byte, so that upper and lower case differ. Raises UsageError for a vocabulary in which the text of a
+    token depends on its neighbours.
+    """
+
+    def __init__(self, strings: Sequence[str], tokenizer: Tokenizer) -> None:
+        if not tokenizer.has_own_bytes:
+            raise UsageError(
+                "strings cannot be banned: the text of this model's tokens depends on neighbours"
+            )
+        self._bytes_of = tokenizer.decode_bytes
+        self._strings = [text_to_bytes(string) for string in strings]
+        table = _Vocabulary([tokenizer.decode_bytes((token,)) for token in range(tokenizer.vocab_size)])
+        self._anywhere = np.unique(np.concatenate([table.containing(string) for string in self._strings]))
+        # {what must stand before: tokens that complete a string then}
+        self._after: dict[bytes, Ids] = {}
+        for string in self._strings:
+            for size in range(1, len(string)):
+                before, ids = string[:size], table.beginning_with(string[size:])
+                if len(ids):
+                    self._after[before] = np.union1d(self._after.get(before, ids), ids)
+        self._longest = max(map(len, self._after), default=0)
+        self._tail = b""
+
+    def forbidden(self) -> list[Ids]:
+        """Ids that would complete a banned string now."""
+        found = [self._anywhere]
+        for size in range(1, len(self._tail) + 1):
+            ids = self._after.get(self._tail[-size:])
+            if ids is not None:
+                found.append(ids)
+        return found
+
+    def push(self, token: int) -> None:
+        """`token` was generated."""
+        if self._longest:
+            self._tail = (self._tail + self._bytes_of((token,)))[-self._longest :]
+
+
+class _Vocabulary:
+    """The bytes of all ids, sorted."""
+
+    def __init__(self, tokens: Sequence[bytes]) -> None:
+        self._ids = sorted(range(len(tokens)), key=tokens.__getitem__)
+        self._sorted = [tokens[token] for token in self._ids]
+
+    def containing(self, part: bytes) -> Ids:
+        return np.array([i for i, t in zip(self._ids, self._sorted, strict=True) if part in t], np.intp)
+
+    def beginning_with(self, part: bytes) -> Ids:
+        begin = bisect_left(self._sorted, part)
+        end = bisect_right(self._sorted, part, lo=begin, key=lambda token: token[: len(part)])
+        return np.array(self._ids[begin:end], np.intp)

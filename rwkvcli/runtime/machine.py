@@ -1,0 +1,239 @@
+"""What this machine has: processors, memory, GPUs. The one file of the runtime that asks the operating system.
+
+Every question takes `root`, the folder in which `/proc` and `/sys` are looked for: tests make their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+_ROOT = Path("/")
+
+
+class Processors(NamedTuple):
+    """How many threads are worth having, and why."""
+
+    allowed: int
+    """Logical processors that this process may run on (affinity)."""
+    cores: int
+    """Physical cores among them: a second thread of a core reads the same memory no faster."""
+    quota: float | None
+    """Processors' worth of time that its control group allows; None: no limit."""
+
+    @property
+    def threads(self) -> int:
+        """The smallest of the three, at least 1."""
+        return max(1, min(self.allowed, self.cores, int(self.quota) if self.quota else self.allowed))
+
+
+class Memory(NamedTuple):
+    """Bytes; None where the system does not tell."""
+
+    total: int | None
+    available: int | None
+    """What can be had without pushing anything out that is in use, within the control group's limit."""
+
+
+def default_threads() -> int:
+    """min(processors this process may use, its control group's quota, physical cores); at least 1."""
+    return processors().threads
+
+
+def processors(root: Path = _ROOT) -> Processors:
+    """Count the processors."""
+    allowed = _allowed_processors()
+    return Processors(len(allowed), _physical_cores(allowed, root), cpu_quota(root))
+
+
+def cpu_quota(root: Path = _ROOT) -> float | None:
+    """The tightest CPU quota among the process's control groups (version 2 and 1); None without one."""
+    found = []
+    for folder in _groups(root, "cpu"):
+        try:
+            quota, period = (folder / "cpu.max").read_text().split()
+            if quota != "max":
+                found.append(int(quota) / int(period))
+        except (OSError, ValueError, ZeroDivisionError):
+            pass
+        try:
+            micros = int((folder / "cpu.cfs_quota_us").read_text())
+            if micros > 0:
+                found.append(micros / int((folder / "cpu.cfs_period_us").read_text()))
+        except (OSError, ValueError, ZeroDivisionError):
+            pass
+    return min(found, default=None)
+
+
+def memory(root: Path = _ROOT) -> Memory:
+    """The memory of the machine, or what the control group leaves of it."""
+    if sys.platform == "win32":
+        return _windows_memory()
+    total = available = None
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if len(line.split()) > 1}
+        total, available = fields.get("MemTotal"), fields.get("MemAvailable")
+    except (OSError, ValueError, IndexError):
+        with contextlib.suppress(OSError, ValueError):
+            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for folder in _groups(root, "memory"):
+        limit, used = _group_memory(folder)
+        if limit is not None:
+            total = limit if total is None else min(total, limit)
+            left = max(0, limit - used)
+            available = left if available is None else min(available, left)
+    return Memory(total, available)
+
+
+def last_level_cache() -> int:
+    """Bytes of the largest cache that the system reports for the first processor; 32 MB if it reports none."""
+    sizes = []
+    for entry in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        try:
+            sizes.append(_cache_size(entry.read_text().strip()))
+        except (OSError, ValueError):
+            continue
+    return max(sizes, default=32 << 20)
+
+
+def processor_name() -> str:
+    """What the processor calls itself; the architecture where it says nothing."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def nvidia_gpus() -> list[str]:
+    """Names of the GPUs that NVIDIA's driver reports; empty without a driver."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            driver = ctypes.CDLL(name)
+        except OSError:
+            continue
+        count, found = ctypes.c_int(), []
+        if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+            return []
+        for number in range(count.value):
+            device, text = ctypes.c_int(), ctypes.create_string_buffer(256)
+            if (
+                driver.cuDeviceGet(ctypes.byref(device), number) == 0
+                and driver.cuDeviceGetName(text, len(text), device) == 0
+            ):
+                found.append(text.value.decode("utf-8", "replace"))
+        return found
+    return []
+
+
+def _cache_size(text: str) -> int:
+    """`32768K` or `32M` in bytes."""
+    unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:])
+    return int(text[:-1]) * unit if unit else int(text)
+
+
+def _allowed_processors() -> set[int]:
+    if sys.platform == "linux":
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _physical_cores(allowed: set[int], root: Path) -> int:
+    if sys.platform == "linux":
+        cores = set()
+        for cpu in allowed:
+            siblings = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+            try:
+                cores.add(siblings.read_text())
+            except OSError:
+                return len(allowed)
+        return len(cores)
+    if sys.platform == "darwin":
+        # performance cores where the processor has two kinds: a slow one would hold every phase up
+        for name in ("hw.perflevel0.physicalcpu", "hw.physicalcpu"):
+            try:
+                answer = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=True)
+                return int(answer.stdout)
+            except (OSError, ValueError, subprocess.CalledProcessError):
+                continue
+    # Windows reports logical processors only without further interfaces; most have two threads a core
+    return max(1, len(allowed) // 2)
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of the process's control groups that may limit `controller`, from its own up to the mount.
+
+    Inside a container the path may be the host's, and not exist: the mount itself then is the group.
+    """
+    mount = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    seen = set()
+    for line in [*lines, "0::/", f"1:{controller}:/"]:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = mount / controller if controllers else mount
+        folder = top / path.strip("/")
+        for group in (folder, *folder.parents):
+            if group not in seen:
+                seen.add(group)
+                yield group
+            if group == top:
+                break
+
+
+def _group_memory(folder: Path) -> tuple[int | None, int]:
+    """(limit, bytes in use that cannot be had back) of a control group; no limit is None."""
+    for limit_name, usage_name in (
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            limit = int((folder / limit_name).read_text())
+            used = int((folder / usage_name).read_text())
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        if limit >= 1 << 60:  # version 1 says "no limit" with a huge number
+            return None, 0
+        cached = 0
+        try:
+            for line in (folder / "memory.stat").read_text().splitlines():
+                name, value = line.split()
+                if name in ("inactive_file", "active_file"):
+                    cached += int(value)
+        except (OSError, ValueError):
+            pass
+        return limit, max(0, used - cached)
+    return None, 0
+
+
+def _windows_memory() -> Memory:
+    class Status(ctypes.Structure):
+        _fields_ = [
+            ("length", ctypes.c_ulong),
+            ("load", ctypes.c_ulong),
+            ("total", ctypes.c_ulonglong),
+            ("available", ctypes.c_ulonglong),
+            ("others", ctypes.c_ulonglong * 5),
+        ]
+
+    status = Status(length=ctypes.sizeof(Status))
+    kernel32 = getattr(ctypes, "windll").kernel32  # noqa: B009  (exists on Windows only)
+    if not kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return Memory(None, None)
+    return Memory(status.total, status.available)

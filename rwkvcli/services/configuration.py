@@ -1,0 +1,216 @@
+"""The person's defaults: one TOML file in the user's configuration folder, below flags and environment."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rwkvcli.errors import FormatError, UsageError
+
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+class Key(NamedTuple):
+    """What can be set: a kind of value, and what it is for."""
+
+    kind: type
+    about: str
+    choices: tuple[str, ...] = ()
+
+
+KEYS: dict[str, Key] = {
+    "model": Key(str, "the model, when -m is not given"),
+    "device": Key(str, "where models run"),
+    "threads": Key(int, "CPU threads"),
+    "offline": Key(bool, "use no network"),
+    "quiet": Key(bool, "print nothing but the answer and errors"),
+    "verbose": Key(bool, "say more"),
+    "color": Key(str, "when to use colour", ("auto", "always", "never")),
+    "generate.max-tokens": Key(int, "tokens to generate at most"),
+    "generate.template": Key(str, "form of a conversation, in place of the model's own"),
+    "generate.temperature": Key(float, "0 is greedy"),
+    "generate.top-k": Key(int, "0: off"),
+    "generate.top-p": Key(float, "1: off"),
+    "generate.min-p": Key(float, "0: off"),
+    "generate.typical": Key(float, "1: off"),
+    "generate.presence-penalty": Key(float, "0: off"),
+    "generate.frequency-penalty": Key(float, "0: off"),
+    "generate.penalty-decay": Key(float, "of the counts, per token"),
+    "generate.repetition-penalty": Key(float, "1: off"),
+    "generate.sampler-order": Key(str, "of cuts and temperature", ("rwkv", "temperature-first")),
+    "generate.timeout": Key(float, "seconds until it is given up"),
+    "generate.stats": Key(bool, "tell tokens and speed"),
+}
+"""Global options by their name, options of a verb below the verb's."""
+
+
+def config_path() -> Path:
+    """RWKV_CONFIG, or `rwkv/config.toml` in the user's configuration folder."""
+    asked = os.environ.get("RWKV_CONFIG")
+    if asked:
+        return Path(asked).expanduser()
+    from platformdirs import user_config_path
+
+    return user_config_path("rwkv", appauthor=False) / "config.toml"
+
+
+def load() -> dict[str, Any]:
+    """{key: value} of the file; empty without one. Raises FormatError for a file that is not as it should be."""
+    path = config_path()
+    return checked(_text(path), path)
+
+
+def checked(text: str, path: Path) -> dict[str, Any]:
+    """The keys and values in `text`. Raises FormatError; `path` is for the message."""
+    if not text:
+        return {}
+    import tomllib
+
+    try:
+        tables = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise FormatError(f"{path}: not valid TOML: {error}", hint="edit the file, or remove it") from None
+    found: dict[str, Any] = {}
+    for name, value in tables.items():
+        entries = (
+            {f"{name}.{key}": item for key, item in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+        for key, item in entries.items():
+            found[key] = _fitting(key, item, path)
+    return found
+
+
+def environment_of(key: str) -> str | None:
+    """What the environment says about `key`; None for keys that it cannot set, or does not."""
+    return os.environ.get(f"RWKV_{key.upper()}") if "." not in key else None
+
+
+def parsed(key: str, text: str) -> Any:
+    """`text` from a command line as the value of `key`. Raises UsageError."""
+    kind, _, choices = known(key)
+    try:
+        if kind is bool:
+            if text.lower() not in _TRUE + _FALSE:
+                raise ValueError
+            return text.lower() in _TRUE
+        value = kind(text)
+    except ValueError:
+        raise UsageError(f"{key} takes {_kind_name(kind)}, not `{text}`") from None
+    if (choices and value not in choices) or (isinstance(value, float) and not math.isfinite(value)):
+        raise UsageError(f"{key} takes {', '.join(choices) or 'a number'}, not `{text}`")
+    return value
+
+
+def known(key: str) -> Key:
+    """What `key` takes. Raises UsageError for one that does not exist."""
+    if key not in KEYS:
+        import difflib
+
+        near = difflib.get_close_matches(key, KEYS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "`rwkv config list` shows all"
+        raise UsageError(f"no setting {key!r}", hint=hint)
+    return KEYS[key]
+
+
+def change(key: str, value: Any) -> Path:
+    """Set `key` in the file, or remove it with None; the rest stays as it stands. Returns the file's path.
+
+    Raises UsageError, FormatError (a file that was not valid before), OSError.
+    """
+    from quant.atomic import whole_file
+
+    known(key)
+    path = config_path()
+    text = _text(path)
+    wanted = {name: item for name, item in {**checked(text, path), key: value}.items() if item is not None}
+    changed = _edited(text, key, value)
+    try:
+        same = checked(changed, path) == wanted
+    except FormatError:
+        same = False
+    if not same:  # written in a way that a look at its lines does not see through
+        changed = _dumped(wanted)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        file.write(changed.encode("utf-8"))
+    return path
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        return ""
+    except UnicodeDecodeError:
+        raise FormatError(f"{path}: not UTF-8 text", hint="edit the file, or remove it") from None
+    except OSError as error:
+        raise FormatError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+
+
+def _fitting(key: str, value: Any, path: Path) -> Any:
+    if key not in KEYS:
+        raise FormatError(f"{path}: no setting {key[:60]!r}", hint="`rwkv config list` shows all")
+    kind, _, choices = KEYS[key]
+    if kind is float and type(value) is int:
+        value = float(value)
+    fits = type(value) is kind and (not choices or value in choices)
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
+        raise FormatError(
+            f"{path}: {key} takes {', '.join(choices) or _kind_name(kind)}, not {str(value)[:60]!r}"
+        )
+    return value
+
+
+def _kind_name(kind: type) -> str:
+    return {int: "a whole number", float: "a number", bool: "yes or no", str: "text"}[kind]
+
+
+def _literal(value: Any) -> str:
+    """`value` as TOML writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
+
+
+def _edited(text: str, key: str, value: Any) -> str:
+    """`text` with the line of `key` replaced, added, or removed (None)."""
+    table, _, name = key.rpartition(".")
+    lines = text.splitlines()
+    line = None if value is None else f"{name} = {_literal(value)}"
+    current, end = "", None  # where the wanted table ends
+    for at, old in enumerate(lines):
+        header = re.fullmatch(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?", old)
+        if header:
+            current = header[1].strip("\"'")
+        elif current == table and re.match(rf"\s*[\"']?{re.escape(name)}[\"']?\s*=", old):
+            return _joined([*lines[:at], *([] if line is None else [line]), *lines[at + 1 :]])
+        if current == table and old.strip():
+            end = at + 1
+    if line is None:
+        return text
+    if end is None and table:
+        return _joined([*lines, *([""] if lines else []), f"[{table}]", line])
+    return _joined([*lines[: end or 0], line, *lines[end or 0 :]])
+
+
+def _dumped(values: dict[str, Any]) -> str:
+    tables: dict[str, list[str]] = {}
+    for key, value in values.items():
+        table, _, name = key.rpartition(".")
+        tables.setdefault(table, []).append(f"{name} = {_literal(value)}")
+    lines = tables.pop("", [])
+    for table, entries in tables.items():
+        lines += [*([""] if lines else []), f"[{table}]", *entries]
+    return _joined(lines)
+
+
+def _joined(lines: list[str]) -> str:
+    return "".join(line + "\n" for line in lines)

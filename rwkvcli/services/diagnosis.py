@@ -1,0 +1,127 @@
+"""What this installation has to work with: what `rwkv doctor` tells, as plain data."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+EXTRAS = {"torch": ("torch", "bitsandbytes")}
+"""Optional sets of packages, as in pyproject.toml, and what each brings."""
+
+
+def examine(threads: int | None = None) -> dict[str, Any]:
+    """Keys: `version`, `python`, `system`, `cpu`, `threads`, `memory`, `gpu`, `extras`, `folders`.
+
+    `threads`: how many were asked for. Everything is measured or asked for now; nothing is downloaded, and no
+    optional package is imported.
+    """
+    from rwkvcli import __version__
+    from rwkvcli.runtime.machine import memory, processors
+
+    have, free = processors(), memory()
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "cpu": _cpu(),
+        "threads": {
+            "count": threads or have.threads,
+            "why": "as asked" if threads else _threads_why(have),
+            "allowed": have.allowed,
+            "cores": have.cores,
+            "quota": have.quota,
+        },
+        "memory": {"total_bytes": free.total, "available_bytes": free.available},
+        "gpu": _gpu(),
+        "extras": {name: _packages(names) for name, names in EXTRAS.items()},
+        "folders": _folders(),
+    }
+
+
+def _cpu() -> dict[str, Any]:
+    from rwkvcli import _kernels
+    from rwkvcli.runtime.model import cpu_level
+
+    levels, forced = _kernels.cpu_levels(), cpu_level()
+    why = f"the best of {', '.join(levels)}, which this processor reports"
+    level: str | None = levels[-1]
+    if forced:
+        level = forced.removesuffix("!")
+        why = "RWKV_CPU_LEVEL asks for it"
+        if not forced.endswith("!") and level not in levels:
+            why, level = f"RWKV_CPU_LEVEL={forced} is not among {', '.join(levels)}", None
+    return {"features": _kernels.cpu_features(), "levels": levels, "level": level, "why": why}
+
+
+def _threads_why(have: Any) -> str:
+    """Which of the three limits decides."""
+    if have.quota is not None and have.threads == max(1, int(have.quota)) < min(have.allowed, have.cores):
+        return f"the control group allows {have.quota:g} processors' time"
+    if have.cores < have.allowed:
+        return f"{have.cores} physical cores behind {have.allowed} processors"
+    return f"{have.allowed} processors that this process may use"
+
+
+def _gpu() -> dict[str, Any]:
+    from rwkvcli.runtime.machine import nvidia_gpus
+
+    return {
+        "found": nvidia_gpus(),
+        "used": None,
+        "why": "this build has no GPU kernels; `--device torch` uses PyTorch's",
+    }
+
+
+def _packages(names: tuple[str, ...]) -> dict[str, str | None]:
+    """Versions of what is installed; None for what is not."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _folders() -> dict[str, str]:
+    from rwkvcli.runtime.model import demo_path
+    from rwkvcli.services.configuration import config_path
+
+    return {
+        "downloads": str(hub_cache()),
+        "configuration": str(config_path()),
+        "program": str(demo_path().parent.parent),
+        "python": sys.executable,
+    }
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps downloads, by its rules, without importing it (which takes long)."""
+    value = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    if value:
+        return Path(value).expanduser()
+    home = os.environ.get("HF_HOME")
+    if home:
+        return Path(home).expanduser() / "hub"
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "huggingface" / "hub"
+
+
+def downloaded_models() -> list[str]:
+    """`owner/repo:file` of every model file in that cache, sorted."""
+    from rwkvcli.services.store import SUFFIXES
+
+    found: set[str] = set()
+    for snapshot in hub_cache().glob("models--*/snapshots/*"):
+        repo = snapshot.parent.parent.name.removeprefix("models--").replace("--", "/")
+        found.update(
+            f"{repo}:{path.relative_to(snapshot).as_posix()}"
+            for path in snapshot.rglob("*")
+            if path.suffix in SUFFIXES
+        )
+    return sorted(found)

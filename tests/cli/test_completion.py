@@ -1,0 +1,110 @@
+"""Completion: what is suggested, and the scripts in the shells that are installed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from cli_runner import RWKV, environment, rwkv
+
+from rwkvcli.cli.completion import SCRIPTS, suggestions
+from rwkvcli.cli.root import VERBS
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of downloads with one model in it."""
+    folder = tmp_path / "hub" / "models--owner--repo-x" / "snapshots" / "0123"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "small.pth").write_text("")
+    (folder / "sub" / "m.safetensors").write_text("")
+    (folder / "README.md").write_text("")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([""], list(VERBS)),
+        (["to"], ["tokenize"]),
+        (["-m", "demo", "gen"], ["generate"]),
+        (["quantize", "demo", "--to", "int"], ["int8", "int4"]),
+        (["generate", "--sampler-order", ""], ["rwkv", "temperature-first"]),
+        (["generate", "--template", "g"], ["g1-flower", "g1"]),
+        (["generate", "--max-t"], ["--max-tokens"]),
+        (["generate", "--file", "x"], []),
+        (["config", ""], ["get", "set", "unset", "list"]),
+        (["config", "set", "thr"], ["threads"]),
+        (["completion", "z"], ["zsh"]),
+        (["--col"], ["--color"]),
+        (["show", "--color", "a"], ["auto", "always"]),
+        (["generate", "-m", "owner/repo-x:s"], ["owner/repo-x:small.pth", "owner/repo-x:sub/m.safetensors"]),
+        (["show", ""], ["demo", "owner/repo-x:small.pth", "owner/repo-x:sub/m.safetensors"]),
+        (["nonsense", "x"], []),
+    ],
+)
+def test_suggestions(cache: Path, words: list[str], expected: list[str]) -> None:
+    assert suggestions(words) == expected
+
+
+def test_every_option_of_every_verb_is_suggested() -> None:
+    for verb in VERBS:
+        found = suggestions([verb, "--"])
+        assert {"--model", "--help"} <= set(found)
+        assert len(found) == len(set(found))
+
+
+def test_scripts() -> None:
+    for shell, script in SCRIPTS.items():
+        done = rwkv("completion", shell)
+        assert (done.code, done.out, done.err) == (0, script, "")
+    wrong = rwkv("completion", "tcsh")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "no script for `tcsh`; there are bash, zsh, fish" in wrong.err
+
+
+def in_shell(tmp_path: Path, shell: str, program: str) -> list[str]:
+    """Lines that `program` prints in `shell`, where `rwkv` is this program."""
+    (tmp_path / "rwkv").write_text("#!/bin/sh\nexec " + " ".join(RWKV) + ' "$@"\n')
+    (tmp_path / "rwkv").chmod(0o755)
+    env = environment()
+    env["PATH"] = f"{tmp_path}:{env['PATH']}"
+    env["HF_HUB_CACHE"] = str(tmp_path / "hub")
+    done = subprocess.run(
+        [shell, "-c", program], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize(
+    ("line", "replies"),
+    [
+        ("rwkv quantize demo --to in", ["int8", "int4"]),
+        ("rwkv tok", ["tokenize"]),
+        ("rwkv config ", ["get", "set", "unset", "list"]),
+        ("rwkv show owner/repo-x:s", ["small.pth", "sub/m.safetensors"]),
+    ],
+)
+def test_bash(cache: Path, tmp_path: Path, line: str, replies: list[str]) -> None:
+    program = (
+        f'source <(rwkv completion bash); COMP_LINE="{line}"; COMP_POINT=${{#COMP_LINE}}; _rwkv; '
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    assert in_shell(tmp_path, "bash", program) == replies
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish")
+def test_fish(cache: Path, tmp_path: Path) -> None:
+    program = "rwkv completion fish | source; complete -C 'rwkv quantize demo --to int'"
+    assert in_shell(tmp_path, "fish", program) == ["int4", "int8"]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh")
+def test_zsh_understands_the_script(tmp_path: Path) -> None:
+    program = "autoload -Uz compinit; compinit -u -d $PWD/dump; source <(rwkv completion zsh); print ${_comps[rwkv]}"
+    assert in_shell(tmp_path, "zsh", program) == ["_rwkv"]

@@ -1,0 +1,96 @@
+"""`rwkv doctor`, and the warning of a model that memory cannot hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_runner import environment, rwkv
+
+from rwkvcli.cli.app import main
+from rwkvcli.runtime import machine
+from rwkvcli.runtime.machine import Memory
+from rwkvcli.services import diagnosis, fitting
+from rwkvcli.services.store import LocalModel
+
+
+def test_what_this_machine_has(tmp_path: Path) -> None:
+    done = rwkv("doctor", env={"HF_HUB_CACHE": str(tmp_path), "RWKV_CPU_LEVEL": "scalar"})
+    assert (done.code, done.err) == (0, "")
+    names = [line.split("  ")[0] for line in done.out.splitlines()]
+    assert names == [
+        "rwkv", "processor", "kernels", "threads", "memory", "GPU", "extra torch",
+        "downloads", "configuration", "program", "python",
+    ]  # fmt: skip
+    assert "scalar: RWKV_CPU_LEVEL asks for it" in done.out
+    assert str(tmp_path) in done.out
+    wrong = rwkv("doctor", env={"RWKV_CPU_LEVEL": "sse9"}).out
+    assert "none: RWKV_CPU_LEVEL=sse9 is not among scalar" in wrong
+
+
+def test_json_and_a_model(model: Path) -> None:
+    found = json.loads(rwkv("doctor", model, "--json", "-t", "1").out)
+    assert (found["threads"]["count"], found["threads"]["why"]) == (1, "as asked")
+    assert found["cpu"]["level"] == found["cpu"]["levels"][-1]
+    judged = found["model"]
+    # 2 layers of 128, 4 heads... of 64: matrices and two shift vectors in float32
+    assert judged["state_bytes"] == 4 * 2 * (2 * 64 * 64 + 2 * 128)
+    assert judged["fits"] is True
+    assert judged["needed_bytes"] == judged["bytes"] + judged["state_bytes"] + judged["working_bytes"]
+    assert 0 < judged["bytes_per_token"] < judged["bytes"] + 2 * judged["state_bytes"]
+    expected = judged["gb_per_s"] * 1e9 / judged["bytes_per_token"]
+    assert judged["tokens_per_s"] == pytest.approx(expected, rel=0.01)
+    text = rwkv("doctor", "-m", model).out
+    assert "it fits" in text
+    assert "with every weight read" in text
+
+
+@pytest.mark.parametrize("version", ["4", "7"])
+def test_the_state_is_as_large_as_its_arrays(version: str, tmp_path: Path) -> None:
+    from quant_models import checkpoint, odd_arch, quantized
+
+    from rwkvcli import Model
+
+    arch = odd_arch(version)
+    quantized(checkpoint(tmp_path / "m.pth", arch), tmp_path / "m.st", "f32")
+    state = Model.load(tmp_path / "m.st", threads=1).new_state()
+    assert fitting.state_bytes(arch) == sum(array.nbytes for array in state.to_numpy().values())
+
+
+def test_what_is_missing_comes_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "EXTRAS", {"torch": ("a-package-that-is-not-there",)})
+    assert diagnosis.examine()["extras"] == {"torch": {"a-package-that-is-not-there": None}}
+
+
+def test_refusals(pth: Path) -> None:
+    done = rwkv("doctor", "nowhere.st")
+    assert (done.code, done.out) == (3, "")
+    done = rwkv("doctor", pth)
+    assert (done.code, done.out) == (4, "")
+    assert "is a checkpoint, not a model file" in done.err
+
+
+def test_one_warning_with_the_arithmetic(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdin", None)
+    monkeypatch.setattr(machine, "memory", lambda: Memory(1_000_000, 100_000))
+    args = ["generate", "-m", str(model), "--max-tokens", "1", "--seed", "1", "x"]
+    assert main(args) == 0
+    out, err = capsys.readouterr()
+    size = model.stat().st_size
+    missing = f"{(size - 100_000) / 1000:.0f} kB"
+    assert err == (
+        f"warning: {model} takes {size / 1e6:.2f} MB, 100 kB of memory are free, {missing} are missing: "
+        "weights will be read from the disk again and again\n"
+    )
+    assert main(["-q", *args]) == 0
+    assert capsys.readouterr() == (out, "")
+    assert fitting.forecast(LocalModel(model, "small"), 1)["fits"] is False
+    monkeypatch.setattr(machine, "memory", lambda: Memory(None, None))
+    assert main(args) == 0
+    assert capsys.readouterr() == (out, "")
+    assert fitting.forecast(LocalModel(model, "small"), 1)["fits"] is None
