@@ -34,8 +34,10 @@ inline ChannelBlock make_block(const Matrix& w, const int32_t* channels, int cou
     const vf all = load(a);
     const float largest = reduce_max(abs(all));
     const bool used = largest > kTiny;
-    store(block.factor, mul(all, set(used ? kLargest16 / kLargestScale / largest : 0.0f)));
-    block.step = used ? largest * (kLargestScale / kLargest16) : 0.0f;
+    const vf factor = mul(all, set(used ? kLargest16 / kLargestScale / largest : 0.0f));
+    store(block.factor, factor);
+    const float total = reduce_add(factor);
+    block.step = total != total ? NAN : used ? largest * (kLargestScale / kLargest16) : 0.0f;
     return block;
 }
 

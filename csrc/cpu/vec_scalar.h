@@ -93,7 +93,7 @@ vf fma(vf a, vf b, vf c) {
 vf max(vf a, vf b) {
     vf r;
     RWKV_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]);
-}
+} // b where one is NaN; so min
 vf min(vf a, vf b) {
     vf r;
     RWKV_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]);
@@ -127,8 +127,8 @@ vi iset(int32_t x) {
 }
 vi round_int(vf a) {
     vi r;
-    RWKV_LANES(int32_t(lrintf(a.v[i])));
-} // to nearest, ties to even
+    RWKV_LANES(fabsf(a.v[i]) < 2147483648.0f ? int32_t(lrintf(a.v[i])) : INT32_MIN);
+} // to nearest, ties to even; what does not fit, NaN too, is INT32_MIN
 vf to_float(vi a) {
     vf r;
     RWKV_LANES(float(a.v[i]));

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <limits>
 
 #include "tests/test.h"
 
@@ -161,6 +162,30 @@ TEST(activations_survive_extremes) {
         CHECK(acts.code(0, 33) == 127 && acts.code(0, 34) == -127, "%s", op->name);
         CHECK(acts.quantized(0, 64) == -127.0, "%s", op->name);
         CHECK(acts.code(0, 65) == 0, "%s: ties go to even", op->name); // 0.5 in steps of 1
+    }
+}
+
+TEST(a_number_that_is_none_stays_none) {
+    const float nan = std::nanf(""), infinite = std::numeric_limits<float>::infinity();
+    const int n = 45, k = 64;
+    for (const KernelTable* op : levels()) {
+        for (const Case& c : kCases)
+            for (const float bad : {nan, infinite})
+                for (const size_t at : {size_t(3), size_t(19), size_t(40)}) {
+                    const RandomMatrix random(c.encoding, c.layout, n, k, 5);
+                    std::vector<float> x = gaussian(k, 6);
+                    x[at] = bad;
+                    const auto y =
+                        run(*op, random.matrix, x, 1, Epilogue::kRelu2, std::vector<float>(n), 1, false);
+                    for (const float value : y)
+                        CHECK(!(std::fabs(value) < infinite) ||
+                                  (c.layout[0] == 'r' && value == 0.0f && bad == infinite),
+                              "%s %s %s: %g out of %g", op->name, c.encoding, c.layout, double(value),
+                              double(bad));
+                }
+        std::vector<float> x(20, nan);
+        op->exp(x.data(), 20);
+        CHECK(x[0] != x[0] && x[19] != x[19], "%s: exp", op->name);
     }
 }
 
