@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -41,19 +42,33 @@ std::span<const int32_t> one_dimensional(const Tokens& tokens) {
     return {tokens.data(), size_t(tokens.size())};
 }
 
+/// What asks Python whether a signal handler raised (Ctrl-C), at most every 50 ms: it needs the GIL. Empty on
+/// threads other than the main one, where handlers never run.
+Model::Poll interruption() {
+    const auto threads = py::module_::import("threading");
+    if (!threads.attr("current_thread")().is(threads.attr("main_thread")()))
+        return {};
+    using Clock = std::chrono::steady_clock;
+    return [last = Clock::now()]() mutable {
+        const auto now = Clock::now();
+        if (now - last < std::chrono::milliseconds(50))
+            return false;
+        last = now;
+        const py::gil_scoped_acquire held;
+        return PyErr_CheckSignals() != 0;
+    };
+}
+
 py::array_t<float> forward(Model& model, const Tokens& tokens, State& state, bool all_logits) {
     const auto ids = one_dimensional(tokens);
     const auto vocab = py::ssize_t(model.config().vocab_size);
     py::array_t<float> logits(all_logits ? std::vector<py::ssize_t>{tokens.size(), vocab}
                                          : std::vector<py::ssize_t>{vocab});
     float* out = logits.mutable_data();
-    const auto interrupted = [] { // runs Python's signal handlers, so that Ctrl-C stops a long prompt
-        const py::gil_scoped_acquire held;
-        return PyErr_CheckSignals() != 0;
-    };
+    const Model::Poll poll = interruption();
     try {
         const py::gil_scoped_release released;
-        model.forward(ids, state, out, all_logits, interrupted);
+        model.forward(ids, state, out, all_logits, poll);
     } catch (const Cancelled&) {
         throw py::error_already_set();
     }
@@ -64,8 +79,13 @@ py::array_t<float> forward_batch(Model& model, const Tokens& tokens, const std::
     const auto ids = one_dimensional(tokens);
     py::array_t<float> logits({py::ssize_t(states.size()), py::ssize_t(model.config().vocab_size)});
     float* out = logits.mutable_data();
-    const py::gil_scoped_release released;
-    model.forward_batch(ids, states, out);
+    const Model::Poll poll = interruption();
+    try {
+        const py::gil_scoped_release released;
+        model.forward_batch(ids, states, out, poll);
+    } catch (const Cancelled&) {
+        throw py::error_already_set();
+    }
     return logits;
 }
 

@@ -1,5 +1,6 @@
 #include "core/thread_pool.h"
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 #include <vector>
@@ -9,25 +10,33 @@
 namespace rwkv {
 namespace {
 
-// Between two phases of a token the others are some microseconds away, so a short spin wins; past that a
-// sleeping thread costs others nothing (more threads than cores must still finish).
-constexpr auto kSpin = std::chrono::microseconds(50);
+// Between two phases of a token the others are some microseconds away, so a short spin wins. Where cores are
+// short (more threads than cores, other programs) a spin holds the core that another thread needs: each wait
+// that ends in sleep halves this thread's spin, each that does not doubles it.
+constexpr int kLongestSpin = 50; // microseconds
+thread_local int spin = kLongestSpin;
 
 void wait_while_equal(const std::atomic<unsigned>& value, unsigned old) noexcept {
     using Clock = std::chrono::steady_clock;
-    for (int i = 0; i < 64; ++i) {
-        if (value.load(std::memory_order_acquire) != old)
-            return;
-        os::spin_pause();
-    }
-    const auto deadline = Clock::now() + kSpin;
-    do {
+    const auto changed = [&] {
         for (int i = 0; i < 64; ++i) {
             if (value.load(std::memory_order_acquire) != old)
-                return;
+                return true;
             os::spin_pause();
         }
-    } while (Clock::now() < deadline);
+        return false;
+    };
+    bool done = changed();
+    if (!done && spin > 0) {
+        const auto deadline = Clock::now() + std::chrono::microseconds(spin);
+        while (!(done = changed()) && Clock::now() < deadline) {
+        }
+    }
+    if (done) {
+        spin = std::min(2 * spin + 1, kLongestSpin);
+        return;
+    }
+    spin /= 2;
     while (value.load(std::memory_order_acquire) == old)
         value.wait(old, std::memory_order_acquire);
 }

@@ -1,5 +1,6 @@
 #include "cpu/kernels.h"
 
+#include <algorithm>
 #include <string>
 
 #include "core/check.h"
@@ -34,9 +35,9 @@ constexpr Level kLevels[] = {
 size_t product_scratch_bytes(const Matrix& w, int rows) {
     if (w.layout != Layout::kKn)
         return size_t(rows + kWidestBlock) * kUnitRows * sizeof(float);
-    // sparse_inl.h: outputs of 16 tokens, scales of 4 records, the list of active channels
-    const size_t groups = size_t(w.n_pad / w.group) + 32;
-    return sizeof(float) * (16 * size_t(w.n_pad) + 4 * groups + size_t(w.k) + 16);
+    // sparse_inl.h: outputs and the list of active channels, for each row
+    return size_t(std::min(rows, kSparseTokens)) *
+           (size_t(w.n_pad) * sizeof(float) + size_t(w.k) * sizeof(int32_t));
 }
 
 const KernelTable& choose(const char* forced_level) {

@@ -48,6 +48,9 @@ struct Product {
     Acts* quantized = nullptr; ///< where the outputs go as activations of the next product
 };
 
+/// Rows that a kn product takes at once.
+constexpr int kSparseTokens = 32;
+
 /// Bytes of scratch that a thread needs for any part of a product with `w` over `rows` rows.
 size_t product_scratch_bytes(const Matrix& w, int rows);
 

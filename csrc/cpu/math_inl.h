@@ -7,10 +7,11 @@
 namespace rwkv::cpu {
 namespace {
 
-/// e^x; 0 below -87.33 (the smallest normal float), and no infinity: inputs are clamped at 88.37.
+/// e^x; 0 below -87.33 (the smallest normal float), and no infinity: inputs are clamped at 88.37. NaN stays
+/// NaN.
 inline vf exp(vf x) {
     const vf lowest = set(-87.33f);
-    const vf clamped = min(max(x, lowest), set(88.37f));
+    const vf clamped = min(set(88.37f), max(lowest, x));
     const vi n = round_int(mul(clamped, set(1.44269504f)));
     const vf whole = to_float(n);
     // ln 2 in two parts, the first with few enough bits that n times it is exact

@@ -184,7 +184,7 @@ inline void finish_outputs(const Product& p, int t, int n, int count, float* y) 
             v = mul(v, sigmoid(v));
             break;
         case Epilogue::kRelu2:
-            v = max(v, zero());
+            v = max(zero(), v); // in this order a NaN stays one
             v = mul(v, v);
             break;
         case Epilogue::kAdd:

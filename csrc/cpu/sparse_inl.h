@@ -1,5 +1,8 @@
 // Products with ffn.value stored by input channel (layout "kn"): channels whose relu^2 activation is zero are
-// never read. Every output is summed over the active channels in ascending order.
+// never read. A token's active channels are taken in ascending order, sixteen at a time: activation times
+// record scale times group scale is rounded to 16 bits of the block's largest, the sum over the block is an
+// exact int32, and one fused multiply-add brings it to the output. So the order is the same for one token and
+// for many.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -7,114 +10,160 @@
 namespace rwkv::cpu {
 namespace {
 
-constexpr int kSparseTokens = 16; // tokens that share one pass over the channels
-constexpr int kRowsAtOnce = 4;    // channels added per pass over the outputs of one token
-constexpr int kRowsAhead = 8;     // channels prefetched ahead
+constexpr int kBlock = 16;                    // active channels that share one integer sum
+constexpr int kChunkBytes = 256 * 1024;       // weights that several tokens visit while a cache holds them
+constexpr float kLargestScale = 127.0f * 127; // of a group
+constexpr float kLargest16 = 32767.0f;
 
-/// scales[g] = s|s| * activation for groups [begin, end) of one record's scale bytes, begin a multiple of 16
-inline void record_scales(const uint8_t* s, int begin, int end, float activation, float* scales) {
-    s += begin;
-    for (int g = 0; g < end - begin;
-         g += 16) // scales begin 64-byte aligned and are padded: whole vectors can be read
-        store(scales + g, mul(square_law(load_i8(reinterpret_cast<const int8_t*>(s) + g)), set(activation)));
+struct ChannelBlock {
+    const uint8_t* record[kBlock];
+    float factor[kBlock]; ///< activation * record scale / step; times a group's scale it is at most 32767
+    float step;
+};
+
+/// `count` (1 to 16) active channels of one token; the places of missing ones hold zeros.
+inline ChannelBlock make_block(const Matrix& w, const int32_t* channels, int count, const float* f) {
+    ChannelBlock block;
+    float a[kBlock] = {};
+    for (int r = 0; r < kBlock; ++r) {
+        const int32_t channel = channels[r < count ? r : 0];
+        block.record[r] = w.q + size_t(channel) * size_t(w.stride);
+        if (r < count)
+            a[r] = f[channel] * w.d[channel];
+    }
+    const vf all = load(a);
+    const float largest = reduce_max(abs(all));
+    const bool used = largest > kTiny;
+    const vf factor = mul(all, set(used ? kLargest16 / kLargestScale / largest : 0.0f));
+    store(block.factor, factor);
+    const float total = reduce_add(factor);
+    block.step = total != total ? NAN : used ? largest * (kLargestScale / kLargest16) : 0.0f;
+    return block;
 }
 
-/// y[0..kOutputs) += code values of `count` records' lines, each times its scales
-template <int kOutputs, int kGroup>
-void add_line(const uint8_t* const* lines, int count, vf table, const float* const* scales, float* y) {
-    constexpr int kVectors = kOutputs / 16;
-    vf sum[kVectors];
-    for (int i = 0; i < kVectors; ++i)
-        sum[i] = load(y + 16 * i);
-    for (int r = 0; r < count; ++r) {
-        const vi words = load_words(lines[r]);
-        const float* scale = scales[r];
-        const auto lane = [&]<int I>() {
-            vf value;
-            if constexpr (kOutputs == 128)
-                value = lookup(table, nibble<I>(words));
-            else
-                value = to_float(isub(byte<I>(words), iset(kQ8Zero)));
-            sum[I] = fma(value, set(scale[16 * I / kGroup]), sum[I]);
-        };
-        lane.template operator()<0>();
-        lane.template operator()<1>();
-        lane.template operator()<2>();
-        lane.template operator()<3>();
-        if constexpr (kVectors == 8) {
-            lane.template operator()<4>();
-            lane.template operator()<5>();
-            lane.template operator()<6>();
-            lane.template operator()<7>();
+/// pairs[g][p] = activations of channels 2p and 2p + 1 times their scales of group g, two int16 in a word.
+/// `scales_at`: where in a record the line's group scales stand.
+template <int kGroups>
+void scale_pairs(const ChannelBlock& block, size_t scales_at, int32_t (*pairs)[kBlock / 2]) {
+    const vf factor = load(block.factor);
+    const auto group = [&]<int I>(vi scales, int g) {
+        store_pairs(pairs[g], round_int(mul(factor, square_law(signed_byte<I>(scales)))));
+    };
+    if constexpr (kGroups == 2) { // half of an aligned word
+        const vi scales = gather_words(block.record, scales_at & ~size_t(3));
+        if (scales_at & 2) {
+            group.template operator()<2>(scales, 0);
+            group.template operator()<3>(scales, 1);
+        } else {
+            group.template operator()<0>(scales, 0);
+            group.template operator()<1>(scales, 1);
+        }
+    } else {
+        for (int g = 0; g < kGroups; g += 4) {
+            const vi scales = gather_words(block.record, scales_at + size_t(g));
+            group.template operator()<0>(scales, g);
+            group.template operator()<1>(scales, g + 1);
+            group.template operator()<2>(scales, g + 2);
+            group.template operator()<3>(scales, g + 3);
         }
     }
-    for (int i = 0; i < kVectors; ++i)
-        store(y + 16 * i, sum[i]);
+}
+
+/// y[0..kOutputs) += the block's products with one 64-byte line of every record.
+template <int kOutputs, int kGroup>
+void add_line(const ChannelBlock& block, int line, size_t first_scale, vh codebook, float* y) {
+    constexpr int kVectors = kOutputs / 16, kGroups = kOutputs / kGroup;
+    int32_t pairs[kGroups][kBlock / 2];
+    scale_pairs<kGroups>(block, first_scale + size_t(line) * kGroups, pairs);
+    for (int half = 0; half < kHalves; ++half) {
+        const size_t at = size_t(line) * 64 + size_t(half) * (64 / kHalves);
+        vh sum[kVectors];
+        for (int i = 0; i < kVectors; ++i)
+            sum[i] = zero_half();
+        for (int p = 0; p < kBlock / 2; ++p) {
+            const vh a = load_half(block.record[2 * p] + at), b = load_half(block.record[2 * p + 1] + at);
+            const vh low = low_words(a, b), high = high_words(a, b);
+            const auto add = [&]<int I>(vh codes) { // outputs of the even bytes
+                sum[I] = dot_pairs(sum[I], even_bytes(codes), pairs[16 * I / kGroup][p]);
+            };
+            const auto add_odd = [&]<int I>(vh codes) {
+                sum[I] = dot_pairs(sum[I], odd_bytes(codes), pairs[16 * I / kGroup][p]);
+            };
+            if constexpr (kOutputs == 128) {
+                const vh low_even = low_nibbles(codebook, low), low_odd = high_nibbles(codebook, low);
+                add.template operator()<0>(low_even);
+                add.template operator()<1>(low_odd);
+                add_odd.template operator()<2>(low_even);
+                add_odd.template operator()<3>(low_odd);
+                const vh high_even = low_nibbles(codebook, high), high_odd = high_nibbles(codebook, high);
+                add.template operator()<4>(high_even);
+                add.template operator()<5>(high_odd);
+                add_odd.template operator()<6>(high_even);
+                add_odd.template operator()<7>(high_odd);
+            } else {
+                const vh low_codes = flip_signs(low), high_codes = flip_signs(high);
+                add.template operator()<0>(low_codes);
+                add_odd.template operator()<1>(low_codes);
+                add.template operator()<2>(high_codes);
+                add_odd.template operator()<3>(high_codes);
+            }
+        }
+        for (int i = 0; i < kVectors; ++i)
+            add_scaled(y + 16 * i + half * (16 / kHalves), sum[i], block.step);
+    }
+}
+
+/// Indices of the non-zero values among x[0..n), ascending; returns their number. x is padded to 32.
+inline int find_active(const float* x, int n, int32_t* active) {
+    int count = 0;
+    for (int k = 0; k < n; k += 16)
+        for (unsigned mask = nonzero_mask(load(x + k)); mask != 0; mask &= mask - 1)
+            active[count++] = k + lowest_bit(mask);
+    return count;
 }
 
 /// Lines [begin, end) for tokens [t0, t0 + tokens): y[t] has (end - begin) * kOutputs floats.
 template <int kOutputs, int kGroup>
 void sparse_lines(const Matrix& w, int begin, int end, const Acts& x, int t0, int tokens, uint8_t* scratch) {
-    const int width = (end - begin) * kOutputs, line_groups = kOutputs / kGroup;
+    const int lines = end - begin, width = lines * kOutputs;
+    const size_t first_scale = size_t(w.n_pad) / (kOutputs == 128 ? 2 : 1);
     float* y = reinterpret_cast<float*>(scratch);
-    const int group_room = (w.n_pad / kGroup + 31) / 16 * 16;
-    float* scales = y + size_t(kSparseTokens) * size_t(w.n_pad);
-    int32_t* active = reinterpret_cast<int32_t*>(scales + size_t(kRowsAtOnce) * size_t(group_room));
-    const uint8_t* first_scale = w.q + w.n_pad / (kOutputs == 128 ? 2 : 1);
-    const int group_begin = begin * line_groups / 16 * 16, group_end = end * line_groups;
-    vf table = zero();
-    if constexpr (kOutputs == 128) {
-        float entries[16];
-        for (int i = 0; i < 16; ++i)
-            entries[i] = float(int(w.cb[i]) - kQ4Zero);
-        table = load(entries);
-    }
+    int32_t* active = reinterpret_cast<int32_t*>(y + size_t(tokens) * size_t(w.n_pad));
+    vh codebook = zero_half();
+    if constexpr (kOutputs == 128)
+        codebook = signed_codebook(w.cb);
     for (int i = 0; i < tokens * width; i += 16)
         store(y + i, zero());
-
-    const auto add_records = [&](const int32_t* channels, int count, const float* f, float* out) {
-        const uint8_t* lines[kRowsAtOnce];
-        const float* scale_of[kRowsAtOnce];
-        for (int r = 0; r < count; ++r) {
-            const size_t record = size_t(channels[r]) * size_t(w.stride);
-            lines[r] = w.q + record + size_t(begin) * 64;
-            float* row_scales = scales + size_t(r) * size_t(group_room);
-            record_scales(first_scale + record, group_begin, group_end, f[channels[r]] * w.d[channels[r]],
-                          row_scales);
-            scale_of[r] = row_scales + (begin * line_groups - group_begin);
-        }
-        for (int line = begin; line < end; ++line) {
-            add_line<kOutputs, kGroup>(lines, count, table, scale_of, out + size_t(line - begin) * kOutputs);
-            for (int r = 0; r < count; ++r) {
-                lines[r] += 64;
-                scale_of[r] += line_groups;
-            }
-        }
-    };
-
-    if (tokens == 1) {
-        const float* f = x.f + size_t(t0) * size_t(x.k_pad);
-        int count = 0;
-        for (int k = 0; k < w.k; ++k) {
-            active[count] = k;
-            count += f[k] != 0.0f;
-        }
-        for (int i = 0; i < count; i += kRowsAtOnce) {
-            for (int ahead = i + kRowsAhead; ahead < i + kRowsAhead + kRowsAtOnce && ahead < count; ++ahead) {
-                const uint8_t* record = w.q + size_t(active[ahead]) * size_t(w.stride);
-                for (int line = begin; line < end; ++line)
-                    prefetch(record + size_t(line) * 64);
-                prefetch(first_scale + size_t(active[ahead]) * size_t(w.stride) + group_begin);
-            }
-            add_records(active + i, count - i < kRowsAtOnce ? count - i : kRowsAtOnce, f, y);
-        }
-        return;
+    int count[kSparseTokens], done[kSparseTokens];
+    for (int t = 0; t < tokens; ++t) {
+        count[t] = find_active(x.f + size_t(t0 + t) * size_t(x.k_pad), w.k, active + size_t(t) * size_t(w.k));
+        done[t] = 0;
     }
-    for (int32_t k = 0; k < w.k; ++k)
+    // Tokens take turns on a chunk of channels; each finishes its blocks that begin in it.
+    const int chunk = tokens == 1 ? w.k : kChunkBytes / (64 * (lines + 1));
+    for (int64_t until = chunk; until < int64_t(w.k) + chunk; until += chunk)
         for (int t = 0; t < tokens; ++t) {
+            const int32_t* mine = active + size_t(t) * size_t(w.k);
             const float* f = x.f + size_t(t0 + t) * size_t(x.k_pad);
-            if (f[k] != 0.0f)
-                add_records(&k, 1, f, y + size_t(t) * size_t(width));
+            float* out = y + size_t(t) * size_t(width);
+            for (; done[t] < count[t] && mine[done[t]] < until; done[t] += kBlock) {
+                const int left = count[t] - done[t], here = left < kBlock ? left : kBlock;
+                const ChannelBlock block = make_block(w, mine + done[t], here, f);
+                for (int line = begin; line < end; ++line) {
+                    if (tokens == 1) { // this line's share of the next block's records
+                        const int later = left - here < kBlock ? left - here : kBlock;
+                        for (int r = later * (line - begin) / lines; r < later * (line - begin + 1) / lines;
+                             ++r) {
+                            const uint8_t* record = w.q + size_t(mine[done[t] + here + r]) * size_t(w.stride);
+                            for (int ahead = begin; ahead < end; ++ahead)
+                                prefetch(record + size_t(ahead) * 64);
+                            prefetch(record + first_scale + size_t(begin) * (kOutputs / kGroup));
+                        }
+                    }
+                    add_line<kOutputs, kGroup>(block, line, first_scale, codebook,
+                                               out + size_t(line - begin) * kOutputs);
+                }
+            }
         }
 }
 

@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "core/half.h"
+#include "formats/matrix.h"
 
 namespace rwkv::cpu {
 namespace {
@@ -116,25 +117,56 @@ inline vf square_law(vi s) {
 
 inline __m256i load_half(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
 inline vi load_words(const uint8_t* p) { return {load_half(p), load_half(p + 32)}; }
-template <int I>
-inline vi nibble(vi x) {
-    const __m256i mask = _mm256_set1_epi32(15);
-    return {_mm256_and_si256(_mm256_srli_epi32(x.a, 4 * I), mask),
-            _mm256_and_si256(_mm256_srli_epi32(x.b, 4 * I), mask)};
-}
-template <int I>
-inline vi byte(vi x) {
-    const __m256i mask = _mm256_set1_epi32(255);
-    return {_mm256_and_si256(_mm256_srli_epi32(x.a, 8 * I), mask),
-            _mm256_and_si256(_mm256_srli_epi32(x.b, 8 * I), mask)};
-}
 inline vi isub(vi x, vi y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
-inline __m256 lookup(vf table, __m256i index) {
-    const __m256 low = _mm256_permutevar8x32_ps(table.a, index),
-                 high = _mm256_permutevar8x32_ps(table.b, index);
-    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28))); // bit 3 chooses
+template <int I>
+inline __m256i signed_byte(__m256i x) {
+    return _mm256_srai_epi32(_mm256_slli_epi32(x, 24 - 8 * I), 24);
 }
-inline vf lookup(vf table, vi index) { return {lookup(table, index.a), lookup(table, index.b)}; }
+template <int I>
+inline vi signed_byte(vi x) {
+    return {signed_byte<I>(x.a), signed_byte<I>(x.b)};
+}
+inline int32_t word_at(const uint8_t* p) {
+    int32_t word;
+    memcpy(&word, p, 4);
+    return word;
+}
+inline __m256i gather_half(const uint8_t* const* p, size_t at) {
+    return _mm256_setr_epi32(word_at(p[0] + at), word_at(p[1] + at), word_at(p[2] + at), word_at(p[3] + at),
+                             word_at(p[4] + at), word_at(p[5] + at), word_at(p[6] + at), word_at(p[7] + at));
+}
+inline vi gather_words(const uint8_t* const* p, size_t at) {
+    return {gather_half(p, at), gather_half(p + 8, at)};
+}
+inline void store_pairs(int32_t* to, vi x) {
+    _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8));
+}
+inline unsigned nonzero_mask(vf x) {
+    const __m256 none = _mm256_setzero_ps();
+    return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(x.a, none, _CMP_NEQ_UQ))) |
+           unsigned(_mm256_movemask_ps(_mm256_cmp_ps(x.b, none, _CMP_NEQ_UQ))) << 8;
+}
+inline int lowest_bit(unsigned mask) { return int(_mm_popcnt_u32((mask & (0u - mask)) - 1)); }
+
+using vh = __m256i;
+constexpr int kHalves = 2; // sixteen registers hold the sums of half a line
+inline vh zero_half() { return _mm256_setzero_si256(); }
+inline vh low_words(vh a, vh b) { return _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa); }
+inline vh high_words(vh a, vh b) { return _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xaa); }
+inline vh signed_codebook(const uint8_t* p) {
+    return _mm256_broadcastsi128_si256(
+        _mm_sub_epi8(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8(kQ4Zero)));
+}
+inline vh low_nibbles(vh codebook, vh x) {
+    return _mm256_shuffle_epi8(codebook, _mm256_and_si256(x, _mm256_set1_epi8(15)));
+}
+inline vh high_nibbles(vh codebook, vh x) { return low_nibbles(codebook, _mm256_srli_epi16(x, 4)); }
+inline vh flip_signs(vh x) { return _mm256_xor_si256(x, _mm256_set1_epi8(-128)); }
+inline vh even_bytes(vh x) { return _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8); }
+inline vh odd_bytes(vh x) { return _mm256_srai_epi16(x, 8); }
+inline void add_scaled(float* y, vh acc, float scale) {
+    _mm256_storeu_ps(y, _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc), _mm256_set1_ps(scale), _mm256_loadu_ps(y)));
+}
 
 inline vc load_codes(const uint8_t* p) { return load_words(p); }
 inline vc load_codebook(const uint8_t* p) {
@@ -161,6 +193,7 @@ inline vi dot_start(int32_t bias) { return iset(bias); }
 
 #ifdef RWKV_VEC_VNNI
 
+inline vh dot_pairs(vh acc, vh w, int32_t x) { return _mm256_dpwssd_avx_epi32(acc, w, _mm256_set1_epi32(x)); }
 inline vi dot_q4(vi acc, vc w, const int8_t* x) {
     const __m256i four = four_bytes(x);
     return {_mm256_dpbusd_avx_epi32(acc.a, w.a, four), _mm256_dpbusd_avx_epi32(acc.b, w.b, four)};
@@ -170,6 +203,9 @@ inline vi dot_q8(vi acc, vc w, const int8_t* x) { return dot_q4(acc, w, x); }
 
 #else
 
+inline vh dot_pairs(vh acc, vh w, int32_t x) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(w, _mm256_set1_epi32(x)));
+}
 // Codes below 128 times bytes within +-127: a pair sums to at most 32258, so maddubs cannot saturate.
 inline __m256i add_quads(__m256i acc, __m256i pairs) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));

@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "core/half.h"
+#include "formats/matrix.h"
 
 namespace rwkv::cpu {
 namespace {
@@ -70,16 +71,45 @@ inline void store_i8(int8_t* p, vi a) { _mm_storeu_si128((__m128i*)p, _mm512_cvt
 inline vf square_law(vi s) { return to_float(_mm512_mullo_epi32(s, _mm512_abs_epi32(s))); }
 
 inline vi load_words(const uint8_t* p) { return _mm512_loadu_si512(p); }
-template <int I>
-inline vi nibble(vi a) {
-    return _mm512_and_si512(_mm512_srli_epi32(a, 4 * I), iset(15));
-}
-template <int I>
-inline vi byte(vi a) {
-    return _mm512_and_si512(_mm512_srli_epi32(a, 8 * I), iset(255));
-}
 inline vi isub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
-inline vf lookup(vf table, vi index) { return _mm512_permutexvar_ps(index, table); }
+template <int I>
+inline vi signed_byte(vi a) {
+    return _mm512_srai_epi32(_mm512_slli_epi32(a, 24 - 8 * I), 24);
+}
+inline int32_t word_at(const uint8_t* p) {
+    int32_t word;
+    memcpy(&word, p, 4);
+    return word;
+}
+inline __m256i gather_half(const uint8_t* const* p, size_t at) {
+    return _mm256_setr_epi32(word_at(p[0] + at), word_at(p[1] + at), word_at(p[2] + at), word_at(p[3] + at),
+                             word_at(p[4] + at), word_at(p[5] + at), word_at(p[6] + at), word_at(p[7] + at));
+}
+inline vi gather_words(const uint8_t* const* p, size_t at) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(gather_half(p, at)), gather_half(p + 8, at), 1);
+}
+inline void store_pairs(int32_t* to, vi a) { _mm256_storeu_si256((__m256i*)to, _mm512_cvtsepi32_epi16(a)); }
+inline unsigned nonzero_mask(vf a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
+inline int lowest_bit(unsigned mask) { return int(_mm_popcnt_u32((mask & (0u - mask)) - 1)); }
+
+using vh = __m512i;
+constexpr int kHalves = 1;
+inline vh load_half(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline vh zero_half() { return _mm512_setzero_si512(); }
+inline vh low_words(vh a, vh b) { return _mm512_mask_blend_epi16(0xaaaaaaaau, a, _mm512_slli_epi32(b, 16)); }
+inline vh high_words(vh a, vh b) { return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(a, 16), b); }
+inline vh signed_codebook(const uint8_t* p) {
+    return _mm512_broadcast_i32x4(_mm_sub_epi8(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8(kQ4Zero)));
+}
+inline vh low_nibbles(vh codebook, vh x) {
+    return _mm512_shuffle_epi8(codebook, _mm512_and_si512(x, _mm512_set1_epi8(15)));
+}
+inline vh high_nibbles(vh codebook, vh x) { return low_nibbles(codebook, _mm512_srli_epi16(x, 4)); }
+inline vh flip_signs(vh x) { return _mm512_xor_si512(x, _mm512_set1_epi8(-128)); }
+inline vh even_bytes(vh x) { return _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8); }
+inline vh odd_bytes(vh x) { return _mm512_srai_epi16(x, 8); }
+inline vh dot_pairs(vh acc, vh w, int32_t x) { return _mm512_dpwssd_epi32(acc, w, iset(x)); }
+inline void add_scaled(float* y, vh acc, float scale) { store(y, fma(to_float(acc), set(scale), load(y))); }
 
 inline vc load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline vc load_codebook(const uint8_t* p) {

@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "core/half.h"
+#include "formats/matrix.h"
 
 namespace rwkv::cpu {
 namespace {
@@ -92,7 +93,7 @@ vf fma(vf a, vf b, vf c) {
 vf max(vf a, vf b) {
     vf r;
     RWKV_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]);
-}
+} // b where one is NaN; so min
 vf min(vf a, vf b) {
     vf r;
     RWKV_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]);
@@ -126,8 +127,8 @@ vi iset(int32_t x) {
 }
 vi round_int(vf a) {
     vi r;
-    RWKV_LANES(int32_t(lrintf(a.v[i])));
-} // to nearest, ties to even
+    RWKV_LANES(fabsf(a.v[i]) < 2147483648.0f ? int32_t(lrintf(a.v[i])) : INT32_MIN);
+} // to nearest, ties to even; what does not fit, NaN too, is INT32_MIN
 vf to_float(vi a) {
     vf r;
     RWKV_LANES(float(a.v[i]));
@@ -155,26 +156,99 @@ vi load_words(const uint8_t* p) {
     memcpy(r.v, p, 64);
     return r;
 }
-template <int I>
-vi nibble(vi a) {
-    vi r;
-    RWKV_LANES(int32_t(uint32_t(a.v[i]) >> (4 * I)) & 15);
-}
-template <int I>
-vi byte(vi a) {
-    vi r;
-    RWKV_LANES(int32_t(uint32_t(a.v[i]) >> (8 * I)) & 255);
-}
 vi isub(vi a, vi b) {
     vi r;
     RWKV_LANES(a.v[i] - b.v[i]);
 }
-
-/// table[index] for indices 0..15
-vf lookup(vf table, vi index) {
-    vf r;
-    RWKV_LANES(table.v[index.v[i]]);
+/// Byte I of each word, sign-extended.
+template <int I>
+vi signed_byte(vi a) {
+    vi r;
+    RWKV_LANES(int32_t(int8_t(uint32_t(a.v[i]) >> (8 * I))));
 }
+/// Word i from p[i] + at.
+vi gather_words(const uint8_t* const* p, size_t at) {
+    vi r;
+    for (int i = 0; i < 16; ++i)
+        memcpy(&r.v[i], p[i] + at, 4);
+    return r;
+}
+/// Lanes 2p and 2p + 1 as the low and high half of word p; values within int16.
+void store_pairs(int32_t* to, vi a) {
+    for (int p = 0; p < 8; ++p)
+        to[p] = int32_t((uint32_t(a.v[2 * p]) & 0xffff) | uint32_t(a.v[2 * p + 1]) << 16);
+}
+/// Bit i says whether lane i is not zero.
+unsigned nonzero_mask(vf a) {
+    unsigned mask = 0;
+    for (int i = 0; i < 16; ++i)
+        mask |= unsigned(a.v[i] != 0.0f) << i;
+    return mask;
+}
+int lowest_bit(unsigned mask) {
+    int bit = 0;
+    while ((mask >> bit & 1) == 0)
+        ++bit;
+    return bit;
+}
+
+// 64 / kHalves bytes as words: what one pass over a line of records holds in registers.
+using vh = vi;
+constexpr int kHalves = 1;
+vh load_half(const uint8_t* p) { return load_words(p); }
+vh zero_half() { return iset(0); }
+/// The low (high) halves of a's words below those of b's.
+vh low_words(vh a, vh b) {
+    vh r;
+    RWKV_LANES(int32_t((uint32_t(a.v[i]) & 0xffff) | uint32_t(b.v[i]) << 16));
+}
+vh high_words(vh a, vh b) {
+    vh r;
+    RWKV_LANES(int32_t(uint32_t(a.v[i]) >> 16 | (uint32_t(b.v[i]) & 0xffff0000)));
+}
+/// Sixteen codes with their zero point taken off, for the two lookups.
+vh signed_codebook(const uint8_t* cb) {
+    vh r;
+    for (int i = 0; i < 16; ++i)
+        r.v[i] = int32_t(cb[i]) - kQ4Zero;
+    return r;
+}
+/// Each byte's low (high) nibble looked up.
+vh low_nibbles(vh codebook, vh a) {
+    vh r;
+    RWKV_LANES(int32_t((uint32_t(codebook.v[a.v[i] & 15]) & 0xff) |
+                       (uint32_t(codebook.v[a.v[i] >> 8 & 15]) & 0xff) << 8 |
+                       (uint32_t(codebook.v[a.v[i] >> 16 & 15]) & 0xff) << 16 |
+                       (uint32_t(codebook.v[a.v[i] >> 24 & 15]) & 0xff) << 24));
+}
+vh high_nibbles(vh codebook, vh a) {
+    for (int32_t& word : a.v)
+        word = int32_t(uint32_t(word) >> 4);
+    return low_nibbles(codebook, a);
+}
+/// Codes around 128 to signed bytes.
+vh flip_signs(vh a) {
+    vh r;
+    RWKV_LANES(int32_t(uint32_t(a.v[i]) ^ 0x80808080u));
+}
+/// Bytes 0 and 2 (1 and 3) of each word, sign-extended to its two halves.
+vh even_bytes(vh a) {
+    vh r;
+    RWKV_LANES(int32_t((uint32_t(int32_t(int8_t(a.v[i]))) & 0xffff) |
+                       uint32_t(int32_t(int8_t(uint32_t(a.v[i]) >> 16))) << 16));
+}
+vh odd_bytes(vh a) {
+    vh r;
+    RWKV_LANES(int32_t((uint32_t(int32_t(int8_t(uint32_t(a.v[i]) >> 8))) & 0xffff) |
+                       uint32_t(int32_t(int8_t(uint32_t(a.v[i]) >> 24))) << 16));
+}
+/// acc + (low half of w times low half of x) + (high half of w times high half of x)
+vh dot_pairs(vh acc, vh w, int32_t x) {
+    vh r;
+    RWKV_LANES(acc.v[i] + int16_t(w.v[i]) * int16_t(x) + (w.v[i] >> 16) * (x >> 16));
+}
+/// y += acc * scale
+void add_scaled(float* y, vh acc, float scale) { store(y, fma(to_float(acc), set(scale), load(y))); }
 
 vc load_codes(const uint8_t* p) {
     vc r;

@@ -50,17 +50,21 @@ Model::Model(const std::string& path, const Config& config, const TensorSpecs& s
     scratch_ = Scratch(config_, weights_, 1, pool_.size());
 }
 
-void Model::check(std::span<const int32_t> tokens, const State& state) const {
+void Model::check(std::span<const int32_t> tokens) const {
     require(!tokens.empty(), Fault::kArgument, "no tokens");
     for (const int32_t token : tokens)
-        require(token >= 0 && token < config_.vocab_size, Fault::kArgument,
-                "token " + std::to_string(token) + " is outside the vocabulary of " +
-                    std::to_string(config_.vocab_size));
+        if (token < 0 || token >= config_.vocab_size)
+            throw Error(Fault::kArgument, "token " + std::to_string(token) +
+                                              " is outside the vocabulary of " +
+                                              std::to_string(config_.vocab_size));
+}
+
+void Model::check(const State& state) const {
     require(state.config() == config_, Fault::kArgument, "the state belongs to a model of another shape");
 }
 
 void Model::count_active_channels(bool on) {
-    const std::lock_guard lock(mutex_);
+    const Turnstile::Turn turn(turnstile_, {});
     counts_active_ = on;
     if (on)
         active_channels_ = 0;
@@ -68,8 +72,9 @@ void Model::count_active_channels(bool on) {
 
 void Model::forward(std::span<const int32_t> tokens, State& state, float* logits, bool all,
                     const Poll& poll) {
-    check(tokens, state);
-    const std::lock_guard lock(mutex_);
+    check(tokens);
+    check(state);
+    const Turnstile::Turn turn(turnstile_, poll);
     std::optional<State> before;
     if (poll && tokens.size() > 1)
         before.emplace(state);
@@ -90,14 +95,16 @@ void Model::forward(std::span<const int32_t> tokens, State& state, float* logits
     }
 }
 
-void Model::forward_batch(std::span<const int32_t> tokens, std::span<State* const> states, float* logits) {
+void Model::forward_batch(std::span<const int32_t> tokens, std::span<State* const> states, float* logits,
+                          const Poll& poll) {
     require(tokens.size() == states.size(), Fault::kArgument, "as many tokens as states are needed");
+    check(tokens);
     for (size_t i = 0; i < states.size(); ++i) {
-        check(tokens, *states[i]);
+        check(*states[i]);
         require(std::find(states.begin(), states.begin() + long(i), states[i]) == states.begin() + long(i),
                 Fault::kArgument, "the same state stands twice in the batch");
     }
-    const std::lock_guard lock(mutex_);
+    const Turnstile::Turn turn(turnstile_, poll);
     for (size_t done = 0; done < tokens.size();) {
         const int count = int(std::min(tokens.size() - done, size_t(chunk_)));
         std::vector<Segment> segments;

@@ -4,12 +4,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <vector>
 
 #include "core/mapped_file.h"
 #include "core/thread_pool.h"
+#include "core/turnstile.h"
 #include "model/config.h"
 #include "model/pass.h"
 #include "model/scratch.h"
@@ -34,7 +34,8 @@ class Model {
     void count_active_channels(bool on);
     uint64_t active_channels() const { return active_channels_; }
 
-    /// Returns true to stop a long prompt. Called between layers, on the calling thread.
+    /// Returns true to stop. Called on the calling thread, while it waits for another evaluation to end and
+    /// between the layers of a prompt.
     using Poll = std::function<bool()>;
 
     /// Feeds `tokens` (at least one) to `state`. Writes the logits of the last token, or of every token when
@@ -42,11 +43,13 @@ class Model {
     /// `poll` says so; the state is then as it was before.
     void forward(std::span<const int32_t> tokens, State& state, float* logits, bool all, const Poll& poll);
 
-    /// One token for each of B different states: logits [B, vocab].
-    void forward_batch(std::span<const int32_t> tokens, std::span<State* const> states, float* logits);
+    /// One token for each of B different states: logits [B, vocab]. `poll` can stop it before it begins.
+    void forward_batch(std::span<const int32_t> tokens, std::span<State* const> states, float* logits,
+                       const Poll& poll);
 
   private:
-    void check(std::span<const int32_t> tokens, const State& state) const;
+    void check(std::span<const int32_t> tokens) const;
+    void check(const State& state) const;
     /// Logits of the rows in `wanted`, in order.
     bool run(std::span<const int32_t> tokens, const std::vector<Segment>& segments,
              std::span<const int> wanted, float* logits, const Poll& poll);
@@ -56,7 +59,7 @@ class Model {
     MappedFile file_;
     Weights weights_;
     ThreadPool pool_;
-    std::mutex mutex_; ///< one evaluation at a time: the scratch is the model's
+    Turnstile turnstile_; ///< one evaluation at a time: the scratch is the model's
     Scratch scratch_;
     int chunk_;
     size_t weight_bytes_ = 0;

@@ -60,6 +60,11 @@ struct RandomMatrix {
     std::vector<std::pair<std::string, size_t>> part_sizes; ///< name, bytes; in the order they lie in `bytes`
     AlignedBuffer<uint8_t> bytes;
     std::vector<size_t> part_offsets;
+    struct Weight {
+        double scale; ///< row scale times group scale; a float weight itself
+        int code;     ///< without its zero point; 1 for float weights
+    };
+    Weight weight(int n, int k) const;
     double at(int n, int k) const;
 };
 

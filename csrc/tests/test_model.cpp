@@ -167,7 +167,7 @@ TEST(models_are_bitwise_equal_however_they_run) {
                     CHECK(std::memcmp(one.data(), all.data() + (count - 1) * v, v * 4) == 0);
                     State* pair[2] = {&branch, &split};
                     const int32_t next[2] = {tokens[4], tokens[0]};
-                    model.forward_batch(next, pair, batch.data());
+                    model.forward_batch(next, pair, batch.data(), {});
                     CHECK(std::memcmp(batch.data(), all.data() + 4 * v, v * 4) == 0);
                     CHECK(std::memcmp(batch.data() + v, all.data(), v * 4) == 0);
                     bool stopped = false;
@@ -223,7 +223,7 @@ TEST(bad_requests_change_nothing) {
     CHECK(refused([&] { model.forward(low, state, logits.data(), false, {}); }));
     CHECK(refused([&] { model.forward({}, state, logits.data(), false, {}); }));
     State* same[2] = {&state, &state};
-    CHECK(refused([&] { model.forward_batch(two, same, logits.data()); }));
+    CHECK(refused([&] { model.forward_batch(two, same, logits.data(), {}); }));
     Config other = config;
     other.n_ffn = 96;
     State foreign(other);

@@ -37,6 +37,11 @@ class Backend(Protocol):
         """The device in a few words: `cpu, avx512, 4 threads`."""
         ...
 
+    @property
+    def state_type(self) -> type:
+        """The class of its states."""
+        ...
+
     def new_state(self) -> BackendState: ...
 
     def forward(self, tokens: NDArray[np.int32], state: Any, all_logits: bool = False) -> Float32:

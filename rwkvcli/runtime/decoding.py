@@ -74,9 +74,15 @@ def decode(
     has not: a caller who stops there knows what the state contains. Raises UsageError for a bad
     `max_tokens` or `stop` at once, FormatError from the sampler, and whatever `model.forward` raises.
     """
-    if max_tokens < -1:
-        raise UsageError(f"max_tokens must be -1 or more, not {max_tokens}", hint="-1 is until the text ends")
+    check_limits(max_tokens, stop)
     return _decode(model, state, logits, tokenizer, sampler, max_tokens, StopMatcher(stop))
+
+
+def check_limits(max_tokens: int, stop: Sequence[str]) -> None:
+    """Raise UsageError for a `max_tokens` or `stop` that `decode` would refuse."""
+    if not isinstance(max_tokens, int) or max_tokens < -1:
+        raise UsageError(f"max_tokens must be -1 or more, not {max_tokens}", hint="-1 is until the text ends")
+    StopMatcher(stop)
 
 
 def _decode(

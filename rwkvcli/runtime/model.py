@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvcli.errors import UsageError
+from rwkvcli.errors import StateMismatch, UsageError
 from rwkvcli.runtime.backend import UNUSED_EPS, Backend, Float32
 from rwkvcli.runtime.device import parse_device
 from rwkvcli.runtime.machine import default_threads
@@ -19,6 +20,7 @@ from rwkvcli.runtime.state import State, wrong_model
 if TYPE_CHECKING:
     from quant.arch import Arch
     from quant.container.reader import ModelFile
+    from rwkvcli.runtime.sampling import Sampler
     from rwkvcli.runtime.templates import Template
     from rwkvcli.runtime.tokenizer import Tokenizer
 
@@ -95,7 +97,7 @@ class Model:
         self, tokens: Sequence[Sequence[int]] | Sequence[int], states: Sequence[State]
     ) -> Float32:
         """Feed one token to each of B different states: `forward_batch([t0, t1], [s0, s1])`. Logits [B, vocab]."""
-        flat = [_single(token) for token in tokens]
+        flat, states = [_single(token) for token in tokens], list(states)
         if len(flat) != len(states):
             raise UsageError(f"{len(flat)} tokens for {len(states)} states")
         if len({id(state) for state in states}) != len(states):
@@ -131,22 +133,36 @@ class Model:
     ) -> Iterator[str]:
         """Continue `prompt`, yielding text as it comes. `max_tokens` -1: until the model ends the text.
 
-        With `state` the prompt continues what that state has seen, and the state advances. The same seed gives the
-        same text. `sampling` takes every other setting of `rwkvcli.runtime.sampling.SamplingParams`; what is None or
-        left out is as usual for this family of models. Raises UsageError for settings out of range.
+        With `state` the prompt continues what that state has seen, and the state advances over the prompt and all of
+        the text (a stop string's last token is left out). The same seed gives the same text. `sampling` takes every
+        other setting of `rwkvcli.runtime.sampling.SamplingParams`; what is None or left out is as usual for this
+        family of models. Raises UsageError for settings out of range, at once.
         """
-        from rwkvcli.runtime.decoding import decode
+        from rwkvcli.runtime.decoding import check_limits
         from rwkvcli.runtime.sampling import Sampler, SamplingParams
 
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, **sampling}
         params = SamplingParams.of(self.template.settings(chat=False), given)
+        check_limits(max_tokens, stop)
         sampler = Sampler(params, self.tokenizer.vocab_size, self.tokenizer)
         state = state if state is not None else self.new_state()
+        self._check(state)
         ids = self.tokenizer.encode(prompt)
         if not ids:
+            if state.tokens_seen:
+                raise UsageError("nothing to feed: the prompt is empty and the state is not new")
             ids = [self.tokenizer.eos_id]  # the end of one text is the beginning of the next
+        return self._generate(ids, state, sampler, max_tokens, stop)
+
+    def _generate(
+        self, ids: list[int], state: State, sampler: Sampler, max_tokens: int, stop: Sequence[str]
+    ) -> Iterator[str]:
+        from rwkvcli.runtime.decoding import decode
+
         logits = self.forward(ids, state)
         for piece in decode(self, state, logits, self.tokenizer, sampler, max_tokens, stop):
+            if piece.finish is not None and piece.finish.unfed and piece.finish.stop is None:
+                self.forward(piece.finish.unfed, state)
             if piece.text:
                 yield piece.text
 
@@ -168,6 +184,11 @@ class Model:
     def _check(self, state: State) -> None:
         if not isinstance(state, State) or state.fingerprint != self.fingerprint:
             raise wrong_model(state)
+        if not isinstance(state.inner, self.backend.state_type):
+            raise StateMismatch(
+                "the state lives on another device",
+                hint="save it, and load it with State.load for this model",
+            )
 
 
 def demo_path() -> Path:
@@ -183,11 +204,12 @@ def cpu_level() -> str:
 
 
 def _single(token: Any) -> int:
-    if isinstance(token, Sequence | np.ndarray):
-        if len(token) != 1:
-            raise UsageError("forward_batch takes one token per state")
-        return int(token[0])
-    return int(token)
+    try:
+        if isinstance(token, Sequence | np.ndarray):
+            (token,) = token
+        return operator.index(token)
+    except (TypeError, ValueError):
+        raise UsageError("forward_batch takes one token, a whole number, per state") from None
 
 
 def _torch_backend(file: ModelFile, device: str, threads: int | None) -> Backend:

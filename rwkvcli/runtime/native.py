@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -70,11 +71,26 @@ class NativeModel:
     def description(self) -> str:
         return f"cpu, {self.level}, {self.threads} thread{'s' if self.threads != 1 else ''}"
 
+    @property
+    def state_type(self) -> type:
+        return _kernels.State
+
     def new_state(self) -> BackendState:
         return self._model.new_state()
 
     def forward(self, tokens: NDArray[np.int32], state: Any, all_logits: bool = False) -> Float32:
-        return self._model.forward(tokens, state, all_logits)
+        with _as_usage_error():
+            return self._model.forward(tokens, state, all_logits)
 
     def forward_batch(self, tokens: NDArray[np.int32], states: Sequence[Any]) -> Float32:
-        return self._model.forward_batch(tokens, list(states))
+        with _as_usage_error():
+            return self._model.forward_batch(tokens, list(states))
+
+
+@contextmanager
+def _as_usage_error() -> Iterator[None]:
+    """What the engine refuses at its door is the caller's mistake."""
+    try:
+        yield
+    except ValueError as e:
+        raise UsageError(str(e)) from None

@@ -15,6 +15,7 @@ the running sum of the weights, over ascending ids, exceeds the draw.
 from __future__ import annotations
 
 import math
+import operator
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -34,6 +35,11 @@ Float32: TypeAlias = NDArray[np.float32]
 ORDERS = ("rwkv", "temperature-first")
 _SEEDS = 2**64
 _DAMAGED = "the model file may be damaged: `rwkv verify` checks it"
+_LARGEST_TOP_K = 2**31 - 1
+_FLOATS = (
+    "temperature", "top_p", "min_p", "typical", "presence_penalty", "frequency_penalty", "penalty_decay",
+    "repetition_penalty",
+)  # fmt: skip
 _COUNTED_AS_NOTHING = b" \t0123456789"
 """Tokens whose text is a part of this add nothing to their own count, so that numbers stay possible."""
 
@@ -73,6 +79,7 @@ class SamplingParams:
     """One of ORDERS."""
 
     def __post_init__(self) -> None:
+        self._settle_types()
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UsageError(f"temperature must be 0 or more, not {self.temperature}", hint="0 is greedy")
         for name in ("top_p", "typical"):
@@ -83,6 +90,7 @@ class SamplingParams:
                 )
         if self.top_k < 0:
             raise UsageError(f"top_k must be 0 or more, not {self.top_k}", hint="0 is off")
+        object.__setattr__(self, "top_k", min(self.top_k, _LARGEST_TOP_K))
         if self.seed is not None and not 0 <= self.seed < _SEEDS:
             raise UsageError(f"seed must be from 0 to 2**64 - 1, not {self.seed}")
         for name in ("min_p", "penalty_decay"):
@@ -108,6 +116,22 @@ class SamplingParams:
             raise UsageError("a banned string is empty")
         if self.order not in ORDERS:
             raise UsageError(f"unknown order {self.order!r} of sampling", hint=f"one of {', '.join(ORDERS)}")
+
+    def _settle_types(self) -> None:
+        """Numbers of any library become Python's own."""
+        for name in ("top_k", "seed"):
+            value = getattr(self, name)
+            if value is not None:
+                try:
+                    object.__setattr__(self, name, operator.index(value))
+                except TypeError:
+                    raise UsageError(f"{name} must be a whole number, not {value!r}") from None
+        for name in _FLOATS:
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, float(value))
+            except (TypeError, ValueError):
+                raise UsageError(f"{name} must be a number, not {value!r}") from None
 
     @classmethod
     def of(cls, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> SamplingParams:

@@ -88,6 +88,14 @@ class State:
                 hint="a state can be resumed only by the model file that made it",
             )
         state = model.new_state()
+        if tokens_seen < 0:
+            raise FormatError(f"{path}: a state that has seen {tokens_seen} tokens")
+        for name, empty in state.to_numpy().items():
+            array = arrays.get(name)
+            if array is None or array.dtype != np.float32 or array.shape != empty.shape:
+                raise FormatError(f"{path}: {name} is not float32 {list(empty.shape)}")
+            if not np.isfinite(array).all():
+                raise FormatError(f"{path}: {name} has values that are NaN or infinite")
         try:
             state.inner.load_numpy(arrays)
         except ValueError as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -124,7 +125,7 @@ class ByteTokenizer(_ByteCapable):
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         try:
-            return bytes(ids)
+            return bytes(map(operator.index, ids))  # bytes(array) would be the array's memory
         except (ValueError, TypeError) as e:
             raise _bad_ids(ids, self.vocab_size) from e
 
@@ -284,15 +285,15 @@ def _world_kernel(vocab_size: int) -> _kernels.WorldTokenizer:
 
 
 def _bad_ids(ids: Sequence[int], vocab_size: int) -> UsageError:
-    for token in ids:
-        try:
+    try:
+        for token in ids:
             if not 0 <= token < vocab_size:
                 return UsageError(
                     f"token {token} is outside the vocabulary of {vocab_size}",
                     hint="it belongs to another vocabulary",
                 )
-        except TypeError:
-            break
+    except TypeError:
+        pass
     return UsageError("token ids must be whole numbers")
 
 

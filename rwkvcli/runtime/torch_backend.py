@@ -157,6 +157,10 @@ class TorchModel:
         """The device in a few words."""
         return f"torch {torch.__version__}, {self.device}, {str(self.dtype).removeprefix('torch.')}"
 
+    @property
+    def state_type(self) -> type:
+        return TorchState
+
     def new_state(self) -> TorchState:
         """The state of a sequence that has not begun."""
         return TorchState(

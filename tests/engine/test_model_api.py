@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -201,6 +202,85 @@ def test_the_child_of_a_fork_computes_too(make_model: ModelMaker) -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_the_child_of_a_fork_computes_while_the_parent_does(make_model: ModelMaker) -> None:
+    result = run_python(
+        """
+        import os, sys, threading, time
+        import numpy as np
+        from rwkvcli import Model
+        model = Model.load(sys.argv[1], threads=2)
+        expected = model.forward([1, 2], model.new_state())
+        busy = threading.Thread(target=model.forward, args=(np.ones(4_000_000, np.int32), model.new_state()), daemon=True)
+        busy.start()
+        begin = time.process_time()
+        while time.process_time() < begin + 0.3:  # until it computes
+            time.sleep(0.01)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if np.array_equal(model.forward([1, 2], model.new_state()), expected) else 1)
+        _, status = os.waitpid(child, 0)
+        assert busy.is_alive()
+        os._exit(0 if status == 0 else 1)
+        """,
+        str(make_model("7", "int8")),
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are delivered differently")
+def test_waiting_for_the_model_can_be_interrupted(make_model: ModelMaker) -> None:
+    result = run_python(
+        """
+        import os, signal, sys, threading, time
+        import numpy as np
+        from rwkvcli import Model
+        from rwkvcli.errors import UsageError
+        model = Model.load(sys.argv[1], threads=1)
+        busy = threading.Thread(target=model.forward, args=(np.ones(4_000_000, np.int32), model.new_state()))
+        busy.daemon = True
+        busy.start()
+        begin = time.process_time()
+        while time.process_time() < begin + 0.3:  # until it computes
+            time.sleep(0.01)
+        for call in (lambda: model.forward([1], model.new_state()),
+                     lambda: model.forward_batch([1], [model.new_state()])):
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            try:
+                call()
+            except KeyboardInterrupt:
+                continue
+            sys.exit("was not interrupted")
+        os._exit(0 if busy.is_alive() else 1)
+        """,
+        str(make_model("7", "int8")),
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are delivered differently")
+def test_a_signal_handler_cannot_use_the_model_it_interrupts(make_model: ModelMaker) -> None:
+    result = run_python(
+        """
+        import os, signal, sys, threading, time
+        import numpy as np
+        from rwkvcli import Model
+        from rwkvcli.errors import UsageError
+        model = Model.load(sys.argv[1], threads=2)
+        signal.signal(signal.SIGUSR1, lambda *_: model.forward([1], model.new_state()))
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        try:
+            model.forward(np.ones(4_000_000, np.int32), model.new_state())
+        except UsageError as error:
+            print(error)
+        """,
+        str(make_model("7", "int8")),
+    )
+    assert (result.stdout, result.returncode) == ("this thread is evaluating the model already\n", 0), (
+        result.stderr
+    )
+
+
 def test_threads_of_the_caller_wait_for_each_other(model: Model) -> None:
     expected = model.forward([1, 2, 3], model.new_state())
     results: list[bool] = []
@@ -251,4 +331,74 @@ def test_generate_is_seeded_and_stops(make_model: ModelMaker) -> None:
     assert once == "".join(model.generate("abc", **settings))
     state = model.new_state()
     "".join(model.generate("abc", max_tokens=5, temperature=0.0, state=state))
-    assert state.tokens_seen >= 3
+    assert state.tokens_seen == 3 + 5
+
+
+def test_generate_continues_what_the_state_has_seen() -> None:
+    model = Model.load("demo")
+    state, whole = model.new_state(), model.new_state()
+    first = "".join(model.generate("It was", 6, temperature=0.0, state=state))
+    second = "".join(model.generate(" not", 6, temperature=0.0, state=state))
+    assert "".join(model.generate("It was" + first + " not", 6, temperature=0.0, state=whole)) == second
+    assert same(state, whole)
+    with pytest.raises(UsageError, match="empty"):
+        model.generate("", state=state)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": -1}, {"temperature": "hot"}, {"top_k": 2.5}, {"seed": 1.5}, {"stop": "x"}, {"max_tokens": 2.5},
+     {"max_tokens": -2}, {"no_such": 1}],
+)  # fmt: skip
+def test_settings_are_checked_at_the_call(model: Model, settings: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        model.generate("abc", **settings)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers(make_model: ModelMaker) -> None:
+    model = Model.load(make_model("7", "int8", vocab_size=256))
+    plain = "".join(model.generate("abc", 5, seed=7, top_k=10**30))
+    assert plain == "".join(model.generate("abc", 5, seed=np.uint64(7), temperature=np.float32(1)))  # type: ignore[arg-type]
+    assert model.tokenizer.decode(np.array([72, 105])) == "Hi"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tokens", [[1.9], ["5"], [None], [[1, 2]], [[]]])
+def test_batches_take_one_whole_number_each(model: Model, tokens: list[object]) -> None:
+    with pytest.raises(UsageError):
+        model.forward_batch(tokens, [model.new_state()])  # type: ignore[arg-type]
+
+
+def test_damaged_state_files_are_refused(model: Model, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    state = model.new_state()
+    model.forward([1, 2, 3], state)
+    state.save(tmp_path / "good")
+    header = (tmp_path / "good").read_bytes()
+    size = int.from_bytes(header[:8], "little")
+    metadata = json.loads(header[8 : 8 + size])["__metadata__"]
+    arrays = load_file(tmp_path / "good")
+    name = next(key for key, array in arrays.items() if array.ndim == 3)
+    broken = np.array(arrays[name])
+    broken[0, 0, 0] = np.nan
+    for bad in (broken, arrays[name].astype(np.int32), arrays[name].reshape(-1)):
+        save_file({**arrays, name: np.ascontiguousarray(bad)}, tmp_path / "bad", metadata)
+        with pytest.raises(FormatError, match=name):
+            State.load(tmp_path / "bad", model)
+    save_file(arrays, tmp_path / "bad", {**metadata, "tokens_seen": "-5"})
+    with pytest.raises(FormatError, match="-5"):
+        State.load(tmp_path / "bad", model)
+    assert same(State.load(tmp_path / "good", model), state)
+
+
+def test_numbers_that_are_none_are_not_made_into_some(make_model: ModelMaker, tmp_path: Path) -> None:
+    for kind, name in (("int8", "blocks.1.ffn.x_k"), ("f32", "blocks.1.ffn.key.weight")):
+        data = bytearray(make_model("7", kind).read_bytes())
+        size = int.from_bytes(data[:8], "little")
+        begin = 8 + size + json.loads(data[8 : 8 + size])[name]["data_offsets"][0]
+        data[begin : begin + 4] = np.float32(np.nan).tobytes()
+        (tmp_path / kind).write_bytes(data)
+    with pytest.raises(FormatError, match="NaN"):  # small tensors are looked at when the file is opened
+        Model.load(tmp_path / "int8")
+    model = Model.load(tmp_path / "f32")
+    assert np.isnan(model.forward([1], model.new_state())).all()
