@@ -35,6 +35,8 @@ class NativeModel:
         try:
             path = os.fsencode(file.path)  # as str, it would have to be UTF-8
             self._model = _kernels.Model(path, config, tensors, threads, level)
+        except _kernels.ThreadError as e:
+            raise _too_many_threads(e) from None
         except _kernels.FormatError as e:
             raise FormatError(str(e)) from None
         except _kernels.DeviceError as e:
@@ -74,7 +76,17 @@ class NativeModel:
         return self._model.new_state()
 
     def forward(self, tokens: NDArray[np.int32], state: Any, all_logits: bool = False) -> Float32:
-        return self._model.forward(tokens, state, all_logits)
+        try:
+            return self._model.forward(tokens, state, all_logits)
+        except _kernels.ThreadError as e:  # in the child of a fork, which starts its own
+            raise _too_many_threads(e) from None
 
     def forward_batch(self, tokens: NDArray[np.int32], states: Sequence[Any]) -> Float32:
-        return self._model.forward_batch(tokens, list(states))
+        try:
+            return self._model.forward_batch(tokens, list(states))
+        except _kernels.ThreadError as e:
+            raise _too_many_threads(e) from None
+
+
+def _too_many_threads(error: Exception) -> DeviceUnavailable:
+    return DeviceUnavailable(str(error), hint="ask for fewer with `-t N`, or give the process more memory")
