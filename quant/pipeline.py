@@ -6,6 +6,7 @@ ones, whose codebook is learned, and those in layout `kn`) are worked on in bloc
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -90,8 +91,8 @@ def quantize(
     blocks.
 
     Raises InvalidRequest (a quantized source, OUT is SRC, OUT exists or is no regular file, bad options),
-    FormatError (NaN or infinite weights, values past float16), NoSpace, Cancelled. In all cases an existing
-    `out_path` is left as it was.
+    FormatError (NaN or infinite weights, values past the encoding's range, a source that its own checksums call
+    damaged), NoSpace, Cancelled. In all cases an existing `out_path` is left as it was.
     """
     weights = source_of(source)
     out = Path(out_path)
@@ -149,7 +150,12 @@ def _tensor(
     for begin, end in _blocks(item):
         progress.at(name)
         values = source.rows(name, begin, end)
-        parts, lost = encode(values, item, encoder, f"{source.path}: tensor {name}")
+        parts, lost = encode(values, item, encoder)
+        if not all(map(math.isfinite, (lost.error, lost.power, lost.largest))):
+            raise FormatError(
+                f"{source.path}: tensor {name} has values past the range of {item.encoding}",
+                hint=f"Use --to {'bf16 or --to f32' if item.encoding == 'f16' else 'f32'}.",
+            )
         for part, array in parts.items():
             writer.write(stored_name(name, part), array, offsets[part])
             offsets[part] += array.nbytes
@@ -167,19 +173,14 @@ def _blocks(item: Planned) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + step, rows)
 
 
-def _plain(values: F32, item: Planned, encoder: Encoder, where: str) -> tuple[Mapping[str, Array], Loss]:
+def _plain(values: F32, item: Planned, encoder: Encoder) -> tuple[Mapping[str, Array], Loss]:
     stored = floats.encode(values, item.encoding)
     if item.encoding == "f32":
         return {"": stored}, Loss()
-    back = floats.decode(stored, item.encoding)
-    if not bool(np.isfinite(back).all()):
-        raise FormatError(
-            f"{where} has values past the range of {item.encoding}", hint="Use --to bf16 or --to f32."
-        )
-    return {"": stored}, measure(values, back)
+    return {"": stored}, measure(values, floats.decode(stored, item.encoding))
 
 
-def _quantized(values: F32, item: Planned, encoder: Encoder, where: str) -> tuple[Mapping[str, Array], Loss]:
+def _quantized(values: F32, item: Planned, encoder: Encoder) -> tuple[Mapping[str, Array], Loss]:
     parts = encoder.encode(values, item.encoding, item.layout)
     statistics = [parts.pop(key, None) for key in STATISTICS]
     if any(value is None for value in statistics):
@@ -230,6 +231,13 @@ class _Provenance:
 
     def result(self, check: Callable[[], None]) -> dict[str, Any]:
         """Wait for the value; `check` is called now and then and may raise."""
+
+        def stop() -> bool:
+            check()
+            return False
+
+        if self._thread.ident is None:
+            return self._source.provenance(stop)
         while self._thread.is_alive():
             self._thread.join(0.1)
             check()
@@ -244,14 +252,16 @@ class _Provenance:
             self._value = error
 
     def __enter__(self) -> _Provenance:
-        self._thread.start()
+        with contextlib.suppress(RuntimeError):  # no thread to be had: `result` does the work itself
+            self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._quit.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
 
 def check_options(source: Source, *, tokenizer_json: bytes | None, group_norm_eps: float | None) -> None:

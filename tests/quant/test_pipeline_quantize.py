@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from quant_models import VERSIONS, checkpoint, odd_arch, quantized, relative_err
 from quant.arch import expected, logical_shape
 from quant.arrays import F32, Array
 from quant.checkpoints import Checkpoint
+from quant.checkpoints.pth import PthCheckpoint
+from quant.container.header import dumps
 from quant.container.reader import ModelFile
 from quant.errors import Cancelled, FormatError, InvalidRequest, NoSpace, QuantError
 from quant.formats import ENCODINGS
@@ -298,6 +302,37 @@ def test_weights_past_float16(tmp_path: Path) -> None:
     quantized(source, tmp_path / "o", "bf16")
 
 
+def test_weights_past_bfloat16(tmp_path: Path) -> None:
+    source = damaged(tmp_path, "head.weight", 3.4028235e38)
+    with pytest.raises(FormatError, match=r"head.weight has values past the range of bf16") as caught:
+        quantized(source, tmp_path / "o", "bf16")
+    assert caught.value.hint == "Use --to f32."
+    quantized(source, tmp_path / "o", "f32")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [1e-45, -1e-20, 1e20, 3e38, 3.4028235e38, -3.4028235e38])
+def test_weights_of_any_size_make_a_file_that_opens_or_none(tmp_path: Path, value: float, kind: str) -> None:
+    for name in ("emb.weight", "blocks.1.ffn.value.weight"):
+        source = damaged(tmp_path, name, value)
+        for encoder in (numpy_encoder(), BareEncoder()):
+            try:
+                result = quantized(source, tmp_path / "o", kind, force=True, encoder=encoder)
+            except FormatError as error:
+                assert abs(value) > 1e5  # nothing smaller is past the range of anything
+                assert f"tensor {name} has values past the range of" in str(error)
+                continue
+            assert all(np.isfinite(row.loss.error) for row in result.tensors)
+            with ModelFile.open(tmp_path / "o") as model:
+                assert all(np.isfinite(model.decode(tensor)).all() for tensor in model.plan)
+    assert abs(value) == 3.4028235e38 or kind in ("f16", "bf16") or (tmp_path / "o").exists()
+
+
+def test_what_no_json_can_say_is_never_written() -> None:
+    with pytest.raises(ValueError):
+        dumps({"error": float("inf")})
+
+
 def test_unused_tensors_may_be_anything(tmp_path: Path) -> None:
     source = damaged(tmp_path, "blocks.0.att.v1", np.nan)
     quantized(source, tmp_path / "o", "int8")
@@ -350,7 +385,7 @@ def test_a_failing_hash_is_reported(small: Path, tmp_path: Path, monkeypatch: py
     def broken(self: Checkpoint, progress: object = None) -> str:
         raise FormatError("the disk went away")
 
-    monkeypatch.setattr(Checkpoint, "sha256", broken)
+    monkeypatch.setattr(PthCheckpoint, "sha256", broken)
     with pytest.raises(FormatError, match="went away"):
         quantized(small, tmp_path / "o", "int8")
     assert not (tmp_path / "o").exists()
@@ -429,3 +464,27 @@ def test_the_report_is_json_of_plain_numbers(small: Path, tmp_path: Path) -> Non
         assert set(model.report["classes"]) == {"emb", "att", "ffn", "low-rank", "head", "vectors", "total"}
         assert 1e-3 < model.report["classes"]["att"]["error"] < 5e-3
         assert model.report["classes"]["vectors"]["error"] == 0
+
+
+def flip_a_bit(path: Path, member: str) -> None:
+    """The lowest one of a zip member's first number."""
+    with zipfile.ZipFile(path) as archive:
+        data = archive.read(member)
+    path.write_bytes(path.read_bytes().replace(data, bytes([data[0] ^ 1]) + data[1:]))
+
+
+def test_damage_inside_a_checkpoint_is_found(small: Path, tmp_path: Path) -> None:
+    flip_a_bit(small, "archive/data/3")
+    with pytest.raises(FormatError, match="the checksum of member archive/data/3 is wrong"):
+        quantized(small, tmp_path / "o", "int8")
+    assert sorted(tmp_path.iterdir()) == [small]
+
+
+def test_a_checksum_that_was_left_out_is_none(small: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(small) as archive:
+        crc = archive.getinfo("archive/data/3").CRC
+    flip_a_bit(small, "archive/data/3")
+    small.write_bytes(small.read_bytes().replace(struct.pack("<I", crc), bytes(4)))
+    quantized(small, tmp_path / "o", "int8")
+    with ModelFile.open(tmp_path / "o") as model:
+        assert model.source["sha256"] == hashlib.sha256(small.read_bytes()).hexdigest()
