@@ -176,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("shapes", nargs="+", metavar="LAYERSxWIDTH", help="12x768, 24x1024, 24x2048, ...")
+    parser.add_argument("shapes", nargs="*", metavar="LAYERSxWIDTH", help="12x768, 24x1024, 24x2048, ...")
     parser.add_argument("--kinds", nargs="+", default=["int8", "int4"], choices=list(RIVAL))
     parser.add_argument("--densities", nargs="+", type=float, default=[models.PLAIN], help="0.5 is plain")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
@@ -189,9 +189,14 @@ def main() -> None:
     parser.add_argument("--strategy", default="cpu fp32", help="of the rwkv package")
     parser.add_argument("--folder", type=Path, default=Path("out"), help="where the files are kept")
     parser.add_argument("--prepare", action="store_true", help="make the files, measure nothing")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, after every step")
+    parser.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="show what --json wrote, only")
     args = parser.parse_args()
-    told = []
+    if args.table:
+        saved = [json.loads(path.read_text())["rows"] for path in args.table]
+        print("\n".join(table([row for part in saved for row in part])))
+        return
+    told: list[dict[str, Any]] = []
     for density in args.densities:
         for shape in (Shape.parse(text, density) for text in args.shapes):
             for threads in args.threads if not args.prepare else []:
@@ -199,14 +204,19 @@ def main() -> None:
                     found = engines(stack, args, shape, threads)
                     bandwidth = measure(found, args, threads)
                     told += list(rows(found, bandwidth, shape, threads))
+                save(args.json, told)
                 print(f"{shape.stem}, {threads} threads: done", file=sys.stderr)
             if args.prepare:
                 prepare(args, shape)
     if not args.prepare:
         print("\n".join(table(told)))
-    if args.json:
+
+
+def save(path: Path | None, told: list[dict[str, Any]]) -> None:
+    """Write what was measured so far: a long run that is stopped leaves what it has."""
+    if path is not None:
         machine = {"cpu": processor_name(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
-        args.json.write_text(json.dumps({**machine, "rows": told}, indent=1) + "\n")
+        path.write_text(json.dumps({**machine, "rows": told}, indent=1) + "\n")
 
 
 def prepare(args: argparse.Namespace, shape: Shape) -> None:

@@ -312,7 +312,7 @@ def _backend(model: Model) -> str:
 
 
 def _billions(weights: int) -> str:
-    return f"{weights / 1e9:.1f}B" if weights >= 5e7 else f"{weights / 1e6:.1f}M"
+    return f"{weights / 1e9:.2g}B" if weights >= 5e7 else f"{weights / 1e6:.1f}M"
 
 
 def _threads(model: Model, asked: int | None) -> int:
