@@ -6,6 +6,7 @@ ones, whose codebook is learned, and those in layout `kn`) are worked on in bloc
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -230,6 +231,13 @@ class _Provenance:
 
     def result(self, check: Callable[[], None]) -> dict[str, Any]:
         """Wait for the value; `check` is called now and then and may raise."""
+
+        def stop() -> bool:
+            check()
+            return False
+
+        if self._thread.ident is None:
+            return self._source.provenance(stop)
         while self._thread.is_alive():
             self._thread.join(0.1)
             check()
@@ -244,14 +252,16 @@ class _Provenance:
             self._value = error
 
     def __enter__(self) -> _Provenance:
-        self._thread.start()
+        with contextlib.suppress(RuntimeError):  # no thread to be had: `result` does the work itself
+            self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._quit.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
 
 def check_options(source: Source, *, tokenizer_json: bytes | None, group_norm_eps: float | None) -> None:

@@ -9,6 +9,8 @@ PYBIND11_MODULE(_kernels, m) {
 
     static PyObject* format_error = py::exception<rwkv::Error>(m, "FormatError").release().ptr();
     static PyObject* device_error = py::exception<rwkv::Error>(m, "DeviceError").release().ptr();
+    static PyObject* thread_error =
+        py::exception<rwkv::Error>(m, "ThreadError", device_error).release().ptr();
     py::register_exception_translator([](std::exception_ptr p) {
         try {
             if (p)
@@ -20,6 +22,9 @@ PYBIND11_MODULE(_kernels, m) {
                 break;
             case rwkv::Fault::kDevice:
                 PyErr_SetString(device_error, e.what());
+                break;
+            case rwkv::Fault::kThreads:
+                PyErr_SetString(thread_error, e.what());
                 break;
             case rwkv::Fault::kArgument:
                 PyErr_SetString(PyExc_ValueError, e.what());

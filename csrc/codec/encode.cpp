@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -44,7 +46,8 @@ const EncodeTable& table_of(const std::string& level) {
     return *scalar_encode_table();
 }
 
-/// task(i, thread) for i in 0..count-1, on up to `threads` threads. The task must not throw.
+/// task(i, thread) for i in 0..count-1, on up to `threads` threads: fewer when the system gives no more,
+/// which changes nothing but the time, since each thread takes the next i. The task must not throw.
 void parallel(int count, int threads, const std::function<void(int, int)>& task) {
     std::atomic<int> next{0};
     const auto work = [&](int thread) {
@@ -52,8 +55,13 @@ void parallel(int count, int threads, const std::function<void(int, int)>& task)
             task(i, thread);
     };
     std::vector<std::thread> helpers;
-    for (int thread = 1; thread < std::min(threads, count); ++thread)
-        helpers.emplace_back(work, thread);
+    helpers.reserve(size_t(std::min(threads, count)));
+    try {
+        for (int thread = 1; thread < std::min(threads, count); ++thread)
+            helpers.emplace_back(work, thread);
+    } catch (const std::system_error&) { // those that run must be joined, whatever happens
+    } catch (const std::bad_alloc&) {
+    }
     work(0);
     for (std::thread& helper : helpers)
         helper.join();

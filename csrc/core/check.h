@@ -8,7 +8,8 @@
 namespace rwkv {
 
 /// What went wrong, so that Python can raise the matching class and exit code.
-enum class Fault { kFormat, kArgument, kDevice };
+/// kThreads is a kDevice that asking for fewer threads helps against.
+enum class Fault { kFormat, kArgument, kDevice, kThreads };
 
 class Error : public std::runtime_error {
   public:

@@ -2,9 +2,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <new>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+#include "core/check.h"
 #include "core/os.h"
 
 namespace rwkv {
@@ -55,34 +59,52 @@ ThreadPool::ThreadPool(int threads) : size_(threads), owner_process_(os::process
 void ThreadPool::start() {
     workers_ = std::make_unique<Workers>();
     Workers* workers = workers_.get();
-    for (int thread = 1; thread < size_; ++thread) {
-        workers->threads.emplace_back([this, workers, thread] {
-            unsigned seen = 0;
-            for (;;) {
-                wait_while_equal(workers->generation, seen);
-                seen = workers->generation.load(std::memory_order_acquire);
-                if (workers->stop.load(std::memory_order_acquire))
-                    return;
-                {
-                    const os::FlushDenormals flush;
-                    (*workers->task)(thread);
-                }
-                barrier();
+    const auto work = [this, workers](int thread) {
+        unsigned seen = 0;
+        for (;;) {
+            wait_while_equal(workers->generation, seen);
+            seen = workers->generation.load(std::memory_order_acquire);
+            if (workers->stop.load(std::memory_order_acquire))
+                return;
+            {
+                const os::FlushDenormals flush;
+                (*workers->task)(thread);
             }
-        });
+            barrier();
+        }
+    };
+    workers->threads.reserve(size_t(size_));
+    const auto fail = [&] {
+        const std::string started = std::to_string(workers->threads.size() + 1);
+        stop();
+        throw Error(Fault::kThreads,
+                    "only " + started + " of " + std::to_string(size_) + " threads could be started");
+    };
+    try {
+        for (int thread = 1; thread < size_; ++thread)
+            workers->threads.emplace_back(work, thread);
+    } catch (const std::system_error&) {
+        fail();
+    } catch (const std::bad_alloc&) {
+        fail();
     }
 }
 
-ThreadPool::~ThreadPool() {
-    if (owner_process_ != os::process_id()) {
-        (void)workers_.release(); // after a fork these threads do not exist here: nothing to join
+void ThreadPool::stop() noexcept {
+    if (!workers_)
         return;
-    }
     workers_->stop.store(true, std::memory_order_release);
     workers_->generation.fetch_add(1, std::memory_order_release);
     workers_->generation.notify_all();
     for (std::thread& thread : workers_->threads)
         thread.join();
+    workers_.reset();
+}
+
+ThreadPool::~ThreadPool() {
+    if (owner_process_ != os::process_id())
+        (void)workers_.release(); // after a fork these threads do not exist here: nothing to join
+    stop();
 }
 
 void ThreadPool::run(const std::function<void(int)>& task) {
@@ -90,8 +112,9 @@ void ThreadPool::run(const std::function<void(int)>& task) {
         (void)workers_.release();
         owner_process_ = os::process_id();
         arrived_.store(0);
-        start();
     }
+    if (!workers_) // also after a start in this process that failed
+        start();
     if (size_ > 1) {
         workers_->task = &task;
         workers_->generation.fetch_add(1, std::memory_order_release);

@@ -10,6 +10,7 @@ namespace rwkv {
 
 class ThreadPool {
   public:
+    /// Throws Error(kThreads) when the system does not give that many; none is left behind then.
     explicit ThreadPool(int threads);
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
@@ -18,7 +19,8 @@ class ThreadPool {
     int size() const { return size_; }
 
     /// Runs `task(thread)` on every thread, thread 0 being the caller; returns when all have ended.
-    /// The task must not throw. Subnormal floats are flushed to zero inside it.
+    /// The task must not throw. Subnormal floats are flushed to zero inside it. In the child of a fork the
+    /// first run starts threads anew, and throws as the constructor does.
     void run(const std::function<void(int)>& task);
 
     /// Inside a task: returns when all threads have called it. What was written before is visible after.
@@ -27,6 +29,7 @@ class ThreadPool {
   private:
     struct Workers;
     void start();
+    void stop() noexcept;
 
     int size_;
     int owner_process_;

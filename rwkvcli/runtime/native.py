@@ -36,6 +36,8 @@ class NativeModel:
         try:
             path = os.fsencode(file.path)  # as str, it would have to be UTF-8
             self._model = _kernels.Model(path, config, tensors, threads, level)
+        except _kernels.ThreadError as e:
+            raise _too_many_threads(e) from None
         except _kernels.FormatError as e:
             raise FormatError(str(e)) from None
         except _kernels.DeviceError as e:
@@ -79,18 +81,24 @@ class NativeModel:
         return self._model.new_state()
 
     def forward(self, tokens: NDArray[np.int32], state: Any, all_logits: bool = False) -> Float32:
-        with _as_usage_error():
+        with _errors_of_the_engine():
             return self._model.forward(tokens, state, all_logits)
 
     def forward_batch(self, tokens: NDArray[np.int32], states: Sequence[Any]) -> Float32:
-        with _as_usage_error():
+        with _errors_of_the_engine():
             return self._model.forward_batch(tokens, list(states))
 
 
 @contextmanager
-def _as_usage_error() -> Iterator[None]:
-    """What the engine refuses at its door is the caller's mistake."""
+def _errors_of_the_engine() -> Iterator[None]:
+    """What the engine refuses at its door is the caller's mistake; the child of a fork starts threads anew."""
     try:
         yield
+    except _kernels.ThreadError as e:
+        raise _too_many_threads(e) from None
     except ValueError as e:
         raise UsageError(str(e)) from None
+
+
+def _too_many_threads(error: Exception) -> DeviceUnavailable:
+    return DeviceUnavailable(str(error), hint="ask for fewer with `-t N`, or give the process more memory")
