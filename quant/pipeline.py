@@ -150,7 +150,12 @@ def _tensor(
     for begin, end in _blocks(item):
         progress.at(name)
         values = source.rows(name, begin, end)
-        parts, lost = encode(values, item, encoder, f"{source.path}: tensor {name}")
+        parts, lost = encode(values, item, encoder)
+        if not all(map(math.isfinite, (lost.error, lost.power, lost.largest))):
+            raise FormatError(
+                f"{source.path}: tensor {name} has values past the range of {item.encoding}",
+                hint=f"Use --to {'bf16 or --to f32' if item.encoding == 'f16' else 'f32'}.",
+            )
         for part, array in parts.items():
             writer.write(stored_name(name, part), array, offsets[part])
             offsets[part] += array.nbytes
@@ -168,19 +173,14 @@ def _blocks(item: Planned) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + step, rows)
 
 
-def _plain(values: F32, item: Planned, encoder: Encoder, where: str) -> tuple[Mapping[str, Array], Loss]:
+def _plain(values: F32, item: Planned, encoder: Encoder) -> tuple[Mapping[str, Array], Loss]:
     stored = floats.encode(values, item.encoding)
     if item.encoding == "f32":
         return {"": stored}, Loss()
-    back = floats.decode(stored, item.encoding)
-    if not bool(np.isfinite(back).all()):
-        raise FormatError(
-            f"{where} has values past the range of {item.encoding}", hint="Use --to bf16 or --to f32."
-        )
-    return {"": stored}, measure(values, back)
+    return {"": stored}, measure(values, floats.decode(stored, item.encoding))
 
 
-def _quantized(values: F32, item: Planned, encoder: Encoder, where: str) -> tuple[Mapping[str, Array], Loss]:
+def _quantized(values: F32, item: Planned, encoder: Encoder) -> tuple[Mapping[str, Array], Loss]:
     parts = encoder.encode(values, item.encoding, item.layout)
     statistics = [parts.pop(key, None) for key in STATISTICS]
     if any(value is None for value in statistics):

@@ -15,6 +15,7 @@ namespace {
 constexpr int kMaxGroup = 32;
 constexpr float kTiny = 1e-30f; // rows whose largest weight is below this are zero
 constexpr float kSmall = 1e-6f; // groups below this share of the row's largest weight are zero
+constexpr float kLargest = 3.40282347e+38f; // of all finite floats
 constexpr float kTop = 127.0f * 127.0f;
 constexpr float kCube = 127.0f * 127.0f * 127.0f;
 
@@ -209,7 +210,8 @@ inline int rows_in_block(int rows, int block) {
     return rest < kLanes ? rest : kLanes;
 }
 
-/// Squared errors of a block of rows: float32 within a group, then double over groups.
+/// Squared errors of a block of rows: float32 within a group (double where that overflows), then double over
+/// groups.
 struct Losses {
     double error[kLanes], power[kLanes];
     Lane largest;
@@ -233,9 +235,21 @@ struct Losses {
                 largest.v[l] = size > largest.v[l] ? size : largest.v[l];
             }
         for (int l = 0; l < kLanes; ++l) {
-            error[l] += double(lost_sum.v[l]);
-            power[l] += double(power_sum.v[l]);
+            const bool fits = lost_sum.v[l] <= kLargest && power_sum.v[l] <= kLargest;
+            error[l] += fits ? double(lost_sum.v[l]) : wide_sum(group, decoded, l);
+            power[l] += fits ? double(power_sum.v[l]) : wide_sum(group, nullptr, l);
         }
+    }
+
+  private:
+    /// The same sum in double: of the errors, or without `decoded` of the weights.
+    static double wide_sum(const Group& group, const Lane* decoded, int l) {
+        double sum = 0;
+        for (int k = 0; k < group.count; ++k) {
+            const float x = group.x[k].v[l], value = decoded ? x - decoded[k].v[l] : x;
+            sum += double(value) * double(value);
+        }
+        return sum;
     }
 };
 

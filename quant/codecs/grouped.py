@@ -36,7 +36,10 @@ def factors(grouped: Grouped) -> F32:
 
 
 def decode(grouped: Grouped, table: F32) -> F32:
-    """float32 [R, L]: the factor of the group times table[code]; `table` has a value for every code."""
+    """float32 [R, L]: the factor of the group times table[code]; `table` has a value for every code.
+
+    Infinite where a file's row scale is so large that the product overflows.
+    """
     count, padded = grouped.codes.shape
     group = padded // grouped.scales.shape[1]
     factor = factors(grouped)
@@ -45,6 +48,7 @@ def decode(grouped: Grouped, table: F32) -> F32:
     for begin in range(0, count, step):
         rows = slice(begin, begin + step)
         block = table[grouped.codes[rows]].reshape(-1, padded // group, group)
-        block *= factor[rows, :, None]
+        with np.errstate(over="ignore"):
+            block *= factor[rows, :, None]
         values[rows] = block.reshape(-1, padded)[:, : grouped.length]
     return values

@@ -78,5 +78,5 @@ def render(placed: Iterable[Placed], metadata: Mapping[str, str], length: int | 
 
 
 def dumps(value: object) -> str:
-    """JSON for a metadata value: keys sorted, no spaces, ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    """JSON for a metadata value: keys sorted, no spaces, ASCII. ValueError: NaN or infinity, which is no JSON."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -43,7 +43,8 @@ class Fit(NamedTuple):
     rows: F32
     """[R]."""
     error: F64
-    """[R]: sum of squared errors: float32 over a group, then float64 over groups in order."""
+    """[R]: sum of squared errors: float32 over a group (float64 where that overflows), then float64 over groups
+    in order."""
     power: F64
     """[R]: sum of squared weights, likewise."""
     largest: F32
@@ -187,6 +188,7 @@ def search(x: F32, lookup: Lookup) -> F32:
 
     for factor in _CANDIDATES:
         attempt(reach * factor)
+    scale[~live] = 0  # what was fitted to them may have no reciprocal
     attempt(divisor(scale, scale != 0))
     scale[~live] = 0
     return scale
@@ -236,6 +238,14 @@ def _sum(terms: F32) -> F32:
     return total
 
 
+def _wide_squares(values: F32) -> F64:
+    """Sum of the squares of [k, n] over k in float64, k ascending."""
+    total = np.zeros(values.shape[1])
+    for row in values.astype(np.float64):
+        total += row * row
+    return total
+
+
 class _Statistics:
     """Squared errors of a block of rows, added group by group."""
 
@@ -246,9 +256,13 @@ class _Statistics:
     def add(self, x: F32, decoded: F32, count: int) -> None:
         """Weights and decoded values [k, R * groups] of one run."""
         lost = x - decoded
-        for group in _sum(lost * lost).reshape(count, -1).T:
+        errors, powers = _sum(lost * lost).astype(np.float64), _sum(x * x).astype(np.float64)
+        large = ~np.isfinite(errors + powers)
+        if large.any():
+            errors[large], powers[large] = _wide_squares(lost[:, large]), _wide_squares(x[:, large])
+        for group in errors.reshape(count, -1).T:
             self.error += group
-        for group in _sum(x * x).reshape(count, -1).T:
+        for group in powers.reshape(count, -1).T:
             self.power += group
         np.maximum(self.largest, np.abs(lost).max(axis=0).reshape(count, -1).max(axis=1), out=self.largest)
 

@@ -10,7 +10,7 @@ from small_models import ModelMaker
 
 from quant.codecs import decode
 from quant.container.reader import ModelFile
-from quant.methods import numpy_encoder
+from quant.methods import STATISTICS, numpy_encoder
 from quant.pipeline import quantize
 from quant.sources import open_model
 from rwkvcli import _kernels
@@ -55,12 +55,13 @@ def test_same_bytes_for_a_sample_of_many_rows() -> None:
     assert all(made[part].tobytes() == array.tobytes() for part, array in wanted.items())
 
 
-@pytest.mark.parametrize("magnitude", [1e-42, 1e-28, 1e15, 3e37])
+@pytest.mark.parametrize("magnitude", [1e-42, 1e-28, 1e15, 1e19, 3e37])
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_same_bytes_for_extreme_weights(encoding: str, magnitude: float) -> None:
     w = (np.random.default_rng(2).standard_normal((20, 70)) * magnitude).astype(np.float32)
     wanted, made = (e.encode(w, encoding, "row") for e in (numpy_encoder(), NativeEncoder(1)))
     assert all(made[part].tobytes() == array.tobytes() for part, array in wanted.items())
+    assert all(np.isfinite(made[part]).all() for part in STATISTICS)
 
 
 @pytest.mark.parametrize("version", ["6", "7"])

@@ -16,6 +16,7 @@ from quant_models import VERSIONS, checkpoint, odd_arch, quantized, relative_err
 from quant.arch import expected, logical_shape
 from quant.arrays import F32, Array
 from quant.checkpoints import Checkpoint
+from quant.container.header import dumps
 from quant.container.reader import ModelFile
 from quant.errors import Cancelled, FormatError, InvalidRequest, NoSpace, QuantError
 from quant.formats import ENCODINGS
@@ -296,6 +297,37 @@ def test_weights_past_float16(tmp_path: Path) -> None:
         quantized(source, tmp_path / "o", "f16")
     assert "bf16" in str(caught.value.hint)
     quantized(source, tmp_path / "o", "bf16")
+
+
+def test_weights_past_bfloat16(tmp_path: Path) -> None:
+    source = damaged(tmp_path, "head.weight", 3.4028235e38)
+    with pytest.raises(FormatError, match=r"head.weight has values past the range of bf16") as caught:
+        quantized(source, tmp_path / "o", "bf16")
+    assert caught.value.hint == "Use --to f32."
+    quantized(source, tmp_path / "o", "f32")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [1e-45, -1e-20, 1e20, 3e38, 3.4028235e38, -3.4028235e38])
+def test_weights_of_any_size_make_a_file_that_opens_or_none(tmp_path: Path, value: float, kind: str) -> None:
+    for name in ("emb.weight", "blocks.1.ffn.value.weight"):
+        source = damaged(tmp_path, name, value)
+        for encoder in (numpy_encoder(), BareEncoder()):
+            try:
+                result = quantized(source, tmp_path / "o", kind, force=True, encoder=encoder)
+            except FormatError as error:
+                assert abs(value) > 1e5  # nothing smaller is past the range of anything
+                assert f"tensor {name} has values past the range of" in str(error)
+                continue
+            assert all(np.isfinite(row.loss.error) for row in result.tensors)
+            with ModelFile.open(tmp_path / "o") as model:
+                assert all(np.isfinite(model.decode(tensor)).all() for tensor in model.plan)
+    assert abs(value) == 3.4028235e38 or kind in ("f16", "bf16") or (tmp_path / "o").exists()
+
+
+def test_what_no_json_can_say_is_never_written() -> None:
+    with pytest.raises(ValueError):
+        dumps({"error": float("inf")})
 
 
 def test_unused_tensors_may_be_anything(tmp_path: Path) -> None:
