@@ -91,8 +91,8 @@ def quantize(
     blocks.
 
     Raises InvalidRequest (a quantized source, OUT is SRC, OUT exists or is no regular file, bad options),
-    FormatError (NaN or infinite weights, values past float16), NoSpace, Cancelled. In all cases an existing
-    `out_path` is left as it was.
+    FormatError (NaN or infinite weights, values past the encoding's range, a source that its own checksums call
+    damaged), NoSpace, Cancelled. In all cases an existing `out_path` is left as it was.
     """
     weights = source_of(source)
     out = Path(out_path)

@@ -46,7 +46,10 @@ class Source(Protocol):
         ...
 
     def provenance(self, stop: Callable[[], bool]) -> dict[str, Any]:
-        """The metadata's `source`. May read the whole file; gives up early when `stop()` says so."""
+        """The metadata's `source`. May read the whole file; gives up early when `stop()` says so.
+
+        Raises FormatError if the file's own checksums show damage.
+        """
         ...
 
 

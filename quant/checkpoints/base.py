@@ -125,7 +125,7 @@ class Checkpoint(ABC):
         return _frozen(raw.reshape(logical_shape(stored.shape)))
 
     def sha256(self, progress: Callable[[int, int], None] | None = None) -> str:
-        """SHA-256 of the whole file as 64 hex digits.
+        """SHA-256 of the whole file as 64 hex digits; FormatError if checksums inside it do not hold.
 
         `progress(bytes done, bytes in all)` is called as it goes.
         """

@@ -5,9 +5,11 @@ The pickle is interpreted by `torch_pickle` (nothing in it is run) and the stora
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from quant.checkpoints.naming import canonical_names
 from quant.checkpoints.torch_pickle import MAX_PICKLE, TensorRef, load
 from quant.checkpoints.torch_zip import DOWNLOAD_AGAIN, Entry, read_directory
 from quant.errors import FormatError, UnsupportedModel, quoted
-from quant.mapped_file import MappedFile
+from quant.mapped_file import HASH_CHUNK, MappedFile
 
 _ITEM_BYTES = {
     "f32": 4, "f16": 2, "bf16": 2, "f64": 8, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "bool": 1,
@@ -45,7 +47,7 @@ class PthCheckpoint(Checkpoint):
         file = MappedFile(path)
         try:
             where = str(file.path)
-            entries = read_directory(file)
+            entries = self._entries = read_directory(file)
             root = _root(entries, where)
             if _read_small(file, entries.get(f"{root}/byteorder"), b"little") != b"little":
                 raise UnsupportedModel(f"{where} holds big-endian tensors: not supported")
@@ -63,6 +65,35 @@ class PthCheckpoint(Checkpoint):
         except BaseException:
             file.close()
             raise
+
+    def sha256(self, progress: Callable[[int, int], None] | None = None) -> str:
+        """See `Checkpoint.sha256`. Checks the archive's checksums on the way: FormatError names the first member
+        that is damaged. Writers may leave checksums out.
+        """
+        digest = hashlib.sha256()
+        for begin, end, member in self._spans():
+            crc = 0
+            for at in range(begin, end, HASH_CHUNK):
+                data = self._file.view(at, min(at + HASH_CHUNK, end))
+                digest.update(data)
+                if member and self._entries[member].crc:
+                    crc = zlib.crc32(data, crc)
+                if progress is not None:
+                    progress(at + len(data), self.file_size)
+            if member and crc != self._entries[member].crc:
+                raise FormatError(
+                    f"{self.path}: the checksum of member {quoted(member)} is wrong", hint=DOWNLOAD_AGAIN
+                )
+        return digest.hexdigest()
+
+    def _spans(self) -> Iterator[tuple[int, int, str]]:
+        """(begin, end, name) of all of the file: members, and what lies between them under no name."""
+        at = 0
+        for name, entry in sorted(self._entries.items(), key=lambda item: item[1]):
+            yield at, entry.begin, ""
+            yield entry.begin, entry.end, name
+            at = entry.end
+        yield at, self.file_size, ""
 
     def _view(self, name: str) -> npt.NDArray[Any]:
         ref, entry = self._refs[name]

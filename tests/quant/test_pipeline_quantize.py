@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from quant_models import VERSIONS, checkpoint, odd_arch, quantized, relative_err
 from quant.arch import expected, logical_shape
 from quant.arrays import F32, Array
 from quant.checkpoints import Checkpoint
+from quant.checkpoints.pth import PthCheckpoint
 from quant.container.header import dumps
 from quant.container.reader import ModelFile
 from quant.errors import Cancelled, FormatError, InvalidRequest, NoSpace, QuantError
@@ -382,7 +385,7 @@ def test_a_failing_hash_is_reported(small: Path, tmp_path: Path, monkeypatch: py
     def broken(self: Checkpoint, progress: object = None) -> str:
         raise FormatError("the disk went away")
 
-    monkeypatch.setattr(Checkpoint, "sha256", broken)
+    monkeypatch.setattr(PthCheckpoint, "sha256", broken)
     with pytest.raises(FormatError, match="went away"):
         quantized(small, tmp_path / "o", "int8")
     assert not (tmp_path / "o").exists()
@@ -461,3 +464,27 @@ def test_the_report_is_json_of_plain_numbers(small: Path, tmp_path: Path) -> Non
         assert set(model.report["classes"]) == {"emb", "att", "ffn", "low-rank", "head", "vectors", "total"}
         assert 1e-3 < model.report["classes"]["att"]["error"] < 5e-3
         assert model.report["classes"]["vectors"]["error"] == 0
+
+
+def flip_a_bit(path: Path, member: str) -> None:
+    """The lowest one of a zip member's first number."""
+    with zipfile.ZipFile(path) as archive:
+        data = archive.read(member)
+    path.write_bytes(path.read_bytes().replace(data, bytes([data[0] ^ 1]) + data[1:]))
+
+
+def test_damage_inside_a_checkpoint_is_found(small: Path, tmp_path: Path) -> None:
+    flip_a_bit(small, "archive/data/3")
+    with pytest.raises(FormatError, match="the checksum of member archive/data/3 is wrong"):
+        quantized(small, tmp_path / "o", "int8")
+    assert sorted(tmp_path.iterdir()) == [small]
+
+
+def test_a_checksum_that_was_left_out_is_none(small: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(small) as archive:
+        crc = archive.getinfo("archive/data/3").CRC
+    flip_a_bit(small, "archive/data/3")
+    small.write_bytes(small.read_bytes().replace(struct.pack("<I", crc), bytes(4)))
+    quantized(small, tmp_path / "o", "int8")
+    with ModelFile.open(tmp_path / "o") as model:
+        assert model.source["sha256"] == hashlib.sha256(small.read_bytes()).hexdigest()
