@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 from rwkvcli.errors import DeviceUnavailable, UsageError
+
+
+def cpu_level() -> str:
+    """The CPU level that RWKV_CPU_LEVEL forces, or empty. Whether there is such a level is for the kernels to say."""
+    return os.environ.get("RWKV_CPU_LEVEL", "")
 
 
 def parse_device(text: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rwkvcli.errors import StateMismatch, UsageError
 from rwkvcli.runtime.backend import UNUSED_EPS, Backend, Float32
-from rwkvcli.runtime.device import parse_device
+from rwkvcli.runtime.device import cpu_level, parse_device
 from rwkvcli.runtime.machine import default_threads
 from rwkvcli.runtime.state import State, wrong_model
 
@@ -194,13 +194,6 @@ class Model:
 def demo_path() -> Path:
     """The built-in model, package data."""
     return Path(__file__).parent.parent / "data" / "demo.safetensors"
-
-
-def cpu_level() -> str:
-    """The CPU level that RWKV_CPU_LEVEL forces, or empty."""
-    import os
-
-    return os.environ.get("RWKV_CPU_LEVEL", "")
 
 
 def _single(token: Any) -> int:

@@ -193,8 +193,8 @@ def run(
 def read_bandwidth(threads: int) -> list[float]:
     """Bytes per second of a few sequential reads of memory that no cache holds, by `threads` threads."""
     from rwkvcli import _kernels
+    from rwkvcli.runtime.device import cpu_level
     from rwkvcli.runtime.machine import last_level_cache
-    from rwkvcli.runtime.model import cpu_level
 
     size = min(max(4 * last_level_cache(), 256 << 20), 1 << 30)
     return _kernels.read_bandwidth(threads, size, BANDWIDTH_ROUNDS, cpu_level())

@@ -43,7 +43,7 @@ def examine(threads: int | None = None) -> dict[str, Any]:
 
 def _cpu() -> dict[str, Any]:
     from rwkvcli import _kernels
-    from rwkvcli.runtime.model import cpu_level
+    from rwkvcli.runtime.device import cpu_level
 
     levels, forced = _kernels.cpu_levels(), cpu_level()
     why = f"the best of {', '.join(levels)}, which this processor reports"

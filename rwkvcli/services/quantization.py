@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rwkvcli.errors import SourceNotFound
+from rwkvcli.errors import DeviceUnavailable, SourceNotFound
 
 if TYPE_CHECKING:
     from quant.arrays import F32, Array
@@ -52,14 +52,24 @@ class NativeEncoder:
 
     threads: int
     method: str = "codebook"
+    level: str = ""
+    """A CPU level, or empty for the best one. The bytes are the same on all."""
 
     def encode(self, w: F32, encoding: str, layout: str) -> dict[str, Array]:
-        """Parts of the float32 matrix w [N, K] by name. See `quant.methods.Encoder`."""
-        from rwkvcli import _kernels
+        """Parts of the float32 matrix w [N, K] by name. See `quant.methods.Encoder`.
 
-        return _kernels.encode(
-            np.ascontiguousarray(w, np.float32), encoding, layout, self.threads, self.method
-        )
+        Raises UsageError (no such level) and DeviceUnavailable (one that does not run here).
+        """
+        from rwkvcli import _kernels
+        from rwkvcli.runtime.native import refused
+
+        values = np.ascontiguousarray(w, np.float32)
+        try:
+            return _kernels.encode(values, encoding, layout, self.threads, self.method, self.level)
+        except _kernels.DeviceError as e:
+            raise DeviceUnavailable(str(e)) from None
+        except ValueError as e:
+            raise refused(e) from None
 
 
 def default_output(source: Path, kind: str) -> Path:
@@ -115,6 +125,7 @@ def quantize(
     UsageError for a family that does not exist.
     """
     from quant.pipeline import quantize as run
+    from rwkvcli.runtime.device import cpu_level
     from rwkvcli.runtime.machine import default_threads
 
     tokenizer_json = _tokenizer_json(tokenizer, source.arch.vocab_size)
@@ -123,7 +134,7 @@ def quantize(
         source,
         out,
         kind,
-        encoder=NativeEncoder(threads or default_threads()),
+        encoder=NativeEncoder(threads or default_threads(), level=cpu_level()),
         tokenizer_json=tokenizer_json,
         template=template,
         group_norm_eps=group_norm_eps,

@@ -264,6 +264,22 @@ def test_a_report_that_cannot_be_written_does_not_take_the_model_with_it(
         assert made.recipe == "int8"
 
 
+def test_a_forced_cpu_level_is_the_one_that_works(folder: Path) -> None:
+    """The same messages as in generate, and the same bytes as without."""
+    for level in ("sse9", "avx512"):
+        env = {"RWKV_CPU_LEVEL": level}
+        told = rwkv("generate", "-m", "demo", "--max-tokens", "1", "x", cwd=folder, env=env)
+        made = rwkv("quantize", "small.pth", "--to", "int8", "-o", f"{level}.st", cwd=folder, env=env)
+        assert made.code == told.code
+        assert not told.code or (made.out, made.err) == ("", told.err)
+    assert not (folder / "sse9.st").exists()
+    for level in ("", "scalar"):
+        env = {"RWKV_CPU_LEVEL": level}
+        out = f"{level}.st"
+        assert rwkv("quantize", "small.pth", "--to", "int4", "-o", out, cwd=folder, env=env).code == 0
+    assert (folder / ".st").read_bytes() == (folder / "scalar.st").read_bytes()
+
+
 def test_a_quantized_source_and_missing_words_are_refused(folder: Path) -> None:
     rwkv("quantize", "small.pth", "--to", "int8", cwd=folder)
     done = rwkv("quantize", "small-int8.safetensors", "--to", "int4", cwd=folder)
