@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
+import io
 import os
 import stat
-import tempfile
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import IO
 
 from quant.errors import InvalidRequest
+
+if sys.platform != "win32":
+    import fcntl
+
+_NAME_BYTES = 255
+"""What file systems allow a name to have."""
+_TRIES = 100
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+_FLAGS |= getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 @contextlib.contextmanager
@@ -18,23 +31,114 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A file beside `path` that takes its place, synced to disk, when the block ends, and vanishes when it fails.
 
     An interruption at any moment leaves what was at `path` before. A link stays: its target is replaced.
-    Raises OSError, and InvalidRequest for what `replaceable` refuses.
+    Somebody else who is writing the same file is waited for. Raises OSError, and InvalidRequest for what
+    `replaceable` refuses.
     """
-    final = replaceable(path)
-    handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name[:100]}.", suffix=".part")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with Replacement(replaceable(path), wait=True) as new:
+        # a second descriptor: closing it keeps the lock until the file is in its place or gone
+        with open(os.dup(new.file.fileno()), "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+        new.commit()
+
+
+class Replacement:
+    """What `path` is to become: a file `.NAME.part` beside it until `commit`. Use it as a context manager.
+
+    Leaving the block without a commit removes it. It is locked meanwhile: one that a killed process left
+    behind is taken over, one that is being written is not (systems without such locks take any).
+    """
+
+    file: io.FileIO
+    """Open for reading and writing, unbuffered and empty."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        wait: bool = False,
+        told: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Touches nothing yet. `wait`: for another process that is writing the same file. `told`: what messages
+        call it, `path` by default.
+        """
+        self.path = Path(path)
+        self._told = path if told is None else told
+        self.temporary = self.path.with_name(part_name(self.path.name))
+        self._wait = wait
+        self._committed = False
+
+    def __enter__(self) -> Replacement:
+        """Raises InvalidRequest (somebody is writing the same file; `.NAME.part` is no file) and OSError."""
+        for _ in range(_TRIES):
+            handle = os.open(self.temporary, _FLAGS, 0o600)
+            try:
+                if self._take(handle):
+                    self.file = io.FileIO(handle, "r+b")
+                    return self
+            except BaseException:
+                os.close(handle)
+                raise
+            os.close(handle)
+        raise self._busy()
+
+    def commit(self) -> None:
+        """Sync the file, and the folder once it is at `path`. Raises OSError; what was there then stays."""
         mask = os.umask(0)
         os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp makes it private
-        temporary.replace(final)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        self.temporary.chmod(0o666 & ~mask)  # it was private until now
+        os.fsync(self.file.fileno())
+        if sys.platform == "win32":
+            self.file.close()  # nothing open is renamed there; elsewhere the lock lasts beyond the renaming
+        os.replace(self.temporary, self.path)
+        self._committed = True
+        _sync_folder(self.path.parent)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._committed:
+            with contextlib.suppress(FileNotFoundError):
+                if sys.platform == "win32":
+                    self.file.close()
+                self.temporary.unlink()
+        self.file.close()
+
+    def _take(self, handle: int) -> bool:
+        """Whether the open file is now ours and empty; if not, it is to be opened again."""
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise InvalidRequest(f"{self.temporary} is in the way: not a regular file", hint="Remove it.")
+        if sys.platform == "win32":
+            os.ftruncate(handle, 0)
+            return True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise self._busy() from None
+            # a file system without locks: as before there were any
+        info = os.fstat(handle)
+        try:
+            same = os.path.samestat(info, os.lstat(self.temporary))
+        except FileNotFoundError:
+            same = False
+        if same and info.st_size:
+            os.unlink(self.temporary)  # not emptied: a link to something that matters would be emptied too
+            return False
+        return same
+
+    def _busy(self) -> InvalidRequest:
+        return InvalidRequest(
+            f"{os.fspath(self._told)} is being written by another process", hint="Wait for it to end."
+        )
+
+
+def part_name(name: str) -> str:
+    """The temporary file's name for a file called `name`: `.NAME.part`, cut and hashed where that is too long."""
+    raw = os.fsencode(name)
+    if len(raw) + len("..part") <= _NAME_BYTES:
+        return f".{name}.part"
+    begin = raw[:200].decode("utf-8", errors="ignore")
+    return f".{begin}.{hashlib.sha256(raw).hexdigest()[:16]}.part"
 
 
 def replaceable(path: str | os.PathLike[str]) -> Path:
@@ -85,3 +189,13 @@ def _is_same(path: Path, other: str | os.PathLike[str]) -> bool:
         return path.samefile(other)
     except OSError:
         return False
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last; systems that cannot open folders are left alone."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -25,8 +25,6 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     supported), UnsafePickle, and FormatError (empty, truncated, corrupt, or no checkpoint at all).
     """
     path = Path(path)
-    if path.is_dir():
-        raise SourceNotFound(f"{path} is a folder, not a file", hint=_folder_hint(path))
     head, size = _read_head(path)
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
         from quant.checkpoints.pth import PthCheckpoint
@@ -47,6 +45,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def _read_head(path: Path) -> tuple[bytes, int]:
     """The first bytes of a regular file, and its size."""
     try:
+        if path.is_dir():
+            raise SourceNotFound(f"{path} is a folder, not a file", hint=_folder_hint(path))
         if path.exists() and not path.is_file():
             raise FormatError(f"{path} is not a regular file")
         with open(path, "rb") as file:

@@ -6,11 +6,9 @@ existing target is as it was, and leaving the `with` block in any other way remo
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +16,9 @@ from types import TracebackType
 import numpy as np
 
 from quant.arrays import Array, round_up
+from quant.atomic import Replacement
 from quant.container.header import ALIGNMENT, PAD_PREFIX, Entry, place, render
-from quant.errors import InvalidRequest, NoSpace
+from quant.errors import InvalidRequest, NoSpace, amount
 
 
 class ContainerWriter:
@@ -31,11 +30,14 @@ class ContainerWriter:
         entries: Iterable[Entry],
         metadata: Mapping[str, str],
         reserve: int,
+        *,
+        told: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Lay out `entries` and make the temporary file.
+        """Lay out `entries`; nothing is made before the `with` block begins.
 
-        `reserve`: bytes that metadata may still grow by until `finish`.
-        Raises InvalidRequest (no such folder, or not writable) and NoSpace.
+        `reserve`: bytes that metadata may still grow by until `finish`. `told`: what messages call the file.
+        Raises InvalidRequest (no such folder, or not writable, or someone else is writing `path`) and NoSpace,
+        here or on entering the block.
         """
         self.path = Path(path)
         self._placed = place(entries)
@@ -46,21 +48,14 @@ class ContainerWriter:
         last = self._placed[-1]
         self.size = self._header_size + last.begin + last.entry.nbytes
         """Size of the finished file in bytes."""
-        self._temporary: Path | None = None
+        self._told = os.fspath(path if told is None else told)
+        self._new = Replacement(self.path, told=self._told)
         self._check_space()
-        try:
-            handle, name = tempfile.mkstemp(
-                dir=self.path.parent, prefix=f".{self.path.name[:100]}.", suffix=".part"
-            )
-        except OSError as error:
-            raise InvalidRequest(f"{self.path} cannot be written: {error.strerror}") from None
-        self._temporary = Path(name)
-        self._file = os.fdopen(handle, "w+b", buffering=0)
 
     def write(self, name: str, array: Array, offset: int = 0) -> None:
         """Put the bytes of `array` at byte `offset` of tensor `name`. Each byte is to be written once.
 
-        Raises NoSpace when the disk fills up.
+        Raises NoSpace (the disk is full, the file too large for the system) and other OSErrors with the path.
         """
         data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         assert self._left[name] >= data.nbytes, f"{name} is longer than announced"
@@ -68,43 +63,46 @@ class ContainerWriter:
         self._write_at(self._begin[name] + offset, data)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
-        """Write the header with the final `metadata`, sync, and move the file into place."""
+        """Write the header with the final `metadata`, sync, and move the file into place. Raises as `write` does."""
         for item in self._placed:
             if item.entry.name.startswith(PAD_PREFIX):
                 self.write(item.entry.name, np.zeros(item.entry.nbytes, np.uint8))
         unwritten = [name for name, left in self._left.items() if left]
         assert not unwritten, f"not written: {unwritten[:3]}"
-        assert self._temporary is not None
         self._write_at(0, memoryview(render(self._placed, metadata, self._header_size)))
-        mask = os.umask(0)
-        os.umask(mask)
-        self._temporary.chmod(0o666 & ~mask)
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._temporary.replace(self.path)
-        self._temporary = None
-        _sync_folder(self.path.parent)
+        try:
+            self._new.commit()
+        except OSError as error:
+            raise self._failed(error) from None
 
     def __enter__(self) -> ContainerWriter:
+        try:
+            self._new.__enter__()
+        except OSError as error:
+            raise InvalidRequest(f"{self._told} cannot be written: {error.strerror}") from None
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._temporary is not None:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
-            self._temporary = None
+        self._new.__exit__(kind, error, trace)
 
     def _write_at(self, at: int, data: memoryview) -> None:
+        file = self._new.file
         try:
-            self._file.seek(at)
+            file.seek(at)
             while data.nbytes:
-                data = data[self._file.write(data) :]
+                data = data[file.write(data) :]
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise NoSpace(f"the disk is full: {self.path} needs {self.size} bytes") from None
-            raise
+            raise self._failed(error) from None
+
+    def _failed(self, error: OSError) -> Exception:
+        """What to raise for an error of the system while writing: it knows no name, or the temporary one."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return NoSpace(f"the disk is full: {self._told} needs {amount(self.size)}")
+        if error.errno == errno.EFBIG:
+            return NoSpace(f"{self._told} needs {amount(self.size)}: more than a file may have here")
+        return OSError(error.errno, error.strerror, self._told)
 
     def _check_space(self) -> None:
         folder = self.path.parent
@@ -114,16 +112,6 @@ class ContainerWriter:
             raise InvalidRequest(f"{folder} cannot be written to: {error.strerror}") from None
         if free < self.size:
             raise NoSpace(
-                f"{self.path} needs {self.size / 1e6:.0f} MB, and {folder} has {free / 1e6:.0f} MB free",
+                f"{self._told} needs {amount(self.size)}, and {folder} has {amount(free)} free",
                 hint="Free some space or choose another folder with -o.",
             )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last; systems that cannot open folders are left alone."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import resource
 import struct
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from cli_runner import Terminal, rwkv
 from vocabularies import word_level_json
 
+from quant.atomic import Replacement
 from quant.checkpoints import open_checkpoint
 from quant.checkpoints.write import write_pth
 from quant.container.reader import ModelFile
@@ -298,6 +300,37 @@ def test_a_folder_that_may_not_be_written(folder: Path) -> None:
     assert (done.code, done.out) == (1, "")
     assert "locked" in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_file_larger_than_the_system_allows(folder: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    before = sorted(folder.iterdir())
+    done = rwkv("quantize", "small.pth", "--to", "int8", cwd=folder, preexec_fn=limit)
+    assert (done.code, done.out) == (5, "")
+    assert re.fullmatch(
+        r"error: small-int8.safetensors needs \d+ kB: more than a file may have here\n", done.err
+    )
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_second_writer_is_refused_and_a_dead_one_replaced(folder: Path) -> None:
+    with Replacement(folder / "x.st") as first:
+        first.file.write(b"half a file")
+        done = rwkv("quantize", "small.pth", "--to", "int8", "-o", "x.st", cwd=folder)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith("error: x.st is being written by another process\nhint: ")
+    (folder / ".x.st.part").write_bytes(b"half a file")
+    assert rwkv("quantize", "small.pth", "--to", "int8", "-o", "x.st", cwd=folder).code == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["small.pth", "small.safetensors", "x.st"]
+
+
+def test_a_source_that_cannot_be_looked_at(folder: Path) -> None:
+    for source in ("x" * 300 + ".pth", "small.pth/x.pth"):
+        done = rwkv("quantize", source, "--to", "int8", "-o", "x.st", cwd=folder)
+        assert (done.code, done.out, "Traceback" in done.err) == (3, "", False)
+        assert source in done.err
 
 
 def test_a_terminal_sees_progress_and_then_the_table(folder: Path) -> None:

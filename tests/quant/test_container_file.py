@@ -325,27 +325,32 @@ def test_a_full_disk_is_noticed_before_and_while_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     huge = [Entry("a", "U8", (1 << 55,))]
-    with pytest.raises(NoSpace, match="MB free"):
+    with pytest.raises(NoSpace, match=r"x needs 36028797 GB, and .* free"):
         ContainerWriter(tmp_path / "x", huge, {}, 0)
-    writer = ContainerWriter(tmp_path / "x", ENTRIES, {}, 0)
-    with pytest.raises(NoSpace, match="full"), writer:
-        monkeypatch.setattr(writer, "_file", _FullDisk(writer._file))
-        writer.write("b", np.zeros(64, np.uint8))
-    assert not list(tmp_path.iterdir())
+    for number, kind, message in (
+        (errno.ENOSPC, NoSpace, "the disk is full: .*x needs 394 B"),
+        (errno.EFBIG, NoSpace, "x needs 394 B: more than a file may have here"),
+        (errno.EIO, OSError, "x'$"),
+    ):
+        writer = ContainerWriter(tmp_path / "x", ENTRIES, {}, 0)
+        with pytest.raises(kind, match=message), writer:
+            monkeypatch.setattr(writer._new, "file", _FullDisk(writer._new.file, number))
+            writer.write("b", np.zeros(64, np.uint8))
+        assert not list(tmp_path.iterdir())
 
 
 class _FullDisk:
     """A file that takes ten bytes and no more."""
 
-    def __init__(self, file: io.FileIO) -> None:
-        self.file, self.left = file, 10
+    def __init__(self, file: io.FileIO, number: int) -> None:
+        self.file, self.left, self.number = file, 10, number
 
     def seek(self, at: int) -> None:
         self.file.seek(at)
 
     def write(self, data: memoryview) -> int:
         if not self.left:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(self.number, os.strerror(self.number))
         self.left = 0
         return self.file.write(data[:10])
 
@@ -356,3 +361,9 @@ class _FullDisk:
 def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest):
         ContainerWriter(tmp_path / "none" / "x", ENTRIES, {}, 0)
+    (tmp_path / ".x.part").mkdir()
+    with (
+        pytest.raises(InvalidRequest, match="cannot be written"),
+        ContainerWriter(tmp_path / "x", ENTRIES, {}, 0),
+    ):
+        pass
