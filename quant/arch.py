@@ -5,6 +5,7 @@ Key order never matters, ranks are read and never computed, and every expected t
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -253,7 +254,11 @@ def _refuse_unknown_variant(
     common = max(1, n_layer - 1)
     known = {*_BLOCK[version], "ln0.weight", "ln0.bias"}
     added = [suffix for suffix, count in suffixes.items() if suffix not in known and count >= common]
-    added += [name for name in shapes if not name.startswith("blocks.") and name not in _OUTER]
+    added += [
+        name
+        for name, shape in shapes.items()  # a single number is a training run's counter
+        if not name.startswith("blocks.") and name not in _OUTER and math.prod(shape) > 1
+    ]
     if not (lacking or added):
         return
     kind = "RWKV-6 training variant (x060a, x060b, x060c or similar)"

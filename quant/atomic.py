@@ -51,9 +51,18 @@ class Replacement:
     file: io.FileIO
     """Open for reading and writing, unbuffered and empty."""
 
-    def __init__(self, path: str | os.PathLike[str], *, wait: bool = False) -> None:
-        """Touches nothing yet. `wait`: for another process that is writing the same file."""
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        wait: bool = False,
+        told: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Touches nothing yet. `wait`: for another process that is writing the same file. `told`: what messages
+        call it, `path` by default.
+        """
         self.path = Path(path)
+        self._told = path if told is None else told
         self.temporary = self.path.with_name(part_name(self.path.name))
         self._wait = wait
         self._committed = False
@@ -118,7 +127,9 @@ class Replacement:
         return same
 
     def _busy(self) -> InvalidRequest:
-        return InvalidRequest(f"{self.path} is being written by another process", hint="Wait for it to end.")
+        return InvalidRequest(
+            f"{os.fspath(self._told)} is being written by another process", hint="Wait for it to end."
+        )
 
 
 def part_name(name: str) -> str:

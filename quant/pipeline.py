@@ -124,7 +124,8 @@ def quantize(
         entries.append(Entry(TOKENIZER_TENSOR, "U8", (len(tokenizer_bytes),)))
     reserve = json_bound(plan) + 6 * len(told_name(weights.path).encode()) + 4096
     progress = _Watch(plan, on_progress, should_stop)
-    with _Provenance(weights) as provenance, ContainerWriter(final, entries, metadata, reserve) as writer:
+    writing = ContainerWriter(final, entries, metadata, reserve, told=out)
+    with _Provenance(weights) as provenance, writing as writer:
         reports = [
             _tensor(weights, name, item, encoder=encoder, writer=writer, progress=progress)
             for name, item in plan.items()

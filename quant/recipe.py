@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from quant.arch import Arch
 from quant.errors import InvalidRequest
-from quant.formats import KN, ROW, TILE, Shape, stored_bytes
+from quant.formats import ENCODINGS, KN, ROW, TILE, Shape, stored_bytes
 from quant.orient import logical_tensors
 
 KINDS = ("int8", "int4", "bf16", "f16", "f32")
@@ -58,6 +58,16 @@ def class_of(name: str) -> str:
         return "low-rank"
     match = _MATRIX.fullmatch(suffix)
     return match[1] if match else "vectors"
+
+
+def is_allowed(name: str, encoding: str, layout: str) -> bool:
+    """Whether FORMAT.md lets the logical tensor `name` be stored so. `encoding`: one of ENCODINGS."""
+    part = class_of(name)
+    if not ENCODINGS[encoding].quantized:
+        return layout == ROW and (encoding == "f32" or part != "vectors")
+    if part in ("vectors", "emb"):
+        return part == "emb" and layout == ROW
+    return layout == TILE or (layout == KN and name.endswith(".ffn.value.weight"))
 
 
 def make_plan(arch: Arch, kind: str, *, ffn_value: str = "auto") -> Plan:

@@ -8,7 +8,7 @@ for piece in model.generate("Once upon a time", max_tokens=64):
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # for type checkers; typing itself takes longer to import than all of this
 
 __version__ = "0.1.0"
 __all__ = ["Model", "State", "__version__"]
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rwkvcli.runtime.state import State
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Imported late: `rwkv --help` and `import rwkvcli` need neither numpy nor the extension.
     if name == "Model":
         from rwkvcli.runtime.model import Model

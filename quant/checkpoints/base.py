@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -13,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from quant.arch import Arch, Shape, detect, logical_shape
-from quant.errors import FormatError, quoted
+from quant.errors import FormatError, UnsupportedModel, quoted
 from quant.mapped_file import MappedFile
 
 _ITEM_SIZE = {"f32": 4, "f16": 2, "bf16": 2}
+_PART = re.compile(r"-([0-9]{1,6})-of-([0-9]{1,6})\b")
+"""What the names of the parts of a model in several files hold."""
 _FINITE_CHUNK = 1 << 18
 """Elements looked at together for NaN and infinity, so that the scratch array stays in the cache."""
 
@@ -82,7 +85,17 @@ class Checkpoint(ABC):
     @cached_property
     def arch(self) -> Arch:
         """Version and sizes; raises what `quant.arch.detect` raises."""
-        return detect(self.shapes, str(self.path))
+        try:
+            return detect(self.shapes, str(self.path))
+        except FormatError:
+            part = _PART.search(self.path.name)
+            if part is None or int(part[2]) < 2:
+                raise
+            raise UnsupportedModel(
+                f"{self.path} is part {int(part[1])} of {int(part[2])} of a model in several files: "
+                "not supported yet",
+                hint="Use a checkpoint in one file.",
+            ) from None
 
     def shape(self, name: str) -> Shape:
         """Logical shape of tensor `name`. FormatError when there is none of that name."""

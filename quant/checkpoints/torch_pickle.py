@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from quant.errors import FormatError, UnsafePickle, quoted
+from quant.errors import FormatError, UnsafePickle, UnsupportedModel, quoted
 
 MAX_PICKLE = 16 << 20
 """Longest pickle accepted, in bytes. The largest released model has about 300 kB."""
@@ -35,6 +35,14 @@ _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
 _PARAMETER_WITH_STATE = "torch._utils._rebuild_parameter_with_state"
 _ALLOWED = {*_STORAGES, _ORDERED_DICT, _TENSOR, _PARAMETER, _PARAMETER_WITH_STATE}
+
+_UNREADABLE = {
+    "torch._utils._rebuild_tensor_v3": "tensors of an unsupported dtype (8-bit floats or the like)",
+    "torch._utils._rebuild_meta_tensor_no_storage": "tensors without data (of torch's meta device)",
+    "torch._utils._rebuild_sparse_tensor": "sparse tensors",
+    "torch._utils._rebuild_qtensor": "tensors of an unsupported dtype (quantized by torch)",
+}
+"""Functions of torch that are harmless, and what a file that needs them holds."""
 
 _CONSTANTS = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
@@ -78,8 +86,8 @@ _MARK = _Mark()
 def load(data: bytes, where: str) -> Any:
     """The object that the pickle `data` describes: dict, list, tuple, TensorRef and plain values.
 
-    Raises UnsafePickle (a global or opcode that could run code) and FormatError (malformed, or past a limit);
-    `where` names the file in messages.
+    Raises UnsafePickle (a global or opcode that could run code), UnsupportedModel (tensors of other kinds) and
+    FormatError (malformed, or past a limit); `where` names the file in messages.
     """
     if len(data) > MAX_PICKLE:
         raise FormatError(f"{where}: the pickle is {len(data)} bytes long; the limit is {MAX_PICKLE}")
@@ -233,6 +241,11 @@ class _Machine:
         return target
 
     def find_global(self, name: str) -> _Global:
+        if name in _UNREADABLE:
+            raise UnsupportedModel(
+                f"{self.where} holds {_UNREADABLE[name]}",
+                hint="Save it with plain tensors of float32, float16 or bfloat16.",
+            )
         if name not in _ALLOWED:
             raise UnsafePickle(
                 f"{self.where}: the pickle refers to {quoted(name)}: refused",

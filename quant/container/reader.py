@@ -25,8 +25,9 @@ from quant.container.header import (
     TOKENIZERS,
 )
 from quant.errors import FormatError, InvalidRequest, quoted
-from quant.formats import ENCODINGS, KN, PartSpec, Shape, parts_of, stored_name
+from quant.formats import ENCODINGS, LAYOUTS, PartSpec, Shape, parts_of, stored_name
 from quant.orient import logical_tensors
+from quant.recipe import is_allowed
 from quant.safetensors_file import SafetensorsFile
 
 MAX_LAYERS = 1024
@@ -242,11 +243,10 @@ class ModelFile:
         encoding, layout = value["encoding"], value["layout"]
         if value["shape"] != list(shape) or any(type(dim) is not int for dim in value["shape"]):
             raise self._fail(f"tensor {name} has shape {quoted(str(value['shape']))}, not {list(shape)}")
-        known = isinstance(encoding, str) and encoding in ENCODINGS and isinstance(layout, str)
-        if not known or (layout == KN and not name.endswith(".ffn.value.weight")):
-            raise self._fail(
-                f"tensor {name} has the unknown form {quoted(str(encoding))}, {quoted(str(layout))}"
-            )
+        known = isinstance(encoding, str) and encoding in ENCODINGS and layout in LAYOUTS
+        if not known or not is_allowed(name, encoding, layout):
+            word = "a form that it may not have" if known else "the unknown form"
+            raise self._fail(f"tensor {name} has {word}: {quoted(str(encoding))}, {quoted(str(layout))}")
         try:
             specs = parts_of(encoding, layout, shape)
         except InvalidRequest as error:

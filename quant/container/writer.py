@@ -30,10 +30,12 @@ class ContainerWriter:
         entries: Iterable[Entry],
         metadata: Mapping[str, str],
         reserve: int,
+        *,
+        told: str | os.PathLike[str] | None = None,
     ) -> None:
         """Lay out `entries`; nothing is made before the `with` block begins.
 
-        `reserve`: bytes that metadata may still grow by until `finish`.
+        `reserve`: bytes that metadata may still grow by until `finish`. `told`: what messages call the file.
         Raises InvalidRequest (no such folder, or not writable, or someone else is writing `path`) and NoSpace,
         here or on entering the block.
         """
@@ -46,7 +48,8 @@ class ContainerWriter:
         last = self._placed[-1]
         self.size = self._header_size + last.begin + last.entry.nbytes
         """Size of the finished file in bytes."""
-        self._new = Replacement(self.path)
+        self._told = os.fspath(path if told is None else told)
+        self._new = Replacement(self.path, told=self._told)
         self._check_space()
 
     def write(self, name: str, array: Array, offset: int = 0) -> None:
@@ -76,7 +79,7 @@ class ContainerWriter:
         try:
             self._new.__enter__()
         except OSError as error:
-            raise InvalidRequest(f"{self.path} cannot be written: {error.strerror}") from None
+            raise InvalidRequest(f"{self._told} cannot be written: {error.strerror}") from None
         return self
 
     def __exit__(
@@ -96,10 +99,10 @@ class ContainerWriter:
     def _failed(self, error: OSError) -> Exception:
         """What to raise for an error of the system while writing: it knows no name, or the temporary one."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return NoSpace(f"the disk is full: {self.path} needs {amount(self.size)}")
+            return NoSpace(f"the disk is full: {self._told} needs {amount(self.size)}")
         if error.errno == errno.EFBIG:
-            return NoSpace(f"{self.path} needs {amount(self.size)}: more than a file may have here")
-        return OSError(error.errno, error.strerror, str(self.path))
+            return NoSpace(f"{self._told} needs {amount(self.size)}: more than a file may have here")
+        return OSError(error.errno, error.strerror, self._told)
 
     def _check_space(self) -> None:
         folder = self.path.parent
@@ -109,6 +112,6 @@ class ContainerWriter:
             raise InvalidRequest(f"{folder} cannot be written to: {error.strerror}") from None
         if free < self.size:
             raise NoSpace(
-                f"{self.path} needs {amount(self.size)}, and {folder} has {amount(free)} free",
+                f"{self._told} needs {amount(self.size)}, and {folder} has {amount(free)} free",
                 hint="Free some space or choose another folder with -o.",
             )

@@ -43,8 +43,7 @@ class NativeModel:
         except _kernels.DeviceError as e:
             raise DeviceUnavailable(str(e)) from None
         except ValueError as e:
-            hint = "`rwkv doctor` tells which there are" if "RWKV_CPU_LEVEL" in str(e) else None
-            raise UsageError(str(e), hint=hint) from None
+            raise refused(e) from None
 
     @property
     def threads(self) -> int:
@@ -81,17 +80,23 @@ class NativeModel:
         return self._model.new_state()
 
     def forward(self, tokens: NDArray[np.int32], state: Any, all_logits: bool = False) -> Float32:
-        with _as_our_errors():
+        with _errors_of_the_engine():
             return self._model.forward(tokens, state, all_logits)
 
     def forward_batch(self, tokens: NDArray[np.int32], states: Sequence[Any]) -> Float32:
-        with _as_our_errors():
+        with _errors_of_the_engine():
             return self._model.forward_batch(tokens, list(states))
 
 
+def refused(error: ValueError) -> UsageError:
+    """What the extension does not take, as an error for people."""
+    hint = "`rwkv doctor` tells which there are" if "RWKV_CPU_LEVEL" in str(error) else None
+    return UsageError(str(error), hint=hint)
+
+
 @contextmanager
-def _as_our_errors() -> Iterator[None]:
-    """What the engine refuses at its door is the caller's mistake; the child of a fork starts its own threads."""
+def _errors_of_the_engine() -> Iterator[None]:
+    """What the engine refuses at its door is the caller's mistake; the child of a fork starts threads anew."""
     try:
         yield
     except _kernels.ThreadError as e:

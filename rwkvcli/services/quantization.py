@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rwkvcli.errors import DeviceUnavailable, SourceNotFound, UsageError
+from rwkvcli.errors import DeviceUnavailable, SourceNotFound
 
 if TYPE_CHECKING:
     from quant.arrays import F32, Array
@@ -61,6 +61,7 @@ class NativeEncoder:
         Raises UsageError (no such level) and DeviceUnavailable (one that does not run here).
         """
         from rwkvcli import _kernels
+        from rwkvcli.runtime.native import refused
 
         values = np.ascontiguousarray(w, np.float32)
         try:
@@ -68,7 +69,7 @@ class NativeEncoder:
         except _kernels.DeviceError as e:
             raise DeviceUnavailable(str(e)) from None
         except ValueError as e:
-            raise UsageError(str(e)) from None
+            raise refused(e) from None
 
 
 def default_output(source: Path, kind: str) -> Path:

@@ -10,12 +10,13 @@ import resource
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from pathlib import Path
 
 import pytest
-from cli_runner import Terminal, rwkv, start
+from cli_runner import Terminal, environment, rwkv, start
 from quant_models import checkpoint
 
 from quant.arch import expected
@@ -252,3 +253,36 @@ def test_ignored_interrupts_stay_ignored() -> None:
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, b"")
     assert len(out) >= 200
+
+
+EARLY = """
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == wanted:
+            os.kill(os.getpid(), signal.SIGINT)
+wanted, sys.argv = sys.argv[1], ["rwkv", "--version"]
+sys.meta_path.insert(0, Finder())
+runpy.run_module("rwkvcli", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("module", ["rwkvcli.cli", "rwkvcli.cli.app", "rwkvcli.cli.signals"])
+def test_ctrl_c_in_the_first_imports_prints_nothing(module: str) -> None:
+    def default() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def ignored() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    for prepare, code in ((default, -signal.SIGINT), (ignored, 0)):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", EARLY, module],
+            capture_output=True,
+            env=environment(),
+            preexec_fn=prepare,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (code, b"")
+        assert done.stdout.startswith(b"rwkv" if code == 0 else b"")

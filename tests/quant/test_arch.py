@@ -249,3 +249,11 @@ def test_damage_is_not_called_a_variant() -> None:
             with pytest.raises(FormatError) as caught:
                 detect(without(shapes, name))
             assert not isinstance(caught.value, UnsupportedModel), name
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_counter_is_not_called_a_variant(shape: tuple[int, ...]) -> None:
+    for shapes in (V6, V7):
+        with pytest.raises(FormatError, match="unexpected tensors: step") as caught:
+            detect({**shapes, "step": shape})
+        assert not isinstance(caught.value, UnsupportedModel)

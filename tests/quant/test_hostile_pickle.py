@@ -12,7 +12,7 @@ import pytest
 
 from quant.checkpoints import open_checkpoint
 from quant.checkpoints.torch_pickle import MAX_OPCODES, MAX_PICKLE, load
-from quant.errors import FormatError, UnsafePickle
+from quant.errors import FormatError, UnsafePickle, UnsupportedModel
 
 
 class Calls:
@@ -191,3 +191,17 @@ def test_names_cannot_hurt_the_terminal() -> None:
         load(b"c\x1b[31m\n" + b"x" * 1000 + b"\n.", "x")
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        ("_rebuild_tensor_v3", "unsupported dtype"),
+        ("_rebuild_meta_tensor_no_storage", "without data"),
+        ("_rebuild_sparse_tensor", "sparse tensors"),
+        ("_rebuild_qtensor", "unsupported dtype"),
+    ],
+)
+def test_tensors_of_other_kinds_are_not_called_hostile(function: str, what: str) -> None:
+    with pytest.raises(UnsupportedModel, match=what):
+        load(b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n" + function.encode() + b"\n)R.", "f")

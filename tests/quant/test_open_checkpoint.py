@@ -16,6 +16,7 @@ import pytest
 
 from quant.checkpoints import open_checkpoint
 from quant.errors import FormatError, QuantError, SourceNotFound, UnsupportedModel
+from quant.synthetic import write_safetensors
 
 
 def test_content_decides_and_not_the_name(tiny_pth: Path, tiny_safetensors: Path, tmp_path: Path) -> None:
@@ -230,3 +231,17 @@ def test_no_heavy_imports() -> None:
     code += "print([name for name in ('torch', 'rwkvcli', 'safetensors') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_part_of_a_model_is_called_one(tmp_path: Path, tiny_tensors: dict[str, np.ndarray]) -> None:
+    half = {name: tensor for name, tensor in tiny_tensors.items() if not name.startswith("ln_out")}
+    for number, count, tensors in ((2, 3, half), (1, 1, half), (1, 2, tiny_tensors)):
+        path = tmp_path / f"model-{number:05}-of-{count:05}.safetensors"
+        write_safetensors(path, tensors)
+        with open_checkpoint(path) as checkpoint:
+            if tensors is tiny_tensors:
+                assert checkpoint.arch.version == "7"
+                continue
+            with pytest.raises(FormatError) as caught:
+                _ = checkpoint.arch
+        assert ("is part 2 of 3 of a model in several files" in str(caught.value)) == (count == 3)

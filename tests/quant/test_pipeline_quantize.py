@@ -26,7 +26,7 @@ from quant.formats import ENCODINGS
 from quant.methods import STATISTICS, numpy_encoder
 from quant.orient import logical_tensors
 from quant.pipeline import Progress, quantize
-from quant.recipe import KINDS, class_of, class_sizes, estimated_bytes, make_plan
+from quant.recipe import KINDS, class_of, class_sizes, estimated_bytes, is_allowed, make_plan
 from quant.sources import open_model
 from quant.synthetic import SyntheticModel, make_checkpoint, synthetic_arch, write_pth, write_safetensors
 
@@ -429,6 +429,7 @@ def test_recipes() -> None:
 def test_recipes_keep_what_is_delicate(version: str, kind: str) -> None:
     for name, item in make_plan(odd_arch(version), kind).items():
         part = class_of(name)
+        assert is_allowed(name, item.encoding, item.layout)
         if part == "low-rank":
             assert ENCODINGS[item.encoding].bits == 8
         if part == "vectors":
