@@ -350,7 +350,7 @@ def train(args: argparse.Namespace) -> None:
 
     began, mark, running, seen = time.monotonic() - spent, spent, 0.0, 0
     while True:
-        progress = step / args.steps if args.steps else spent / (60 * args.minutes)
+        progress = step / args.steps if args.steps is not None else spent / (60 * args.minutes)
         finished = progress >= 1
         if seen and (finished or spent - mark >= args.report_seconds):
             row = {"step": step, "seconds": round(spent, 1), "train_loss": round(running / seen, 4)}
@@ -435,7 +435,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="folder of .txt files")
     parser.add_argument("--run-dir", type=Path, default=Path("out/demo"), help="for checkpoint, log, result")
     parser.add_argument("--minutes", type=float, default=30.0, help="training time, summed over resumed runs")
-    parser.add_argument("--steps", type=int, default=0, help="train for a number of steps instead")
+    parser.add_argument("--steps", type=int, help="train for a number of steps instead")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--window", type=int, default=256, help="bytes per step and row (multiple of 16)")
@@ -462,6 +462,10 @@ def main() -> None:
         path = args.weights or args.run_dir / "demo-weights.safetensors"
         drawn = bytes(sample(path, args.prompt, args.count, args.temperature, args.top_p, args.seed))
         print(args.prompt + drawn.decode("utf-8", errors="replace"))
+    elif args.steps is not None and args.steps < 1:
+        parser.error("--steps is at least 1")
+    elif args.corpus is not None and not args.corpus.is_dir():
+        parser.error(f"there is no folder {args.corpus}")
     elif args.corpus is None or args.segment % args.window or args.window % CHUNK:
         parser.error("training needs --corpus, --segment divisible by --window, --window divisible by 16")
     else:
