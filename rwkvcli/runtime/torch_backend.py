@@ -43,6 +43,10 @@ class ModelSource(Protocol):
         """Per logical name, something with `.encoding` and `.layout`."""
         ...
 
+    def parts(self, name: str) -> dict[str, NDArray[Any]]:
+        """What a quantized tensor is stored as, by part."""
+        ...
+
     def decode(self, name: str) -> Float32:
         """The tensor in float32, row-major, logical shape: matrices [out, in]."""
         ...
@@ -101,8 +105,8 @@ class TorchModel:
 
     `source` is a model file, or a pair (arch, mapping of logical names to arrays). The weights are
     converted one at a time, so a load needs the device's copy and one tensor more. `group_norm_eps`: None for
-    the usual 64e-5 (no checkpoint stores it). `activation_bits=8` imitates the native engine, which rounds
-    the input of every integer matrix product to 8 bits per 32 channels; None computes with it as it is.
+    the usual 64e-5 (no checkpoint stores it). `imitate_engine` rounds what goes into every product with a quantized
+    matrix as the native engine does: 8 bits per 32 channels, and in layout kn 16 bits per 16 active channels.
     """
 
     def __init__(
@@ -112,31 +116,33 @@ class TorchModel:
         dtype: str = "float32",
         *,
         group_norm_eps: float | None = None,
-        activation_bits: int | None = None,
+        imitate_engine: bool = False,
     ) -> None:
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype is {dtype!r}; float32 and float64 are known")
-        if activation_bits not in (None, 8):
-            raise ValueError(f"activation_bits is {activation_bits!r}; None and 8 are known")
         self.device = torch.device(best_device() if device == "auto" else device)
         self.dtype: torch.dtype = getattr(torch, dtype)
-        self._rounded: set[str] = set()
+        self._integer: dict[str, Callable[[Tensor], Tensor]] = {}
         names: Mapping[str, Any]
         decode: Callable[[str], Any]
         if isinstance(source, tuple):
             self.arch, names = source
             decode = names.__getitem__
-            if activation_bits:
-                raise ValueError("activation_bits needs a model file: it says which matrices are integers")
+            if imitate_engine:
+                raise ValueError("imitate_engine needs a model file: it says which matrices are integers")
         else:
             self.arch, names = source.arch, source.plan
             decode = source.decode
-            if activation_bits:
-                self._rounded = {name for name, entry in names.items() if _takes_rounded_input(entry)}
         # a copy: what a file decodes to may be a view of its read-only mapping
         self.weights = {
             name: torch.tensor(decode(name), dtype=self.dtype, device=self.device) for name in names
         }
+        if imitate_engine and not isinstance(source, tuple):
+            self._integer = {
+                name: product
+                for name in names
+                if (product := self._integer_product(source, name)) is not None
+            }
         arch = self.arch
         vector, matrix = (arch.n_embd,), (arch.n_head, arch.head_size, arch.head_size)
         recurrent = (
@@ -215,8 +221,8 @@ class TorchModel:
             for name, tensor in self.weights.items()
             if name.startswith(prefix)
         }
-        rounded = frozenset(name for name in mine if prefix + name in self._rounded)
-        return blocks.Block(mine, rounded, self.arch.n_head, self.arch.head_size, group_norm_eps)
+        integer = {name: self._integer[prefix + name] for name in mine if prefix + name in self._integer}
+        return blocks.Block(mine, integer, self.arch.n_head, self.arch.head_size, group_norm_eps)
 
     def _advance(self, ids: Tensor, state: list[dict[str, Tensor]]) -> tuple[Tensor, list[dict[str, Tensor]]]:
         """ids [B, T] and a batched state (tensors [B, ...]) -> the residual stream [B, T, C] and the state
@@ -247,7 +253,29 @@ class TorchModel:
     def _head(self, x: Tensor) -> Tensor:
         """x [..., C] -> logits [..., V]."""
         x = blocks.layer_norm(x, self.weights["ln_out.weight"], self.weights["ln_out.bias"])
-        return blocks.linear(x, self.weights["head.weight"], "head.weight" in self._rounded)
+        product = self._integer.get("head.weight")
+        return product(x) if product is not None else x @ self.weights["head.weight"].T
+
+    def _integer_product(self, source: ModelSource, name: str) -> Callable[[Tensor], Tensor] | None:
+        """The engine's way to multiply by a quantized matrix; None where it computes in float32."""
+        entry, weight = source.plan[name], self.weights[name]
+        if not str(entry.encoding).startswith(("q8", "q4")) or entry.layout == "row":
+            return None
+        if entry.layout != "kn":
+            return lambda x: blocks.round_activations(x) @ weight.T
+        from quant.codecs.layouts import unpack
+
+        grouped = unpack(source.parts(name), entry.encoding, entry.layout, entry.shape)
+        roots = grouped.scales.astype(np.float32)
+        group = grouped.codes.shape[1] // grouped.scales.shape[1]
+        scales = np.repeat(roots * np.abs(roots), group, axis=1)[:, : grouped.length]
+        table = np.arange(256) - 128 if grouped.codebook is None else grouped.codebook.astype(np.int64) - 64
+        codes = table[grouped.codes[:, : grouped.length]]
+        return blocks.ChannelBlocks(
+            torch.tensor(grouped.rows, device=self.device),
+            torch.tensor(scales, device=self.device),
+            torch.tensor(codes, dtype=self.dtype, device=self.device),
+        )
 
     def _checked(self, tokens: Tokens) -> Tensor:
         if not len(tokens):
@@ -286,10 +314,6 @@ def best_device() -> str:
     if torch.backends.mps.is_available():
         return "mps"
     return "cpu"
-
-
-def _takes_rounded_input(entry: Any) -> bool:
-    return str(entry.encoding).startswith(("q8", "q4")) and entry.layout == "t16x4"
 
 
 def _to_numpy(logits: Tensor) -> Float32:

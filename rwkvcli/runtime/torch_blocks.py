@@ -14,7 +14,7 @@ and replaced, never written to.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +32,8 @@ class Block:
     """One layer's tensors by short name (`att.key.weight`); matrices are [out, in], vectors [C]."""
 
     weights: Mapping[str, Tensor]
-    rounded: frozenset[str]
-    """Matrices whose input is rounded to 8 bits, as the native engine does before integer products."""
+    integer: Mapping[str, Callable[[Tensor], Tensor]]
+    """Products that are to be computed as the native engine computes integer ones: x [..., in] -> [..., out]."""
     n_head: int
     head_size: int
     group_norm_eps: float
@@ -43,7 +43,7 @@ class Block:
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         """x [B, T, in] times the transposed matrix `name` [out, in] -> [B, T, out]."""
-        return linear(x, self.weights[name], name in self.rounded)
+        return self.integer[name](x) if name in self.integer else x @ self.weights[name].T
 
 
 State = Mapping[str, Tensor]
@@ -70,11 +70,6 @@ def lerp_previous(x: Tensor, prev: Tensor, mix: Tensor) -> Tensor:
     return x + (prev - x) * mix
 
 
-def linear(x: Tensor, weight: Tensor, rounded: bool) -> Tensor:
-    """x [..., in] times the transposed `weight` [out, in] -> [..., out]; x itself, or `rounded` first."""
-    return (round_activations(x) if rounded else x) @ weight.T
-
-
 def round_activations(x: Tensor) -> Tensor:
     """x [..., K] rounded as the native engine does before an integer product: 8 bits per 32 channels along K.
 
@@ -86,6 +81,38 @@ def round_activations(x: Tensor) -> Tensor:
     scale = groups.abs().amax(dim=-1, keepdim=True) / 127
     codes = torch.round(groups / torch.where(scale > 0, scale, 1)).clamp(-127, 127)
     return (codes.to(x.dtype) * scale.to(x.dtype)).flatten(-2)[..., :k]
+
+
+@dataclass(frozen=True)
+class ChannelBlocks:
+    """A product with a matrix in layout kn, as the native engine computes it: sixteen active channels at a time.
+
+    In float32, activation times record scale, over the block's largest, times a group's scale is rounded to an
+    integer (32767 at the largest scale of 127 squared); what follows is exact up to one rounding a block.
+    """
+
+    record_scales: Tensor
+    """[in], float32"""
+    group_scales: Tensor
+    """[in, out]: s |s| of each weight's group, float32"""
+    codes: Tensor
+    """[in, out], without the zero point, in the dtype of the computation"""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out]"""
+        rows = [self._row(row) for row in x.reshape(-1, x.shape[-1])]
+        return torch.stack(rows).reshape(*x.shape[:-1], -1)
+
+    def _row(self, x: Tensor) -> Tensor:
+        out = x.new_zeros(self.codes.shape[1])
+        for channels in torch.split(torch.nonzero(x)[:, 0], 16):
+            scaled = x[channels].to(torch.float32) * self.record_scales[channels]
+            largest = scaled.abs().max()
+            if largest > 1e-30:
+                factor = scaled * (torch.tensor(32767 / 127**2, dtype=torch.float32) / largest)
+                codes = torch.round(factor[:, None] * self.group_scales[channels]).to(x.dtype)
+                out += (codes * self.codes[channels]).sum(0) * (largest.to(x.dtype) * 127**2 / 32767)
+        return out
 
 
 def relu_squared(x: Tensor) -> Tensor:
