@@ -158,8 +158,8 @@ vi load_words(const uint8_t* p) {
 }
 vi isub(vi a, vi b) {
     vi r;
-    RWKV_LANES(a.v[i] - b.v[i]);
-}
+    RWKV_LANES(int32_t(uint32_t(a.v[i]) - uint32_t(b.v[i])));
+} // wraps around
 /// Byte I of each word, sign-extended.
 template <int I>
 vi signed_byte(vi a) {
