@@ -297,7 +297,7 @@ def test_a_quantized_source_and_missing_words_are_refused(folder: Path) -> None:
 def test_a_folder_that_may_not_be_written(folder: Path) -> None:
     (folder / "locked").mkdir(mode=0o500)
     done = rwkv("quantize", "small.pth", "--to", "int8", "-o", "locked/x.st", cwd=folder)
-    assert (done.code, done.out) == (1, "")
+    assert (done.code, done.out) == (2, "")
     assert "locked" in done.err
     assert "Traceback" not in done.err
 
