@@ -28,7 +28,8 @@ function(rwkv_add_cpu_levels target stem)
       set_source_files_properties(${stem}_${level}.cpp PROPERTIES COMPILE_OPTIONS
         "${RWKV_FLAGS_${level}};$<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized;-Wno-maybe-uninitialized>")
       string(TOUPPER ${level} upper)
-      target_compile_definitions(${target} PRIVATE RWKV_HAVE_LEVEL_${upper}=1)
+      # public: the tests ask for the same levels
+      target_compile_definitions(${target} PUBLIC RWKV_HAVE_LEVEL_${upper}=1)
     endif()
   endforeach()
 endfunction()

@@ -71,6 +71,16 @@ double rounding_of_blocks(const RandomMatrix& random, const float* x, int n) {
 
 } // namespace
 
+TEST(every_runnable_level_is_tested) {
+    int count;
+    const char* const* names = cpu::runnable_levels(&count);
+    const auto tables = levels();
+    for (int i = 0; i < count; ++i) {
+        const auto is_it = [&](const KernelTable* op) { return !std::strcmp(op->name, names[i]); };
+        CHECK(std::any_of(tables.begin(), tables.end(), is_it), "%s is not", names[i]);
+    }
+}
+
 TEST(products_match_float64_and_each_other) {
     const auto tables = levels();
     unsigned seed = 1;
