@@ -42,6 +42,26 @@ def first_stop(text: str, stops: Sequence[str]) -> tuple[str, str | None]:
     return text, None
 
 
+def uniform(seed: int, index: int) -> float:
+    """Draw number `index` of `seed`: float64 in [0, 1), a multiple of 2**-53. Arguments in [0, 2**64)."""
+    block = index + 1  # numpy counts before it draws
+    return (philox4x64((block % 2**64, block >> 64, 0, 0), (seed, 0))[0] >> 11) * 2.0**-53
+
+
+def philox4x64(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Ten rounds of Philox4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011)."""
+    mask = 0xFFFFFFFFFFFFFFFF
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0 = 0xD2E7470EE14C6C93 * c0
+        p1 = 0xCA5A826395121157 * c2
+        c0, c1, c2, c3 = (p1 >> 64) ^ c1 ^ k0, p1 & mask, (p0 >> 64) ^ c3 ^ k1, p0 & mask
+        k0 = (k0 + 0x9E3779B97F4A7C15) & mask
+        k1 = (k1 + 0xBB67AE8584CAA73B) & mask
+    return c0, c1, c2, c3
+
+
 def distribution(
     logits: Sequence[float],
     temperature: float,

@@ -11,6 +11,7 @@
 #include "bindings/register.h"
 #include "core/check.h"
 #include "text/penalties.h"
+#include "text/philox.h"
 #include "text/sampler.h"
 #include "text/world_tokenizer.h"
 
@@ -53,6 +54,9 @@ void register_text(py::module_& m) {
                 return py::bytes(bytes.data(), bytes.size());
             },
             py::arg("id"), "The bytes of one id; empty for id 0.");
+
+    m.def("uniform", &uniform, py::arg("seed"), py::arg("index"),
+          "Draw number `index` of `seed`: float64 in [0, 1). Both in [0, 2**64).");
 
     using Logits = py::array_t<float, py::array::c_style>;
     py::class_<Sampler>(m, "Sampler", "Draws tokens; see csrc/text/sampler.h for the rules.")

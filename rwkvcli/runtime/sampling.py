@@ -168,6 +168,7 @@ class Sampler:
         from rwkvcli import _kernels
 
         self._native = _kernels.Sampler()
+        self._uniform = _kernels.uniform
         self._native_error = _kernels.FormatError
         # beyond these float32 cannot tell the difference
         self._temperature = min(max(params.temperature, 1e-30), 1e30)
@@ -213,7 +214,7 @@ class Sampler:
             if not math.isfinite(logits[token]):
                 raise self._no_token(f"the model's largest logit is {logits[token]}", logits)
         else:
-            draw = uniform(self.seed, self.draws)
+            draw = self._uniform(self.seed, self.draws)
             params = self.params
             try:
                 token = self._native.sample(
@@ -287,23 +288,3 @@ class Sampler:
         if self._work is not None and not np.isnan(logits).any() and np.max(logits) == -math.inf:
             return UsageError("no token is left to choose: all are banned")
         return FormatError(why, hint=_DAMAGED)
-
-
-def uniform(seed: int, index: int) -> float:
-    """Draw number `index` of `seed`: float64 in [0, 1), a multiple of 2**-53. Arguments in [0, 2**64)."""
-    block = index + 1  # numpy counts before it draws
-    return (philox4x64((block % 2**64, block >> 64, 0, 0), (seed, 0))[0] >> 11) * 2.0**-53
-
-
-def philox4x64(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Ten rounds of Philox4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011)."""
-    mask = 0xFFFFFFFFFFFFFFFF
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        p0 = 0xD2E7470EE14C6C93 * c0
-        p1 = 0xCA5A826395121157 * c2
-        c0, c1, c2, c3 = (p1 >> 64) ^ c1 ^ k0, p1 & mask, (p0 >> 64) ^ c3 ^ k1, p0 & mask
-        k0 = (k0 + 0x9E3779B97F4A7C15) & mask
-        k1 = (k1 + 0xBB67AE8584CAA73B) & mask
-    return c0, c1, c2, c3
