@@ -138,7 +138,9 @@ def parse(name: str) -> Path | Reference:
             raise ModelNotFound(f"{name} is a folder", hint="name the model file inside it")
         if path.exists() and not path.is_dir():
             return path
-    except (OSError, ValueError) as error:  # a name longer than the system takes; a NUL character
+    except OSError as error:  # a folder that may not be searched; a name longer than the system takes
+        raise ModelNotFound(f"{name[:200]}: {(error.strerror or str(error)).lower()}") from None
+    except ValueError as error:  # a NUL character
         raise ModelNotFound(f"{name[:200]!r} cannot be a file: {error}") from None
     match = _REFERENCE.fullmatch(name)
     if match is None or (match["file"] is None and name.endswith(SUFFIXES)):

@@ -330,7 +330,7 @@ def test_a_source_that_cannot_be_looked_at(folder: Path) -> None:
     for source in ("x" * 300 + ".pth", "small.pth/x.pth"):
         done = rwkv("quantize", source, "--to", "int8", "-o", "x.st", cwd=folder)
         assert (done.code, done.out, "Traceback" in done.err) == (3, "", False)
-        assert source in done.err
+        assert source[:100] in done.err
 
 
 def test_a_terminal_sees_progress_and_then_the_table(folder: Path) -> None:

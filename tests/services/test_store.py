@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_demo_is_the_built_in_model_whatever_lies_here(
         ("folder", "folder is a folder", "name the model file inside it"),
         ("some/folder", "some/folder is a folder here", "`some/folder:FILE` is a file on the Hub"),
         ("nul\0.pth", "nul\0.pth does not exist", None),
-        ("x" * 5000, "cannot be a file", None),
+        ("x" * 5000, "xxx: file name too long", None),
     ],
 )
 def test_what_is_nothing(
@@ -82,6 +83,15 @@ def test_what_is_nothing(
     assert "\n" not in str(caught.value)
     if hint:
         assert hint in (caught.value.hint or "")
+
+
+def test_a_folder_that_may_not_be_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(ModelNotFound, match=r"^locked/a\.pth: permission denied$"):
+        parse("locked/a.pth")
 
 
 def test_only_references_can_be_pulled(tmp_path: Path) -> None:
