@@ -36,6 +36,8 @@ inline __m256i first(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 inline vf load_n(const float* p, int n) {
+    if (n >= 16)
+        return load(p);
     return {_mm256_maskload_ps(p, first(n)), _mm256_maskload_ps(p + 8, first(n - 8))};
 }
 inline void store(float* p, vf x) {
@@ -43,6 +45,8 @@ inline void store(float* p, vf x) {
     _mm256_storeu_ps(p + 8, x.b);
 }
 inline void store_n(float* p, vf x, int n) {
+    if (n >= 16) // AMD's masked stores take dozens of cycles
+        return store(p, x);
     _mm256_maskstore_ps(p, first(n), x.a);
     _mm256_maskstore_ps(p + 8, first(n - 8), x.b);
 }
