@@ -133,6 +133,23 @@ class BenchBar(_Bar):
         yield TextColumn("{task.description}", markup=False)
 
 
+class EvaluationBar(_Bar):
+    """A text or a list of tasks that is being evaluated."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, "evaluating")
+
+    def update(self, done: int, total: int, title: str) -> None:
+        """Show how far it is and the result so far."""
+        self._show(done, total, title)
+
+    def _columns(self) -> Iterable[Any]:
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        yield from (BarColumn(bar_width=32), TaskProgressColumn(), TimeRemainingColumn())
+        yield TextColumn("{task.description}", markup=False)
+
+
 def loss_table(console: Console, classes: Iterable[ClassReport]) -> str:
     """What each class of tensors weighs and lost."""
     rows = [("class", "format", "weights", "bits", "size", "error")]
