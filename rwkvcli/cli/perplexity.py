@@ -84,4 +84,4 @@ def perplexity(
             )
     answer = {"model": settings.model, **result.to_json(base)}
     console.line(json.dumps(answer) if settings.json else "\n".join(quality_lines(answer)))
-    evaluation.check_limits(result, limits)
+    evaluation.check_limits(answer, limits)

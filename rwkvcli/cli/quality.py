@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rwkvcli.cli.console import harmless
 from rwkvcli.cli.render import table
 from rwkvcli.errors import SourceNotFound
 
@@ -67,6 +68,14 @@ def quality_lines(found: dict[str, Any]) -> Iterator[str]:
     if isinstance(drift, list) and drift:
         yield ""
         yield from table(list(_drift(drift)), right=(0, 1, 2, 3, 4))
+
+
+def record_lines(quality: dict[str, Any]) -> Iterator[str]:
+    """The quality record that a model file carries: what was measured on which text, against its source."""
+    text = quality.get("text")
+    name = text.get("file") if isinstance(text, dict) else None
+    yield harmless(f"quality, measured on {name if name is not None else 'a text'} against the source")
+    yield from quality_lines(quality)
 
 
 def _drift(octaves: list[Any]) -> Iterator[tuple[str, ...]]:

@@ -103,6 +103,10 @@ class QuantizationBar(_Bar):
         """Show how far it is."""
         self._show(progress.done, progress.total, progress.tensor)
 
+    def measure(self, done: int, total: int, so_far: float) -> None:
+        """Show how much of the text is evaluated."""
+        self._show(done, total, f"measuring: perplexity {so_far:.4g}")
+
     def _columns(self) -> Iterable[Any]:
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -192,6 +196,12 @@ def inspection_lines(found: dict[str, Any]) -> Iterator[str]:
     if isinstance(classes, dict) and classes:
         yield ""
         yield from table(list(_classes(classes)), right=(2, 3, 4, 5))
+    quality = found.get("report", {}).get("quality")
+    if isinstance(quality, dict):
+        from rwkvcli.cli.quality import record_lines
+
+        yield ""
+        yield from record_lines(quality)
     if "tensors" in found:
         yield ""
         rows = [("tensor", "shape", "format", "layout", "size")]

@@ -239,9 +239,8 @@ def parse_limits(words: Iterable[str], *, compared: bool) -> dict[str, float]:
     return limits
 
 
-def check_limits(result: Measurement, limits: Mapping[str, float], told: str = "") -> None:
-    """Raise ThresholdMissed for every value above its limit; `told` ends the message."""
-    found = result.to_json()
+def check_limits(found: Mapping[str, Any], limits: Mapping[str, float], hint: str | None = None) -> None:
+    """Raise ThresholdMissed if values of `found`, which `Measurement.to_json` returned, are above their limits."""
     missed = []
     for name, limit in limits.items():
         value: Any = found
@@ -252,7 +251,7 @@ def check_limits(result: Measurement, limits: Mapping[str, float], told: str = "
         if value is None or value > limit:  # None: past float64's range
             missed.append(f"{name} is {'infinite' if value is None else f'{value:.4g}'}, above {limit:g}")
     if missed:
-        raise ThresholdMissed("; ".join(missed) + told)
+        raise ThresholdMissed("; ".join(missed), hint=hint)
 
 
 def check_comparable(model: Model, base: Model) -> None:
