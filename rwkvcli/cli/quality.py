@@ -78,6 +78,17 @@ def record_lines(quality: dict[str, Any]) -> Iterator[str]:
     yield from quality_lines(quality)
 
 
+def task_lines(found: dict[str, Any]) -> Iterator[str]:
+    """`Lambada.to_json` for people."""
+    return table(
+        [
+            ("accuracy", _with_error(found["accuracy"], found["accuracy_stderr"], " %", 100)),
+            ("perplexity", f"{_with_error(found['perplexity'], found['stderr'])} per document"),
+            ("documents", f"{_count(found['documents'])} of {found['file']}"),
+        ]
+    )
+
+
 def _drift(octaves: list[Any]) -> Iterator[tuple[str, ...]]:
     yield ("position", "tokens", "KL", "same top", "ratio")
     for octave in octaves:
