@@ -6,7 +6,8 @@
 
 #include "core/check.h"
 
-// As in sampler.cpp: wider registers, the same operations in the same order.
+// Compiled for wider registers too: the same operations in the same order, so the same bits. Only where the
+// system's loader can choose between them.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define RWKV_WIDE __attribute__((target_clones("avx2", "default")))
 #else
