@@ -14,6 +14,9 @@ from rwkvcli.cli.console import harmless
 from rwkvcli.cli.render import table
 from rwkvcli.errors import SourceNotFound
 
+_MOST_DIGITS = 6
+"""After the decimal point."""
+
 
 @contextlib.contextmanager
 def opened_text(name: str, what: str = "FILE") -> Iterator[tuple[BinaryIO, int]]:
@@ -103,15 +106,17 @@ def _drift(octaves: list[Any]) -> Iterator[tuple[str, ...]]:
 
 
 def _with_error(value: Any, error: Any, unit: str = "", factor: float = 1) -> str:
-    """`3.6541 ± 0.0213`: as many digits as the error's first two."""
+    """`3.654 ± 0.021`: down to the error's second digit."""
     if not isinstance(value, int | float) or not isinstance(error, int | float) or error <= 0:
         return _number(value, factor) + unit
     digits = max(0, 1 - int(f"{error * factor:e}".partition("e")[2]))
+    if digits > _MOST_DIGITS:
+        return f"{value * factor:.3g} ± {error * factor:.2g}{unit}"
     return f"{value * factor:,.{digits}f} ± {error * factor:,.{digits}f}{unit}"
 
 
 def _number(value: Any, factor: float = 1) -> str:
-    return f"{value * factor:.5g}" if isinstance(value, int | float) else "-" if value is None else str(value)
+    return f"{value * factor:.4g}" if isinstance(value, int | float) else "-" if value is None else str(value)
 
 
 def _count(value: Any) -> str:

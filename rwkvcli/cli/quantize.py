@@ -25,6 +25,7 @@ EXAMPLES = """
   rwkv quantize model.pth --to int8 -o model-int8.safetensors --force
   rwkv quantize owner/repo:model.pth --to int4 --dry-run
   rwkv quantize pile.pth --to int8 --tokenizer 20B_tokenizer.json
+  rwkv quantize model.pth --to int4 --eval book.txt --fail-over kl=0.05
 """
 
 
