@@ -49,9 +49,10 @@ def perplexity(
     """Measure how well a model predicts a text.
 
     The text may be of any length and is read once, as prompts are. Every token is predicted from all those
-    before it, or from those in its window of --ctx tokens; bits per byte compares models with any vocabulary. The errors are
-    standard errors by batch means, which allow for neighbouring tokens being alike. With --base: the divergence (KL, in nats)
-    from that model, how often both put the same token first, and how both change with the position.
+    before it, or from those in its window of --ctx tokens; bits per byte compares models with any
+    vocabulary. The errors are standard errors by batch means, which allow for neighbouring tokens being
+    alike. With --base: the divergence (KL, in nats) from that model, how often both put the same token first, and
+    how both change with the position.
     """
     if settings.model is None:
         raise Misuse("no model: give one with -m, for example `-m demo`")

@@ -97,8 +97,8 @@ def quantize(
 
     The file holds everything that `rwkv generate` needs, in the layout that the processor reads. Stdout is
     its path; sizes and errors by class of tensors go to stderr. An interrupted run leaves nothing behind. What
-    --eval measures (as `rwkv perplexity --base SRC` does) is told too, and kept in the file, where `rwkv show` finds
-    it. A file that misses a limit of --fail-over is written all the same.
+    --eval measures (as `rwkv perplexity --base SRC` does) is told too, and kept in the file, where
+    `rwkv show` finds it. A file that misses a limit of --fail-over is written all the same.
     """
     source = source if source is not None else settings.model
     if source is None:

@@ -26,7 +26,9 @@ def score(logits: Float32, targets: Sequence[int] | Int32) -> tuple[Float64, Int
 
 def divergence(base: Float32, logits: Float32) -> Float64:
     """Kullback-Leibler divergence (nats, >= 0) of each row of `logits` [T, V] from the same row of `base`: what
-    it costs on average to expect `logits` where `base` holds. Raises FormatError for logits that are no numbers.
+    it costs on average to expect `logits` where `base` holds.
+
+    Raises FormatError for logits that are no numbers.
     """
     with _refusals():
         return _kernels.divergence(base, logits)

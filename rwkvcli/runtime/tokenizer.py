@@ -206,8 +206,8 @@ class JsonTokenizer:
         """Cut between a word and the white space after it, where vocabularies of this kind never join; in text
         without white space, before a character.
 
-        `data` as a whole has to give the same ids there. Where it does at none of the places tried, the text is cut
-        all the same; the ids are then those of the parts.
+        `data` as a whole has to give the same ids there. Where it does at none of the places tried, the text
+        is cut all the same; the ids are then those of the parts.
         """
         data = _whole_characters(data)
         ids = self.encode_bytes(data)

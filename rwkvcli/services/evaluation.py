@@ -137,8 +137,9 @@ class Measurement:
         return self.nll.total / math.log(2) / self.nbytes
 
     def to_json(self, base: str | None = None) -> dict[str, Any]:
-        """All of it; `base`: what the base model is called. The names are stable. What too few tokens give no answer to, and what is past float64's range,
-        is None.
+        """All of it; `base`: what the base model is called. The names are stable.
+
+        What too few tokens give no answer to, and what is past float64's range, is None.
         """
         error = self.nll.stderr
         result: dict[str, Any] = {
@@ -189,8 +190,8 @@ def measure(
     """Let `model` predict `text`, and compare it with `base` on the way.
 
     `ctx`: cut the text into windows of so many tokens that are predicted independently, each from the token
-    that ends a text on; None: one window of any length. `limit`: the first so many tokens only. `should_stop` is asked
-    between chunks. Raises UsageError (an empty text, a vocabulary without a tokenizer, one that cannot encode
+    that ends a text on; None: one window of any length. `limit`: the first so many tokens only.
+    `should_stop` is asked between chunks. Raises UsageError (an empty text, a vocabulary without a tokenizer, one that cannot encode
     the text, another vocabulary than that of `base`), FormatError for a model whose logits are no numbers,
     Cancelled, OSError from reading.
     """
@@ -240,7 +241,7 @@ def parse_limits(words: Iterable[str], *, compared: bool) -> dict[str, float]:
 
 
 def check_limits(found: Mapping[str, Any], limits: Mapping[str, float], hint: str | None = None) -> None:
-    """Raise ThresholdMissed if values of `found`, which `Measurement.to_json` returned, are above their limits."""
+    """Raise ThresholdMissed if values of `found`, as `Measurement.to_json` returns it, are above their limits."""
     missed = []
     for name, limit in limits.items():
         value: Any = found

@@ -15,6 +15,8 @@ from hub_server import Hub, HubFile, Repo
 from text_oracles import log_softmax
 
 from rwkvcli import Model
+from rwkvcli.errors import RwkvError
+from rwkvcli.services.lambada import evaluate, read_documents
 
 TEXTS = [
     "It was a fine morning, and she went into the garden.",
@@ -152,10 +154,10 @@ def test_a_repository_without_it(hub: Hub, place: Path) -> None:
 )
 def test_bad_files(place: Path, content: bytes, code: int, message: str) -> None:
     (place / "l.jsonl").write_bytes(content)
-    done = rwkv("eval", "lambada", "l.jsonl", "-m", "small.safetensors", cwd=place)
-    assert (done.code, done.out) == (code, "")
-    assert message in done.err
-    assert "Traceback" not in done.err
+    with pytest.raises(RwkvError) as caught:
+        evaluate(Model.load(place / "small.safetensors"), read_documents(place / "l.jsonl"))
+    assert message in str(caught.value)
+    assert caught.value.exit_code == code
 
 
 @pytest.mark.parametrize(
