@@ -38,6 +38,8 @@ from quant.sources import Source, source_of, told_name
 BLOCK = 1 << 23
 """Weights of a tensor that are read and encoded together, where rows allow it (32 MB in float32)."""
 SHA256_DIGITS = 64
+QUALITY_BYTES = 8192
+"""Room in the header for what `evaluate` returns."""
 SOURCE_ITSELF = "the source itself"
 """What the source is called where writing over it is refused."""
 
@@ -66,6 +68,8 @@ class Result:
     classes: tuple[ClassReport, ...]
     """By class of tensors, "total" last."""
     tensors: tuple[TensorReport, ...]
+    quality: Mapping[str, Any] | None = None
+    """What `evaluate` returned."""
 
 
 def quantize(
@@ -79,6 +83,7 @@ def quantize(
     group_norm_eps: float | None = None,
     ffn_value: str = "auto",
     force: bool = False,
+    evaluate: Callable[[Path], Mapping[str, Any]] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Result:
@@ -87,8 +92,9 @@ def quantize(
     `tokenizer_json`: contents of a tokenizer.json to embed; without it, the vocabulary's size decides.
     `template`: id of the chat template; None for the source's, or none.
     `group_norm_eps`: None for the source's, or the usual 64e-5. `ffn_value`: "auto", "tile" or "kn". `force`:
-    replace an existing file; where `out_path` is a link, what it leads to. `should_stop` is asked between
-    blocks.
+    replace an existing file; where `out_path` is a link, what it leads to. `evaluate` is given the path of the
+    file before it takes its place; what it returns (ready for JSON, at most QUALITY_BYTES) is the report's
+    `quality`, and what it raises ends the work. `should_stop` is asked between blocks.
 
     Raises InvalidRequest (a quantized source, OUT is SRC, OUT exists or is no regular file, bad options),
     FormatError (NaN or infinite weights, values past the encoding's range, a source that its own checksums call
@@ -123,6 +129,7 @@ def quantize(
     if tokenizer_bytes is not None:
         entries.append(Entry(TOKENIZER_TENSOR, "U8", (len(tokenizer_bytes),)))
     reserve = json_bound(plan) + 6 * len(told_name(weights.path).encode()) + 4096
+    reserve += QUALITY_BYTES if evaluate is not None else 0
     progress = _Watch(plan, on_progress, should_stop)
     writing = ContainerWriter(final, entries, metadata, reserve, told=out)
     with _Provenance(weights) as provenance, writing as writer:
@@ -132,11 +139,23 @@ def quantize(
         ]
         if tokenizer_bytes is not None:
             writer.write(TOKENIZER_TENSOR, np.frombuffer(tokenizer_bytes, np.uint8))
-        metadata |= {"report": dumps(to_json(reports)), "source": dumps(provenance.result(progress.check))}
+        report = to_json(reports)
+        metadata |= {"report": dumps(report), "source": dumps(provenance.result(progress.check))}
+        quality = None
+        if evaluate is not None:
+            quality = evaluate(writer.preview(metadata))
+            metadata["report"] = dumps({**report, "quality": quality})
         progress.check()
         writer.finish(metadata)
     return Result(
-        out, weights.arch, kind, weights.file_size, writer.size, tuple(by_class(reports)), tuple(reports)
+        out,
+        weights.arch,
+        kind,
+        weights.file_size,
+        writer.size,
+        tuple(by_class(reports)),
+        tuple(reports),
+        quality,
     )
 
 

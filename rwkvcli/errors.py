@@ -2,7 +2,8 @@
 
     RwkvError                    1    quant.errors.QuantError by its other name: the base of all below
     ├── UsageError               2    quant.errors.InvalidRequest: the request makes no sense
-    │   └── MissingExtra         2    an optional package is missing; the message has the install line
+    │   ├── MissingExtra         2    an optional package is missing; the message has the install line
+    │   └── NotUtf8              2    a vocabulary that takes valid text only got something else
     ├── SourceNotFound           3    quant.errors: a file is missing or cannot be read
     │   └── ModelNotFound        3    no such model or state, here or on the Hub
     ├── NetworkError             3    offline, unreachable, not authorised
@@ -13,6 +14,7 @@
     ├── DeviceUnavailable        5    no such device, driver or kernel
     ├── OutOfMemory              5
     ├── NoSpace                  5    quant.errors: the disk is full
+    ├── ThresholdMissed          6    a model is worse than its maker allowed
     ├── TimedOut               124    it took longer than the person was willing to wait
     └── Cancelled              130    quant.errors: the user or the caller stopped it
 
@@ -45,10 +47,12 @@ __all__ = [
     "ModelNotFound",
     "NetworkError",
     "NoSpace",
+    "NotUtf8",
     "OutOfMemory",
     "RwkvError",
     "SourceNotFound",
     "StateMismatch",
+    "ThresholdMissed",
     "TimedOut",
     "UnsafePickle",
     "UnsupportedModel",
@@ -62,6 +66,17 @@ class MissingExtra(UsageError):
     def __init__(self, extra: str, what: str) -> None:
         super().__init__(f"{what} needs packages that are not installed: pip install 'rwkvcli[{extra}]'")
         self.extra = extra
+
+
+class NotUtf8(UsageError):
+    """Byte `position` of a text is not UTF-8, and the vocabulary encodes valid text only."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(
+            f"byte {position} of the text is not UTF-8",
+            hint="this model's vocabulary encodes valid text only",
+        )
+        self.position = position
 
 
 class ModelNotFound(SourceNotFound):
@@ -90,6 +105,12 @@ class OutOfMemory(RwkvError):
     """The model or its state does not fit into memory."""
 
     exit_code: ClassVar[int] = 5
+
+
+class ThresholdMissed(RwkvError):
+    """What was measured is over a limit that was set; the measurement itself went well."""
+
+    exit_code: ClassVar[int] = 6
 
 
 class TimedOut(RwkvError):

@@ -116,6 +116,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             path = unquote(urlparse(self.path).path)
             authorization = self.headers.get("Authorization")
             hub.requests.append(Request(self.command, path, self.headers.get("Range"), authorization))
+            path = re.sub(
+                "^(/api)?/datasets/", lambda m: "/api/models/" if m[1] else "/", path
+            )  # the same names
             if match := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path):
                 self._send_file(hub.repos[match[1]].files[match[2]], {})
             elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):

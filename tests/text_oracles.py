@@ -8,6 +8,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 def world_entries(blob: bytes) -> dict[bytes, int]:
     """Entries and their ids out of a vocabulary blob, as csrc/text/world_tokenizer.h describes it."""
@@ -152,3 +155,10 @@ def chooser(probabilities: dict[int, float], near: float = 1e-5) -> Callable[[fl
         return possible[bisect_right(ends, draw - near) : bisect_right(ends, draw + near) + 1]
 
     return choose
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of each row, in float64."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))

@@ -39,7 +39,7 @@ def main(path: str, threads: int) -> None:
             model.backend.count_active_channels(True)  # type: ignore[attr-defined]
             tg(n)
             model.backend.count_active_channels(False)  # type: ignore[attr-defined]
-            density = model.backend.active_channels / (layers * model.config.n_ffn * n)  # type: ignore[attr-defined]
+            density = sum(model.backend.active_channels) / (layers * model.config.n_ffn * n)  # type: ignore[attr-defined]
         state = sum(array.nbytes for array in model.new_state().to_numpy().values())
         return {
             "name": f"rwkv {model.file.recipe}",

@@ -13,11 +13,51 @@
 #include "text/penalties.h"
 #include "text/philox.h"
 #include "text/sampler.h"
+#include "text/score.h"
 #include "text/world_tokenizer.h"
 
 namespace py = pybind11;
 
 namespace rwkv::bindings {
+
+namespace {
+
+using Matrix = py::array_t<float, py::array::c_style>;
+
+std::span<const float> values(const Matrix& logits) {
+    require(logits.ndim() == 2 && logits.shape(1) > 0, Fault::kArgument,
+            "logits must be a two-dimensional array of float32");
+    return {logits.data(), size_t(logits.size())};
+}
+
+py::tuple score_rows(const Matrix& logits, const std::vector<int32_t>& targets) {
+    const auto all = values(logits);
+    require(size_t(logits.shape(0)) == targets.size(), Fault::kArgument, "one target for each row of logits");
+    py::array_t<double> log_probs(logits.shape(0));
+    py::array_t<int32_t> tops(logits.shape(0));
+    const std::span<double> into(log_probs.mutable_data(), targets.size());
+    const std::span<int32_t> tops_into(tops.mutable_data(), targets.size());
+    {
+        py::gil_scoped_release release;
+        score(all, targets, into, tops_into);
+    }
+    return py::make_tuple(log_probs, tops);
+}
+
+py::array_t<double> divergence_of_rows(const Matrix& base, const Matrix& logits) {
+    const auto p = values(base), q = values(logits);
+    require(base.shape(0) == logits.shape(0) && base.shape(1) == logits.shape(1), Fault::kArgument,
+            "both must be of one shape");
+    py::array_t<double> result(base.shape(0));
+    const std::span<double> into(result.mutable_data(), size_t(base.shape(0)));
+    {
+        py::gil_scoped_release release;
+        divergence(p, q, into);
+    }
+    return result;
+}
+
+} // namespace
 
 void register_text(py::module_& m) {
     py::class_<WorldTokenizer>(
@@ -57,6 +97,11 @@ void register_text(py::module_& m) {
 
     m.def("uniform", &uniform, py::arg("seed"), py::arg("index"),
           "Draw number `index` of `seed`: float64 in [0, 1). Both in [0, 2**64).");
+
+    m.def("score", &score_rows, py::arg("logits").noconvert(), py::arg("targets"),
+          "Of float32 logits [T, V]: ln p of targets [T] (float64) and the first largest (int32).");
+    m.def("divergence", &divergence_of_rows, py::arg("base").noconvert(), py::arg("logits").noconvert(),
+          "KL divergence in nats of every row, float64 [T], of float32 logits [T, V] from those of `base`.");
 
     using Logits = py::array_t<float, py::array::c_style>;
     py::class_<Sampler>(m, "Sampler", "Draws tokens; see csrc/text/sampler.h for the rules.")

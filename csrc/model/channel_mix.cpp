@@ -36,7 +36,7 @@ void channel_mix(Pass& p, const Block& b, int layer) {
     p.barrier();
     if (p.active_channels && p.thread == 0 && b.ffn_value.layout == Layout::kKn)
         for (int t = 0; t < p.rows; ++t)
-            *p.active_channels += count_active(s.ffn_hidden, t);
+            p.active_channels[layer] += count_active(s.ffn_hidden, t);
     p.products({value});
     p.barrier();
 }

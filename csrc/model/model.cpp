@@ -67,7 +67,7 @@ void Model::count_active_channels(bool on) {
     const Turnstile::Turn turn(turnstile_, {});
     counts_active_ = on;
     if (on)
-        active_channels_ = 0;
+        active_channels_.assign(size_t(config_.n_layer), 0);
 }
 
 void Model::forward(std::span<const int32_t> tokens, State& state, float* logits, bool all,
@@ -133,7 +133,7 @@ bool Model::run(std::span<const int32_t> tokens, const std::vector<Segment>& seg
     std::vector<char> stop(size_t(config_.n_layer), 0);
     pool_.run([&](int thread) {
         Pass p{config_,  op_,  scratch_, pool_,
-               segments, rows, thread,   counts_active_ ? &active_channels_ : nullptr};
+               segments, rows, thread,   counts_active_ ? active_channels_.data() : nullptr};
         Scratch& s = scratch_;
         const int c = config_.n_embd;
         p.each_of(rows, [&](int t) {

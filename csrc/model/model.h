@@ -32,7 +32,7 @@ class Model {
     /// Begins (at zero) or ends counting the channels of ffn.value in layout kn that are read: those whose
     /// relu^2 activation is not zero, for every layer and row.
     void count_active_channels(bool on);
-    uint64_t active_channels() const { return active_channels_; }
+    const std::vector<uint64_t>& active_channels() const { return active_channels_; } // [n_layer]
 
     /// Returns true to stop. Called on the calling thread, while it waits for another evaluation to end and
     /// between the layers of a prompt.
@@ -64,7 +64,7 @@ class Model {
     int chunk_;
     size_t weight_bytes_ = 0;
     bool counts_active_ = false;
-    uint64_t active_channels_ = 0;
+    std::vector<uint64_t> active_channels_;
 };
 
 } // namespace rwkv

@@ -29,7 +29,8 @@ struct Pass {
     const std::vector<Segment>& segments;
     int rows;
     int thread;
-    uint64_t* active_channels = nullptr; ///< where thread 0 counts what a kn ffn.value reads, or null
+    uint64_t* active_channels =
+        nullptr; ///< [n_layer], where thread 0 counts what a kn ffn.value reads; or null
 
     void barrier() { pool.barrier(); }
 

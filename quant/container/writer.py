@@ -62,14 +62,22 @@ class ContainerWriter:
         self._left[name] -= data.nbytes
         self._write_at(self._begin[name] + offset, data)
 
-    def finish(self, metadata: Mapping[str, str]) -> None:
-        """Write the header with the final `metadata`, sync, and move the file into place. Raises as `write` does."""
+    def preview(self, metadata: Mapping[str, str]) -> Path:
+        """Write the header with `metadata` and return where the file is until `finish`, for a look at it.
+
+        Every entry has to be written. Raises as `write` does.
+        """
         for item in self._placed:
-            if item.entry.name.startswith(PAD_PREFIX):
+            if item.entry.name.startswith(PAD_PREFIX) and self._left[item.entry.name]:
                 self.write(item.entry.name, np.zeros(item.entry.nbytes, np.uint8))
         unwritten = [name for name, left in self._left.items() if left]
         assert not unwritten, f"not written: {unwritten[:3]}"
         self._write_at(0, memoryview(render(self._placed, metadata, self._header_size)))
+        return self._new.temporary
+
+    def finish(self, metadata: Mapping[str, str]) -> None:
+        """Write the header with the final `metadata`, sync, and move the file into place. Raises as `write` does."""
+        self.preview(metadata)
         try:
             self._new.commit()
         except OSError as error:

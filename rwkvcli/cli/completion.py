@@ -120,8 +120,12 @@ def _values_of(verb: str | None, flag: str) -> list[str] | None:
     if param is None or param.is_flag:
         return None
     match param.name:
-        case "model":
+        case "model" | "base":
             return _models()
+        case "fail_over":
+            from rwkvcli.services.evaluation import LIMITS
+
+            return [f"{name}=" for name in LIMITS]
         case "device":
             return ["auto", "cpu", "torch", "torch:cpu", "torch:cuda", "torch:mps", "torch:xpu"]
         case "color":
@@ -145,6 +149,8 @@ def _arguments(verb: str, before: Sequence[str]) -> Sequence[str]:
     """What may stand where no option does."""
     if verb == "completion":
         return list(SCRIPTS)
+    if verb == "eval" and not before:
+        return ["lambada"]
     if verb == "config":
         from rwkvcli.services.configuration import KEYS
 

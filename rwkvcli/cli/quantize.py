@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from enum import StrEnum
@@ -24,6 +25,7 @@ EXAMPLES = """
   rwkv quantize model.pth --to int8 -o model-int8.safetensors --force
   rwkv quantize owner/repo:model.pth --to int4 --dry-run
   rwkv quantize pile.pth --to int8 --tokenizer 20B_tokenizer.json
+  rwkv quantize model.pth --to int4 --eval book.txt --fail-over kl=0.05
 """
 
 
@@ -80,11 +82,23 @@ def quantize(
     report: Annotated[
         str | None, typer.Option("--report", metavar="FILE", help="Write what it cost, by tensor, as JSON.")
     ] = None,
+    eval_text: Annotated[
+        str | None,
+        typer.Option("--eval", metavar="TEXT", help="Measure the new file against SRC on this text file."),
+    ] = None,
+    fail_over: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-over", metavar="NAME=X", help="Exit with 6 if --eval finds NAME (kl, ratio, ...) above X."
+        ),
+    ] = None,
 ) -> None:
     """Make a model file out of a checkpoint.
 
     The file holds everything that `rwkv generate` needs, in the layout that the processor reads. Stdout is
-    its path; sizes and errors by class of tensors go to stderr. An interrupted run leaves nothing behind.
+    its path; sizes and errors by class of tensors go to stderr. An interrupted run leaves nothing behind. What
+    --eval measures (as `rwkv perplexity --base SRC` does) is told too, and kept in the file, where
+    `rwkv show` finds it. A file that misses a limit of --fail-over is written all the same.
     """
     source = source if source is not None else settings.model
     if source is None:
@@ -94,17 +108,33 @@ def quantize(
     for name, flag in ((out, "-o"), (report, "--report")):
         if name == "-":
             raise Misuse(f"{flag} takes a file, and stdout is none (`./-` is a file of that name)")
+    if fail_over and eval_text is None:
+        raise Misuse("--fail-over needs a text to measure on: --eval TEXT")
+    from quant.sources import told_name
     from rwkvcli.cli.download import model_file
+    from rwkvcli.cli.quality import opened_text, record_lines
     from rwkvcli.cli.render import QuantizationBar, loss_table
     from rwkvcli.services import quantization
+    from rwkvcli.services.assessment import Assessment
+    from rwkvcli.services.evaluation import check_limits, parse_limits
 
+    limits = parse_limits(fail_over or (), compared=True)
     console = Console(settings)
     path = model_file(console, source).path
     target = Path(out) if out is not None else quantization.default_output(path, to.value)
     tokenizer_path = Path(tokenizer) if tokenizer is not None else None
     report_path = Path(report) if report is not None else None
-    quantization.check_files(path, target, tokenizer=tokenizer_path, report=report_path, force=force)
-    with quantization.open_source(path) as opened:
+    text_path = Path(eval_text) if eval_text not in (None, "-") else None
+    quantization.check_files(
+        path, target, tokenizer=tokenizer_path, text=text_path, report=report_path, force=force
+    )
+    with quantization.open_source(path) as opened, contextlib.ExitStack() as stack:
+        bar = QuantizationBar(console)
+        assessment = None
+        if eval_text is not None:
+            text, nbytes = stack.enter_context(opened_text(eval_text, "--eval"))
+            name = "stdin" if text_path is None else told_name(text_path)
+            assessment = Assessment(text, name, lambda done, so_far: bar.measure(done, nbytes, so_far))
         if dry_run:
             found = quantization.forecast(
                 opened,
@@ -119,7 +149,7 @@ def quantize(
             _tell_forecast(console, target, found, told=report_path is not None)
             return
         with held_signals() as should_stop:
-            with QuantizationBar(console) as bar:
+            with bar:
                 result = quantization.quantize(
                     opened,
                     target,
@@ -130,6 +160,7 @@ def quantize(
                     group_norm_eps=gn_eps,
                     ffn_value=ffn_value.value,
                     force=force,
+                    assessment=assessment,
                     on_progress=bar.update,
                     should_stop=should_stop,
                 )
@@ -141,7 +172,11 @@ def quantize(
             finally:
                 console.line(json.dumps(lost) if settings.json else str(result.path))
             console.note(loss_table(console, result.classes))
+            if result.quality is not None:
+                console.note("\n".join(record_lines(dict(result.quality))))
             console.note(_summary(result))
+    if result.quality is not None:
+        check_limits(result.quality, limits, hint=f"{result.path} was written all the same")
 
 
 def _summary(result: Result) -> str:

@@ -103,6 +103,10 @@ class QuantizationBar(_Bar):
         """Show how far it is."""
         self._show(progress.done, progress.total, progress.tensor)
 
+    def measure(self, done: int, total: int, so_far: float) -> None:
+        """Show how much of the text is evaluated."""
+        self._show(done, total, f"measuring: perplexity {so_far:.4g}")
+
     def _columns(self) -> Iterable[Any]:
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -125,6 +129,23 @@ class BenchBar(_Bar):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+    def _columns(self) -> Iterable[Any]:
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        yield from (BarColumn(bar_width=32), TaskProgressColumn(), TimeRemainingColumn())
+        yield TextColumn("{task.description}", markup=False)
+
+
+class EvaluationBar(_Bar):
+    """A text or a list of tasks that is being evaluated."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, "evaluating")
+
+    def update(self, done: int, total: int, title: str) -> None:
+        """Show how far it is and the result so far."""
+        self._show(done, total, title)
 
     def _columns(self) -> Iterable[Any]:
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -175,6 +196,12 @@ def inspection_lines(found: dict[str, Any]) -> Iterator[str]:
     if isinstance(classes, dict) and classes:
         yield ""
         yield from table(list(_classes(classes)), right=(2, 3, 4, 5))
+    quality = found.get("report", {}).get("quality")
+    if isinstance(quality, dict):
+        from rwkvcli.cli.quality import record_lines
+
+        yield ""
+        yield from record_lines(quality)
     if "tensors" in found:
         yield ""
         rows = [("tensor", "shape", "format", "layout", "size")]

@@ -21,6 +21,8 @@ VERBS = {
     "quantize": "Make a model file out of a checkpoint.",
     "show": "Show what is inside a model file or a checkpoint.",
     "pull": "Download a file from the Hugging Face Hub.",
+    "perplexity": "Measure how well a model predicts a text.",
+    "eval": "Test a model on a task.",
     "bench": "Measure how fast models run on this machine.",
     "tokenize": "Turn text into token ids.",
     "detokenize": "Turn token ids back into text.",

@@ -63,8 +63,8 @@ class NativeModel:
         self._model.count_active_channels(on)
 
     @property
-    def active_channels(self) -> int:
-        """Channels of `ffn.value` in layout kn read since counting began, over all layers and tokens."""
+    def active_channels(self) -> list[int]:
+        """Channels of `ffn.value` in layout kn read since counting began, over all tokens: of each layer."""
         return self._model.active_channels
 
     @property

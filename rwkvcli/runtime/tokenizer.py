@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from rwkvcli.errors import FormatError, UsageError
+from rwkvcli.errors import FormatError, NotUtf8, UsageError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 
 WORLD_IDS = 65530
 """Valid ids of the World vocabulary: 65529 entries and id 0. Models pad their embedding to 65536 rows."""
+
+
+LONGEST_WORLD_TOKEN = 128
+"""Bytes."""
+_CONTEXT = 1024
+"""Bytes after a cut that a tokenizer.json must see there."""
+_TRIES = 8
 
 
 class Tokenizer(Protocol):
@@ -48,6 +56,14 @@ class Tokenizer(Protocol):
         ...
 
     def encode_bytes(self, data: bytes) -> list[int]: ...
+
+    def encode_settled(self, data: bytes) -> tuple[list[int], int]:
+        """Ids of the beginning of a longer text that `data` begins with, and its length in bytes.
+
+        What comes after `data` does not change them, and the rest of the text can be encoded by itself. `data`
+        has at least a few thousand bytes.
+        """
+        ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, invalid UTF-8 replaced by U+FFFD."""
@@ -108,6 +124,18 @@ class WorldTokenizer(_ByteCapable):
     def encode_bytes(self, data: bytes) -> list[int]:
         return self._native.encode(data)
 
+    def encode_settled(self, data: bytes) -> tuple[list[int], int]:
+        """Exact: a longest match is certain once the longest entry would still fit into `data`."""
+        ids = self._native.encode(data)
+        end = len(data)
+        while ids:
+            begin = end - len(self._native.token_bytes(ids[-1]))
+            if begin + LONGEST_WORLD_TOKEN <= len(data):
+                break
+            ids.pop()
+            end = begin
+        return ids, end
+
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         try:
             return self._native.decode(ids)
@@ -122,6 +150,9 @@ class ByteTokenizer(_ByteCapable):
 
     def encode_bytes(self, data: bytes) -> list[int]:
         return list(data)
+
+    def encode_settled(self, data: bytes) -> tuple[list[int], int]:
+        return list(data), len(data)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         try:
@@ -167,12 +198,28 @@ class JsonTokenizer:
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as e:
-            raise UsageError(
-                f"byte {e.start} of the text is not UTF-8",
-                hint="this model's vocabulary encodes valid text only",
-            ) from None
+            raise NotUtf8(e.start) from None
         with _refusals():
             return self._native.encode(text, add_special_tokens=False).ids
+
+    def encode_settled(self, data: bytes) -> tuple[list[int], int]:
+        """Cut between a word and the white space after it, where vocabularies of this kind never join; in text
+        without white space, before a character.
+
+        `data` as a whole has to give the same ids there. Where it does at none of the places tried, the text
+        is cut all the same; the ids are then those of the parts.
+        """
+        data = _whole_characters(data)
+        ids = self.encode_bytes(data)
+        last = len(data) - _CONTEXT
+        places = range(last, last // 2, -1)
+        words = (at for at in places if data[at] in b" \n" and data[at - 1] not in b" \t\r\n")
+        characters = [at for at in places[: 4 * _TRIES] if data[at] & 0xC0 != 0x80]
+        for at in chain(islice(words, _TRIES), characters[:_TRIES]):
+            begin = self.encode_bytes(data[:at])
+            if begin == ids[: len(begin)] and self.encode_bytes(data[at:]) == ids[len(begin) :]:
+                return begin, at
+        return self.encode_bytes(data[: characters[0]]), characters[0]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.decode_bytes(ids).decode("utf-8", "replace")
@@ -282,6 +329,16 @@ def _world_kernel(vocab_size: int) -> _kernels.WorldTokenizer:
         return _kernels.WorldTokenizer(blob, vocab_size)
     except _kernels.FormatError as e:
         raise FormatError(str(e), hint="the installation is damaged: install it again") from None
+
+
+def _whole_characters(data: bytes) -> bytes:
+    """`data` without the beginning of a character at its end, if there is one."""
+    for back in range(1, min(4, len(data) + 1)):
+        byte = data[-back]
+        if byte & 0xC0 != 0x80:
+            length = 1 if byte < 0xC0 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return data[:-back] if length > back else data
+    return data
 
 
 def _bad_ids(ids: Sequence[int], vocab_size: int) -> UsageError:

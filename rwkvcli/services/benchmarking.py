@@ -278,7 +278,7 @@ class _Run:
             self.once(timed=False)
         finally:
             backend.count_active_channels(False)
-        active: int = backend.active_channels
+        active: int = sum(backend.active_channels)
         return active / (layers * self.model.config.n_ffn * len(self.tokens))
 
 

@@ -44,13 +44,15 @@ def cached_path(reference: Reference) -> Path | None:
 
     assert reference.file is not None
     with _as_our_errors(reference):
-        found = try_to_load_from_cache(reference.repo, reference.file, revision=reference.revision)
+        found = try_to_load_from_cache(
+            reference.repo, reference.file, revision=reference.revision, repo_type=reference.kind
+        )
     return Path(found) if isinstance(found, str) else None
 
 
 def cached_files(reference: Reference) -> list[str]:
     """Names of the files of a repository that were downloaded."""
-    folder = _repository_folder(reference.repo)
+    folder = _repository_folder(reference)
     revision = reference.revision or "main"
     with contextlib.suppress(OSError):
         revision = (folder / "refs" / revision).read_text()
@@ -65,7 +67,9 @@ def list_files(reference: Reference) -> list[str]:
     from huggingface_hub import HfApi
 
     with _quiet_library(), _as_our_errors(reference):
-        return sorted(HfApi().list_repo_files(reference.repo, revision=reference.revision))
+        return sorted(
+            HfApi().list_repo_files(reference.repo, revision=reference.revision, repo_type=reference.kind)
+        )
 
 
 def download(reference: Reference, on_progress: Progress | None = None) -> Path:
@@ -73,19 +77,19 @@ def download(reference: Reference, on_progress: Progress | None = None) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     assert reference.file is not None
-    repo, file, revision = reference.repo, reference.file, reference.revision
+    repo, file, revision, kind = reference.repo, reference.file, reference.revision, reference.kind
     with _quiet_library(), _as_our_errors(reference):
-        about = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
+        about = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision, repo_type=kind))
         if about.etag is None or about.commit_hash is None:
             raise NetworkError(
                 f"{_endpoint()} does not answer like a Hugging Face Hub", hint="check HF_ENDPOINT"
             )
-        here = try_to_load_from_cache(repo, file, revision=about.commit_hash)
-        blob = _repository_folder(repo) / "blobs" / about.etag
+        here = try_to_load_from_cache(repo, file, revision=about.commit_hash, repo_type=kind)
+        blob = _repository_folder(reference) / "blobs" / about.etag
         if not isinstance(here, str) and not blob.exists():
-            url = hf_hub_url(repo, file, revision=about.commit_hash)
+            url = hf_hub_url(repo, file, revision=about.commit_hash, repo_type=kind)
             _fetch(url, blob, about.size, str(reference), on_progress or _silent)
-        return Path(hf_hub_download(repo, file, revision=revision))
+        return Path(hf_hub_download(repo, file, revision=revision, repo_type=kind))
 
 
 def _fetch(url: str, blob: Path, size: int | None, name: str, on_progress: Progress) -> None:
@@ -222,10 +226,10 @@ def _check_room(folder: Path, wanted: int, name: str) -> None:
         )
 
 
-def _repository_folder(repo: str) -> Path:
+def _repository_folder(reference: Reference) -> Path:
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE) / ("models--" + repo.replace("/", "--"))
+    return Path(constants.HF_HUB_CACHE) / f"{reference.kind}s--{reference.repo.replace('/', '--')}"
 
 
 def _endpoint() -> str:

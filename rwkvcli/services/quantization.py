@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from quant.checkpoints import Checkpoint
     from quant.container.reader import ModelFile
     from quant.pipeline import Progress, Result
+    from rwkvcli.runtime.tokenizer import Tokenizer
+    from rwkvcli.services.assessment import Assessment
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,17 @@ def default_output(source: Path, kind: str) -> Path:
 
 
 def check_files(
-    source: Path, out: Path, *, tokenizer: Path | None = None, report: Path | None = None, force: bool = False
+    source: Path,
+    out: Path,
+    *,
+    tokenizer: Path | None = None,
+    text: Path | None = None,
+    report: Path | None = None,
+    force: bool = False,
 ) -> None:
     """Refuse an OUT or a report that would replace what is to be kept, before any work.
 
-    Raises UsageError: one of them is the source, the tokenizer or the other, exists (unless `force`), is no
+    Raises UsageError: one of them is the source, the tokenizer, the text or the other, exists (unless `force`), is no
     regular file, or lies in no folder.
     """
     from quant.atomic import new_file
@@ -91,6 +101,8 @@ def check_files(
     kept = {SOURCE_ITSELF: source}
     if tokenizer is not None:
         kept["the tokenizer"] = tokenizer
+    if text is not None:
+        kept["the text to measure on"] = text
     new_file(out, force=force, kept=kept)
     if report is not None:
         new_file(report, force=force, kept={**kept, "the model file": out})
@@ -115,14 +127,17 @@ def quantize(
     group_norm_eps: float | None = None,
     ffn_value: str = "auto",
     force: bool = False,
+    assessment: Assessment | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Result:
     """Write `source` as a model file of `kind`; see `quant.pipeline.quantize`, which this calls.
 
     `threads`: None for one per core. `tokenizer`: a tokenizer.json to embed. `template`: a family's name.
-    Raises what the pipeline raises, SourceNotFound if the tokenizer cannot be read, FormatError if it is none,
-    UsageError for a family that does not exist.
+    With `assessment` the file is measured against the source on a text before it takes its place; a checkpoint is
+    written out as a model file for that, beside OUT and for the time being. Raises what the pipeline raises,
+    SourceNotFound if the tokenizer cannot be read, FormatError if it is none, UsageError for a family that does
+    not exist and for a text that cannot be measured.
     """
     from quant.pipeline import quantize as run
     from rwkvcli.runtime.device import cpu_level
@@ -130,19 +145,25 @@ def quantize(
 
     tokenizer_json = _tokenizer_json(tokenizer, source.arch.vocab_size)
     _check_template(template)
-    return run(
-        source,
-        out,
-        kind,
-        encoder=NativeEncoder(threads or default_threads(), level=cpu_level()),
-        tokenizer_json=tokenizer_json,
-        template=template,
-        group_norm_eps=group_norm_eps,
-        ffn_value=ffn_value,
-        force=force,
-        on_progress=on_progress,
-        should_stop=should_stop,
-    )
+    threads = threads or default_threads()
+    common: dict[str, Any] = {
+        "encoder": NativeEncoder(threads, level=cpu_level()),
+        "tokenizer_json": tokenizer_json,
+        "template": template,
+        "group_norm_eps": group_norm_eps,
+        "on_progress": on_progress,
+        "should_stop": should_stop,
+    }
+    with contextlib.ExitStack() as stack:
+        evaluate = None
+        if assessment is not None:
+            from rwkvcli.services.assessment import base_file
+
+            assessment.check(_tokenizer_of(source, tokenizer_json))
+            folder = Path(os.path.realpath(out)).parent
+            base = stack.enter_context(base_file(source, folder, **common))
+            evaluate = partial(assessment.measured, base=base, threads=threads, should_stop=should_stop)
+        return run(source, out, kind, ffn_value=ffn_value, force=force, evaluate=evaluate, **common)
 
 
 def forecast(
@@ -190,6 +211,19 @@ def _tokenizer_json(path: Path | None, vocab_size: int) -> bytes | None:
     return contents
 
 
+def _tokenizer_of(source: Checkpoint | ModelFile, given: bytes | None) -> Tokenizer:
+    """What the new file will encode text with. Raises UsageError if it will know no vocabulary, FormatError."""
+    from quant.pipeline import implied_tokenizer
+    from quant.sources import source_of
+    from rwkvcli.runtime.tokenizer import tokenizer_for
+
+    weights = source_of(source)
+    size = weights.arch.vocab_size
+    if given is not None:
+        return tokenizer_for("json", size, given)
+    return tokenizer_for(weights.tokenizer or implied_tokenizer(size), size, weights.tokenizer_bytes())
+
+
 def _check_template(name: str | None) -> None:
     """Raise UsageError for a family that does not exist."""
     if name is not None:
@@ -206,9 +240,10 @@ def open_source(path: Path) -> Checkpoint | ModelFile:
 
 
 def report(result: Result) -> dict[str, Any]:
-    """A finished quantization, ready for JSON: sizes, and what was lost by class and by tensor."""
+    """A finished quantization, ready for JSON: sizes, what was lost by class and by tensor, measured quality."""
     from quant.metrics import to_json
 
+    quality = {} if result.quality is None else {"quality": dict(result.quality)}
     return {
         "path": str(result.path),
         "version": result.arch.version,
@@ -216,4 +251,5 @@ def report(result: Result) -> dict[str, Any]:
         "source_bytes": result.source_bytes,
         "bytes": result.nbytes,
         **to_json(result.tensors),
+        **quality,
     }

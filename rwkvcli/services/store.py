@@ -28,6 +28,8 @@ class Reference:
     repo: str
     file: str | None = None
     revision: str | None = None
+    kind: str = "model"
+    """What the repository is: `model` or `dataset`."""
 
     def __str__(self) -> str:
         file = f":{self.file}" if self.file else ""
@@ -72,7 +74,7 @@ def find_model(
     if offline or hub.is_offline():
         raise NetworkError(
             f"{parsed} is not on this machine, and the network is off",
-            hint=f"{_how_to_go_online(offline)}: `rwkv pull {parsed}`",
+            hint=f"{how_to_go_online(offline)}: `rwkv pull {parsed}`",
         )
     if not may_download:
         raise ModelNotFound(f"{parsed} is not on this machine", hint=f"download it with `rwkv pull {parsed}`")
@@ -106,7 +108,7 @@ def pull(name: str, *, offline: bool = False, on_progress: Progress | None = Non
     return LocalModel(hub.download(parsed, on_progress), name, parsed)
 
 
-def _how_to_go_online(offline: bool) -> str:
+def how_to_go_online(offline: bool) -> str:
     """What has to change for the network to be used; `offline`: the caller asked for it to be off."""
     from rwkvcli.services import hub
 

@@ -467,6 +467,33 @@ def test_the_report_is_json_of_plain_numbers(small: Path, tmp_path: Path) -> Non
         assert model.report["classes"]["vectors"]["error"] == 0
 
 
+def test_what_an_evaluation_returns_is_kept(small: Path, tmp_path: Path) -> None:
+    seen = []
+
+    def evaluate(path: Path) -> dict[str, Any]:
+        with ModelFile.open(path) as model:
+            seen.append({name: model.decode(name) for name in model.plan})
+        return {"kl": {"mean": 0.5}, "text": "x" * 8000}
+
+    result = quantized(small, tmp_path / "o", "int4", evaluate=evaluate)
+    assert result.quality == {"kl": {"mean": 0.5}, "text": "x" * 8000}
+    with ModelFile.open(tmp_path / "o") as model:
+        assert model.report["quality"] == result.quality
+        assert all(np.array_equal(model.decode(name), seen[0][name]) for name in model.plan)
+
+
+def test_an_evaluation_that_fails_leaves_nothing(small: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+
+    def evaluate(path: Path) -> dict[str, Any]:
+        assert path.parent == tmp_path
+        raise Cancelled("enough")
+
+    with pytest.raises(Cancelled, match="enough"):
+        quantized(small, tmp_path / "o", "int4", evaluate=evaluate)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def flip_a_bit(path: Path, member: str) -> None:
     """The lowest one of a zip member's first number."""
     with zipfile.ZipFile(path) as archive:

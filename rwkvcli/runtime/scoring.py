@@ -1,0 +1,45 @@
+"""What logits say of the tokens that came, in float64 and with the same bits on every processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvcli import _kernels
+from rwkvcli.errors import FormatError
+from rwkvcli.runtime.backend import Float32
+
+Float64 = NDArray[np.float64]
+Int32 = NDArray[np.int32]
+
+
+def score(logits: Float32, targets: Sequence[int] | Int32) -> tuple[Float64, Int32]:
+    """Of float32 logits [T, V]: the log-probability (nats) of each target [T], and each row's likeliest token,
+    the first of several. All V rows of the vocabulary count. Raises FormatError for logits that are no numbers.
+    """
+    with _refusals():
+        return _kernels.score(logits, targets)
+
+
+def divergence(base: Float32, logits: Float32) -> Float64:
+    """Kullback-Leibler divergence (nats, >= 0) of each row of `logits` [T, V] from the same row of `base`: what
+    it costs on average to expect `logits` where `base` holds.
+
+    Raises FormatError for logits that are no numbers.
+    """
+    with _refusals():
+        return _kernels.divergence(base, logits)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except _kernels.FormatError as e:
+        raise FormatError(
+            f"{e}: the model cannot be measured",
+            hint="make it again from its checkpoint, or download it again",
+        ) from None
