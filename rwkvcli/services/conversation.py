@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkvcli.errors import FormatError, UsageError
+from rwkvcli.errors import FormatError, RwkvError, UsageError
 from rwkvcli.services.answering import Answer, Part
 from rwkvcli.services.turns import History, Turn
 
@@ -76,8 +76,8 @@ class Speed:
 class Conversation:
     """Turns on `model`. `save` is called whenever something is to be kept.
 
-    Errors of `save` (OSError) come out after the conversation has moved on: what could not be written then is
-    written with the next call.
+    An error in saving does not end a conversation. It stands in `trouble` until a later call of `save`, which
+    has to write all that is missing, succeeds.
     """
 
     def __init__(
@@ -92,12 +92,13 @@ class Conversation:
         """`seed`: for the next answer; else the random numbers go on where they were. Raises UsageError."""
         self.model = model
         self.history = history or History()
-        self.settings = Settings()
+        self.settings = settings or Settings()
         self.speed = Speed()
+        self.trouble: OSError | RwkvError | None = None
         self._snapshots = snapshots
         self._seed = seed
-        self._save = save
-        self.configure(settings or Settings())
+        self._keep = save
+        self.configure(self.settings)
 
     @property
     def template(self) -> Template:
@@ -126,8 +127,11 @@ class Conversation:
         params = SamplingParams.of(template.settings(chat=True), {**settings.sampling, "seed": seed})
         Sampler(params, self.model.tokenizer.vocab_size, self.model.tokenizer)
         check_limits(settings.max_tokens, settings.stop)
+        changed = settings != self.settings
         self.settings = settings
         self._seed = seed if seed is not None else self._seed
+        if changed:
+            self._save()
 
     def state(self) -> State:
         """The state where the conversation stands; not to be changed."""
@@ -275,6 +279,13 @@ class Conversation:
         """Begin anew, with instructions or without; `redo` brings the turns back."""
         self.history.restart(system)
         self._save()
+
+    def _save(self) -> None:
+        try:
+            self._keep()
+            self.trouble = None
+        except (OSError, RwkvError) as error:
+            self.trouble = error
 
     def _commit(self, turn: Turn, state: State) -> None:
         self._snapshots.keep(turn, state)

@@ -96,6 +96,17 @@ class Branch:
     system: str | None = None
     """The instructions that the first turn is to begin with."""
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Branch:
+        """Raises TypeError or ValueError for what is none."""
+        branch = cls(**values)
+        numbers = [*branch.redo, *([] if branch.head is None else [branch.head])]
+        if not all(type(number) is int for number in numbers):
+            raise ValueError("a head is the number of a turn")
+        if branch.system is not None and not isinstance(branch.system, str):
+            raise ValueError("instructions are text")
+        return branch
+
 
 class History:
     """Every turn that was made, the branches, and which one is current."""
