@@ -76,13 +76,13 @@ class LiveTerminal:
 
     def _idle(self) -> bool:
         before = len(self.raw)
-        self.pump(0.08)
+        self.pump(0.04)
         return len(self.raw) == before
 
     def say(self, text: str) -> str:
         """Send a message or command, and wait for the next prompt."""
         self.send(text)
-        self.until(lambda screen: screen.rstrip().endswith(text.rstrip()[-60:]))
+        self.until(lambda screen: text.rstrip() in screen.rsplit(">>> ", 1)[-1])
         begin = len(self.raw)
         self.send("\r")
         self.until(lambda _: b">>> " in self.raw[begin:])

@@ -95,10 +95,10 @@ def chat(
 
     console = Console(settings)
     in_terminal = is_terminal(sys.stdin) and is_terminal(sys.stdout)
-    if no_save and name is not None and not _is_model(name, settings):
+    if no_save and name is not None and not _is_model(name):
         raise Misuse("--no-save keeps nothing, and NAME names what is kept")
     model_name = _explicit_model(settings)
-    if name is not None and model_name is None and _is_model(name, settings):
+    if name is not None and model_name is None and _is_model(name):
         model_name, name = name, None
         told = f"{model_name} is a model: a new conversation begins with it"
         console.note(told) if in_terminal else console.detail(told)
@@ -163,7 +163,7 @@ def _explicit_model(settings: Settings) -> str | None:
     return settings.model if settings.model not in defaults else None
 
 
-def _is_model(name: str, settings: Settings) -> bool:
+def _is_model(name: str) -> bool:
     """Whether NAME is a model rather than the name of a conversation."""
     from rwkvcli.errors import UsageError
     from rwkvcli.services import sessions, store
@@ -173,4 +173,4 @@ def _is_model(name: str, settings: Settings) -> bool:
             return False
     except UsageError:  # no name at all
         return True
-    return name in store.ALIASES or os.path.isfile(name)  # noqa: PTH113
+    return name in store.ALIASES or name.endswith(store.SUFFIXES) or os.path.isfile(name)  # noqa: PTH113

@@ -42,7 +42,10 @@ def run(console: Console, talk: Conversation, session: Session | None, found: Lo
                 chat.tell("Ctrl-D leaves; Ctrl-C stops an answer")
                 continue
             if text.startswith("/"):
-                perform(chat, text)
+                try:
+                    perform(chat, text)
+                except KeyboardInterrupt:
+                    chat.tell("stopped")
             elif text.strip():
                 chat.answer(lambda stopped, text=text: talk.send(text, stopped))  # type: ignore[misc]
     chat.close()
@@ -79,7 +82,9 @@ class Chat:
         return self._editor.read(draft)
 
     def tell(self, text: str) -> None:
-        """Remark on what happened."""
+        """Remark on what happened, unless -q."""
+        if self.console.settings.quiet:
+            return
         lines = _harmless(text)
         self.console.line(f"\x1b[2m{lines}\x1b[0m" if self._styled else lines)
 

@@ -123,7 +123,9 @@ class Conversation:
         if settings.think is not None and settings.think not in THINK:
             raise UsageError(f"no way to think {settings.think!r}", hint=f"one of {', '.join(THINK)}")
         if settings.think in ("show", "hide") and template.thinking is None:
-            raise UsageError(f"models of the family {template.name} do not think", hint="/think off")
+            raise UsageError(
+                f"models of the family {template.name} do not think", hint="leave that setting out, or `off`"
+            )
         params = SamplingParams.of(template.settings(chat=True), {**settings.sampling, "seed": seed})
         Sampler(params, self.model.tokenizer.vocab_size, self.model.tokenizer)
         check_limits(settings.max_tokens, settings.stop)

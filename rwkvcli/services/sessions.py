@@ -73,13 +73,14 @@ class Summary:
     nbytes: int
 
 
+def names() -> list[str]:
+    """Every session, by name."""
+    return sorted(path.parent.name for path in sessions_path().glob(f"*/{_POINTER}"))
+
+
 def summaries() -> list[Summary]:
     """Every session, the latest last. One that cannot be read is listed with an empty model."""
-    found = []
-    with contextlib.suppress(FileNotFoundError):
-        for folder in sessions_path().iterdir():
-            if (folder / _POINTER).is_file():
-                found.append(_summary(folder))
+    found = [_summary(sessions_path() / name) for name in names()]
     return sorted(found, key=lambda session: (session.updated, session.name))
 
 

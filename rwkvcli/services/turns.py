@@ -17,7 +17,7 @@ from rwkvcli.errors import FormatError, UsageError
 Kind = Literal["message", "read", "load"]
 KINDS = ("message", "read", "load")
 MAIN = "main"
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def checked_name(name: str, what: str) -> str:

@@ -34,7 +34,7 @@ def place(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def chat(place: dict[str, str], tmp_path: Path) -> Chatter:
-    terminal = Chatter("chat", "trip", "-m", "demo", *SHORT, env=place, cwd=tmp_path, rows=200)
+    terminal = Chatter("chat", "trip", "-m", "demo", *SHORT, env=place, cwd=tmp_path, rows=70)
     terminal.prompt()
     return terminal
 
