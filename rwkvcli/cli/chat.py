@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import replace
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from rwkvcli.cli.options import Misuse, with_settings
 from rwkvcli.cli.prompt import argument_bytes, argument_text
 from rwkvcli.cli.sampling import with_sampling
 from rwkvcli.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from rwkvcli.services.conversation import Settings as ChatSettings
 
 EXAMPLES = """
   rwkv chat demo
@@ -83,14 +86,15 @@ def chat(
     """Talk with a model.
 
     In a terminal: Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves, /help lists
-    the commands (/undo, /retry, /branch, /read ...). After every turn the conversation is saved, and `rwkv chat NAME` goes on with it at once,
-    however long it is. A NAME that is a model is taken as the model.
+    the commands (/undo, /retry, /branch, /read ...). After every turn the conversation is saved, and `rwkv
+    chat NAME` goes on with it at once, however long it is. A NAME that is a model is taken as the model.
 
     Without a terminal each line of stdin is a turn; stdout gets the answers alone, a conversation without a
     NAME is not saved, and nothing is a command.
     """
     from rwkvcli.services import generation, sessions
     from rwkvcli.services.conversation import Conversation
+    from rwkvcli.services.conversation import Settings as ChatSettings
     from rwkvcli.services.snapshots import Snapshots
 
     console = Console(settings)
@@ -116,18 +120,14 @@ def chat(
         found = model_to_run(console, model_name)
         model = generation.load_model(found, settings.device, settings.threads)
         seed = sampling.pop("seed")
-        wanted = session.settings() if session is not None else _no_settings()
-        wanted = replace(
-            wanted,
-            sampling={
-                **wanted.sampling,
-                **{key: value for key, value in sampling.items() if value is not None},
-            },
-            max_tokens=wanted.max_tokens if max_tokens is None else max_tokens,
-            stop=wanted.stop if stop is None else tuple(map(argument_text, stop)),
-            think=wanted.think if think is None else think.value,
-            template=wanted.template if template is None else template,
-        )
+        flags: dict[str, Any] = {
+            "max_tokens": max_tokens,
+            "template": template,
+            "think": str(think) if think else None,
+        }
+        if stop is not None:
+            flags["stop"] = tuple(map(argument_text, stop))
+        wanted = _under(flags, sampling, session.settings() if session is not None else ChatSettings())
         if session is not None:
             talk = session.converse(model, model_name, wanted, seed)
         else:
@@ -149,10 +149,11 @@ def chat(
             session.close()
 
 
-def _no_settings() -> Any:
-    from rwkvcli.services.conversation import Settings as ChatSettings
-
-    return ChatSettings()
+def _under(flags: dict[str, Any], sampling: dict[str, Any], saved: ChatSettings) -> ChatSettings:
+    """The settings that were `saved`, under what the command line says; None is "not said"."""
+    said = {name: value for name, value in flags.items() if value is not None}
+    chosen = {name: value for name, value in sampling.items() if value is not None}
+    return replace(saved, **said, sampling={**saved.sampling, **chosen})
 
 
 def _explicit_model(settings: Settings) -> str | None:

@@ -50,14 +50,14 @@ class AnswerView:
 
     def flush(self) -> str:
         """The rest, and a line end."""
-        return self._end_thoughts() + self._answer.flush() + "\n"
+        return self._end_thoughts("") + self._answer.flush() + "\n"
 
-    def _end_thoughts(self) -> str:
+    def _end_thoughts(self, between: str = "\n\n") -> str:
         if not self._thinks:
             return ""
         self._thinks = False
         if self._shows:
-            return self._thoughts.flush() + "\n\n"
+            return self._thoughts.flush() + between
         return "\r\x1b[K" if self._styled else ""
 
 

@@ -46,7 +46,7 @@ class Editor:
             complete_in_thread=False,
             enable_suspend=True,
             tempfile_suffix=".md",
-            prompt_continuation=lambda *_: FormattedText([("class:prompt", MORE)]),
+            prompt_continuation=_continuation,
             style=Style.from_dict(style),
             include_default_pygments_style=False,
         )
@@ -60,6 +60,11 @@ class Editor:
 
     def _is_command(self) -> bool:
         return self._session.default_buffer.text.startswith("/")
+
+
+def _continuation(_width: int, _line: int, wrapped: int) -> FormattedText:
+    """What stands before a further line of a message, and before the rest of a line that is too long."""
+    return FormattedText([("", " " * len(MORE))] if wrapped else [("class:prompt", MORE)])
 
 
 def _hint() -> FormattedText:

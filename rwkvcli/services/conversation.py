@@ -96,9 +96,9 @@ class Conversation:
         self.speed = Speed()
         self.trouble: OSError | RwkvError | None = None
         self._snapshots = snapshots
-        self._seed = seed
+        self._seed: int | None = None
         self._keep = save
-        self.configure(self.settings)
+        self.configure(self.settings, seed)
 
     @property
     def template(self) -> Template:

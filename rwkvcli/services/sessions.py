@@ -226,6 +226,10 @@ class Session:
         """Add lines to the journal, all or none."""
         data = b"".join(_line(turn.to_json()) for turn in turns)
         with open(self.folder / _JOURNAL, "ab", buffering=0) as file:
+            if file.seek(0, os.SEEK_END) < self._written:
+                raise FormatError(
+                    f"{self.folder / _JOURNAL} is shorter than it was: another program changed it"
+                )
             file.truncate(self._written)  # what an earlier try, or a crash, left of a line
             try:
                 view = memoryview(data)

@@ -39,10 +39,17 @@ def test_shown_thoughts_are_dim() -> None:
     assert text.index("\x1b[2m") < text.index("Hm") < text.index("\x1b[0m") < text.index("It is")
 
 
+def test_thoughts_alone() -> None:
+    for shows, expected in ((True, "Hm, **so** many.\nYes"), (False, "")):
+        view = AnswerView(styled=True, wraps=True, shows_thoughts=shows)
+        text = "".join(map(view.push, PARTS[:3])) + view.flush()
+        assert seen(text) == expected
+        assert text.endswith("\n") and not text.endswith("\n\n")
+
+
 def test_while_thoughts_go_on_there_is_a_word_for_it() -> None:
     view = AnswerView(styled=True, wraps=True, shows_thoughts=False)
     assert seen("".join(map(view.push, PARTS[:3]))) == "thinking ..."
-    assert seen("".join(map(view.push, PARTS[:3])) + view.flush()) == "thinking ..."[:0]
 
 
 def test_a_terminal_that_does_not_take_anything_holds_up_nobody() -> None:

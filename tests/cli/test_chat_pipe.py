@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_a_signal_keeps_the_answer_as_far_as_it_came(
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(b"Hello\nNever answered\n")
     process.stdin.flush()
-    first = process.stdout.read(20)
+    first = os.read(process.stdout.fileno(), 20)  # unbuffered: communicate() reads the rest
     process.send_signal(signum)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (code, b"")

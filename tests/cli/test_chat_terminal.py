@@ -82,6 +82,7 @@ def test_messages_of_several_lines(place: dict[str, str], tmp_path: Path) -> Non
         ('"""first\rsecond"""', '>>> """first\n... second"""', "first\nsecond"),
         ("\x1b[200~pasted\n\n/undo\x1b[201~", ">>> pasted\n...\n... /undo", "pasted\n\n/undo"),
         ("\x07", ">>> written\n... in the editor", "written\nin the editor"),
+        ("x" * 100, f">>> {'x' * 76}\n    {'x' * 24}", "x" * 100),
         ("日本😀語\x7f\x7f本x", ">>> 日本本x", "日本本x"),
     ):
         terminal.send(typed)

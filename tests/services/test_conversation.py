@@ -180,6 +180,8 @@ def test_settings_are_checked_before_they_count(demo: Model) -> None:
     ):
         with pytest.raises(UsageError):
             talk.configure(bad)
+    with pytest.raises(UsageError, match="seed"):
+        begin(demo, seed=-1)
     assert talk.settings == SHORT
     talk.configure(Settings(sampling={"temperature": 0.0}, max_tokens=5), seed=3)
     say(talk, WORDS[0])

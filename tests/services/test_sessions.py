@@ -213,6 +213,16 @@ def test_a_line_that_is_not_whole_is_forgotten(demo: Model, root: Path) -> None:
     assert [turn.user for turn in sessions.transcript("a").path()] == WORDS[:3]
 
 
+def test_a_journal_that_another_program_shortened_is_not_written_to(demo: Model, root: Path) -> None:
+    session, talk = opened(demo)
+    with session:
+        say(talk, WORDS[0])
+        (root / "a" / "turns.jsonl").write_bytes(b"")
+        list(talk.send(WORDS[1]))
+        assert isinstance(talk.trouble, FormatError)
+    assert (root / "a" / "turns.jsonl").read_bytes() == b""
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
