@@ -76,6 +76,49 @@ def held_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(signum, old)
 
 
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raise TimedOut inside when `seconds` are over, also in the middle of a prompt; None: never.
+
+    Where there is no alarm (Windows) a timer interrupts as Ctrl-C does, and that becomes TimedOut.
+    """
+    from rwkvcli.errors import TimedOut
+
+    if seconds is None:
+        yield
+        return
+    error = TimedOut(f"not finished after {seconds:g} s", hint="--timeout gives it more time")
+    if hasattr(signal, "setitimer"):
+
+        def handler(_signum: int, _frame: FrameType | None) -> None:
+            raise error
+
+        before = signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        return
+    over = threading.Event()
+
+    def interrupt() -> None:
+        over.set()
+        signal.raise_signal(signal.SIGINT)
+
+    timer = threading.Timer(seconds, interrupt)
+    timer.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if over.is_set():
+            raise error from None
+        raise
+    finally:
+        timer.cancel()
+
+
 class Interruption:
     """Ctrl-C, SIGTERM and SIGHUP while an answer is made: it is to end there, and what there is of it is kept.
 
@@ -118,49 +161,6 @@ class Interruption:
             self.caught = signum
         if first and self.raises:
             raise KeyboardInterrupt
-
-
-@contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raise TimedOut inside when `seconds` are over, also in the middle of a prompt; None: never.
-
-    Where there is no alarm (Windows) a timer interrupts as Ctrl-C does, and that becomes TimedOut.
-    """
-    from rwkvcli.errors import TimedOut
-
-    if seconds is None:
-        yield
-        return
-    error = TimedOut(f"not finished after {seconds:g} s", hint="--timeout gives it more time")
-    if hasattr(signal, "setitimer"):
-
-        def handler(_signum: int, _frame: FrameType | None) -> None:
-            raise error
-
-        before = signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-        return
-    over = threading.Event()
-
-    def interrupt() -> None:
-        over.set()
-        signal.raise_signal(signal.SIGINT)
-
-    timer = threading.Timer(seconds, interrupt)
-    timer.start()
-    try:
-        yield
-    except KeyboardInterrupt:
-        if over.is_set():
-            raise error from None
-        raise
-    finally:
-        timer.cancel()
 
 
 def die_by_sigpipe() -> None:
