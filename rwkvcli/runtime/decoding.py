@@ -50,12 +50,14 @@ class Finish:
 class Piece:
     """What one token added: `text` may be empty (half a character, or what may become a stop string).
 
-    The last piece alone has `finish`. Its `token` is None unless a stop string ended in that token.
+    `held` is the number of characters that are held back, since they may begin a stop string. The last piece
+    alone has `finish`. Its `token` is None unless a stop string ended in that token.
     """
 
     text: str
     token: int | None
     finish: Finish | None = None
+    held: int = 0
 
 
 def decode(
@@ -113,7 +115,7 @@ def _decode(
         if matcher.matched is not None:
             yield Piece(text, token, Finish("stop", matcher.matched, tuple(fed), unfed))
             return
-        yield Piece(text, token)
+        yield Piece(text, token, held=matcher.held)
     text = matcher.push(characters.flush())
     if matcher.matched is not None:
         reason = "stop"

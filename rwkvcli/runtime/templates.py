@@ -75,16 +75,17 @@ class Template:
         """What the model may write before its thoughts or its answer, after `message(text, think)`."""
         return self.lead if self._form(think) is None else THINK_LEAD
 
+    @property
+    def tail(self) -> str:
+        """What follows a finished answer."""
+        return self.answer.partition("{reply}")[2]
+
     def _form(self, think: str) -> str | None:
         return {"on": self.thinking, "fast": self.fast}.get(think)
 
     def closing(self, reply: str) -> str:
         """A finished answer, after `message`, as the conversation goes on."""
         return self.answer.replace("{reply}", reply.strip())
-
-    def after(self) -> str:
-        """What follows an answer, before the next message."""
-        return self.answer.partition("{reply}")[2]
 
     def settings(self, chat: bool) -> dict[str, Any]:
         """Defaults for the sampler."""
