@@ -50,14 +50,12 @@ class Finish:
 class Piece:
     """What one token added: `text` may be empty (half a character, or what may become a stop string).
 
-    `held` is the number of characters that are held back, since they may begin a stop string. The last piece
-    alone has `finish`. Its `token` is None unless a stop string ended in that token.
+    The last piece alone has `finish`. Its `token` is None unless a stop string ended in that token.
     """
 
     text: str
     token: int | None
     finish: Finish | None = None
-    held: int = 0
 
 
 def decode(
@@ -115,7 +113,7 @@ def _decode(
         if matcher.matched is not None:
             yield Piece(text, token, Finish("stop", matcher.matched, tuple(fed), unfed))
             return
-        yield Piece(text, token, held=matcher.held)
+        yield Piece(text, token)
     text = matcher.push(characters.flush())
     if matcher.matched is not None:
         reason = "stop"

@@ -60,11 +60,6 @@ class StopMatcher:
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
-    @property
-    def held(self) -> int:
-        """Number of characters that are held back."""
-        return len(self._held)
-
     def flush(self) -> str:
         """What was held back: no stop string came of it."""
         text, self._held = self._held, ""

@@ -71,17 +71,10 @@ class Template:
         """A message of the person, and where the answer begins; `think` as in THINK, `off` where there is no such form."""
         return self.user.replace("{user}", self._clean(text)) + (self._form(think) or self.reply)
 
-    def lead_of(self, think: str) -> str:
-        """What the model may write before its thoughts or its answer, after `message(text, think)`."""
-        return self.lead if self._form(think) is None else THINK_LEAD
-
     @property
     def tail(self) -> str:
         """What follows a finished answer."""
         return self.answer.partition("{reply}")[2]
-
-    def _form(self, think: str) -> str | None:
-        return {"on": self.thinking, "fast": self.fast}.get(think)
 
     def closing(self, reply: str) -> str:
         """A finished answer, after `message`, as the conversation goes on."""
@@ -90,6 +83,13 @@ class Template:
     def settings(self, chat: bool) -> dict[str, Any]:
         """Defaults for the sampler."""
         return {**self.sampling, **(self.chat if chat else {})}
+
+    def lead_of(self, think: str) -> str:
+        """What the model may write before its thoughts or its answer, after `message(text, think)`."""
+        return self.lead if self._form(think) is None else THINK_LEAD
+
+    def _form(self, think: str) -> str | None:
+        return {"on": self.thinking, "fast": self.fast}.get(think)
 
     def _clean(self, text: str) -> str:
         text = text.replace("\r\n", "\n").strip()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from rwkvcli.runtime.decoding import Finish, decode
-from rwkvcli.runtime.streaming import AnswerTrim
+from rwkvcli.runtime.streaming import AnswerTrim, Utf8Stream
 from rwkvcli.runtime.templates import Template
 
 if TYPE_CHECKING:
@@ -69,15 +69,19 @@ class Answer:
         splitter = ThoughtSplitter(self.think == "on", self.template.lead_of(self.think))
         tokenizer = self.model.tokenizer
         stop = (*self.stop, *self.template.stop)
-        raw, mark = "", None
+        bytes_of, characters = tokenizer.stream(), Utf8Stream()
+        raw, drawn = "", 0  # the text so far, and the characters drawn: some may be held back
+        mark: _Mark | None = None
         end: Finish | None = None
         for piece in decode(
             self.model, self.state, self.logits, tokenizer, self.sampler, self.max_tokens, stop
         ):
             text = raw + piece.text
+            if piece.token is not None:
+                drawn += len(characters.push(bytes_of(piece.token)))
             # the state has not seen this token yet: what it has seen is all that was certain
             stops = piece.finish is not None and piece.finish.stop is not None
-            if stops or piece.held or not text or text[-1].isspace():
+            if stops or drawn > len(text) or not text or text[-1].isspace():
                 mark = mark or _Mark(self.state.copy(), len(self.ids), len(raw))
             elif piece.finish is None:
                 mark = None
