@@ -108,7 +108,7 @@ class Answer:
             unfed = []
         else:
             unfed = list(end.unfed) if end is not None else self.ids[-1:]
-        after = rest + self.template.tail
+        after = rest + self.template.answer.partition("{reply}")[2]
         added = self.model.tokenizer.encode(after) if after else []
         if unfed or added:
             self.model.forward([*unfed, *added], self.state)
