@@ -157,7 +157,7 @@ def _switch(chat: Chat, argument: str) -> None:
 
 def _clear(chat: Chat, _argument: str) -> None:
     chat.talk.restart(chat.talk.history.system)
-    chat.tell("a new conversation; /redo brings the turns back one by one")
+    chat.tell("a new conversation; until the next message /redo brings the turns back, one by one")
 
 
 def _system(chat: Chat, argument: str) -> None:
