@@ -134,6 +134,10 @@ def _values_of(verb: str | None, flag: str) -> list[str] | None:
             return ["int8", "int4", "bf16", "f16", "f32"]
         case "ffn_value":
             return ["auto", "tile", "kn"]
+        case "think":
+            return ["show", "hide", "fast", "off"]
+        case "form":
+            return ["md", "jsonl"]
         case "sampler_order":
             return ["rwkv", "temperature-first"]
         case "tokenizer":
@@ -157,6 +161,14 @@ def _arguments(verb: str, before: Sequence[str]) -> Sequence[str]:
         if not before:
             return ["get", "set", "unset", "list"]
         return list(KEYS) if len(before) == 1 and before[0] != "list" else []
+    if verb in ("chat", "sessions"):
+        from rwkvcli.services.sessions import names
+
+        if verb == "chat":
+            return [*names(), *_models()] if not before else []
+        if not before:
+            return ["list", "export", "rm"]
+        return names() if before[0] != "list" else []
     return _models() if verb in _TAKE_MODEL else []
 
 

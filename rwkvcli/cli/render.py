@@ -114,6 +114,20 @@ class QuantizationBar(_Bar):
         yield TextColumn("{task.description}", markup=False)
 
 
+class ReadingBar(_Bar):
+    """Bytes of a text that a model reads."""
+
+    def update(self, done: int, total: int) -> None:
+        """Show how far it is."""
+        self._show(done, total)
+
+    def _columns(self) -> Iterable[Any]:
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+
+        yield TextColumn("{task.description}", markup=False)
+        yield from (BarColumn(bar_width=32), DownloadColumn(), TimeRemainingColumn())
+
+
 class BenchBar(_Bar):
     """Runs of a measurement."""
 

@@ -17,6 +17,7 @@ from rwkvcli.cli.parsing import convert_plainly
 from rwkvcli.cli.settings import Settings
 
 VERBS = {
+    "chat": "Talk with a model.",
     "generate": "Continue a text with a model.",
     "quantize": "Make a model file out of a checkpoint.",
     "show": "Show what is inside a model file or a checkpoint.",
@@ -27,6 +28,7 @@ VERBS = {
     "tokenize": "Turn text into token ids.",
     "detokenize": "Turn token ids back into text.",
     "doctor": "Tell what this machine can do, and whether a model fits.",
+    "sessions": "List, export and remove conversations.",
     "config": "Read and change your defaults.",
     "completion": "Print a script that completes commands in your shell.",
 }
@@ -37,6 +39,7 @@ EXAMPLES = """
   rwkv quantize demo --to int4 -o demo-int4.safetensors
   echo "It was a fine morning, and" | rwkv generate -m demo-int4.safetensors
   rwkv generate -m demo "Once upon a time" --max-tokens 100
+  rwkv chat demo
   rwkv pull owner/repo:model.pth
   rwkv show demo
 """

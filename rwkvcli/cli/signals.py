@@ -119,6 +119,50 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         timer.cancel()
 
 
+class Interruption:
+    """Ctrl-C, SIGTERM and SIGHUP while an answer is made: it is to end there, and what there is of it is kept.
+
+    A context manager. The signal is noted, and `asked` tells; while `raises` is true it raises KeyboardInterrupt
+    as well, for work that nothing is to be kept of. `settle` makes it what it means elsewhere.
+    """
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+        self.raises = True
+        self._before: dict[int, Any] = {}
+
+    def asked(self) -> bool:
+        """Whether one of the signals came."""
+        return self.caught is not None
+
+    def settle(self, *, ctrl_c: bool) -> None:
+        """Afterwards: raise SystemExit for the signals that end a program, with `ctrl_c` KeyboardInterrupt too."""
+        if self.caught == signal.SIGINT:
+            if ctrl_c:
+                raise KeyboardInterrupt
+        elif self.caught is not None:
+            raise SystemExit(128 + self.caught)
+
+    def __enter__(self) -> Interruption:
+        for signum in _ENDING:
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                self._before[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for signum, old in self._before.items():
+            signal.signal(signum, old)
+        if kind is KeyboardInterrupt:
+            self.settle(ctrl_c=False)
+
+    def _handle(self, signum: int, _frame: FrameType | None) -> None:
+        first = self.caught is None
+        if first or self.caught == signal.SIGINT:
+            self.caught = signum
+        if first and self.raises:
+            raise KeyboardInterrupt
+
+
 def die_by_sigpipe() -> None:
     """End the process the way a C program ends when the reader of its output has gone."""
     discard(sys.stdout)

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 UNNAMED = "none"
 """What a model file says that leaves the choice to its vocabulary and the name of its checkpoint."""
 
+THINK = ("on", "fast", "off")
+"""What a reasoning model is to do before its answer: think, go past it with empty thoughts, or nothing special."""
+THINK_LEAD = ">"
+"""The end of a tag that was begun without it: closed, it would be another token than the model was trained on."""
+
 
 class Turn(NamedTuple):
     """One message of the person and, but for the last, the answer that it got."""
@@ -46,6 +51,8 @@ class Template:
     begin: bool = False
     lead: str = ""
     collapse: bool = False
+    thinking: str | None = None
+    fast: str | None = None
 
     def render(self, turns: Sequence[Turn], system: str | None = None) -> str:
         """The text up to where the model's next answer begins; `begin` and the vocabulary are the caller's."""
@@ -60,9 +67,9 @@ class Template:
         """What stands before the first message."""
         return self.system.replace("{system}", self._clean(system)) if system else ""
 
-    def message(self, text: str) -> str:
-        """A message of the person, and where the answer begins."""
-        return self.user.replace("{user}", self._clean(text)) + self.reply
+    def message(self, text: str, think: str = "off") -> str:
+        """A message of the person, and where the answer begins; `think` as in THINK, `off` where there is no such form."""
+        return self.user.replace("{user}", self._clean(text)) + (self._form(think) or self.reply)
 
     def closing(self, reply: str) -> str:
         """A finished answer, after `message`, as the conversation goes on."""
@@ -71,6 +78,13 @@ class Template:
     def settings(self, chat: bool) -> dict[str, Any]:
         """Defaults for the sampler."""
         return {**self.sampling, **(self.chat if chat else {})}
+
+    def lead_of(self, think: str) -> str:
+        """What the model may write before its thoughts or its answer, after `message(text, think)`."""
+        return self.lead if self._form(think) is None else THINK_LEAD
+
+    def _form(self, think: str) -> str | None:
+        return {"on": self.thinking, "fast": self.fast}.get(think)
 
     def _clean(self, text: str) -> str:
         text = text.replace("\r\n", "\n").strip()

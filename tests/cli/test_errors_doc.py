@@ -66,7 +66,9 @@ def place(folder: Path) -> Path:
 
 def run(command: str, place: Path) -> tuple[str, str, int]:
     """stdout, stderr and exit code of a shell command in `place`; paths there are shown relative to it."""
-    env = environment(RWKV_CONFIG=os.devnull, HF_HUB_CACHE=str(place / "hub"))
+    env = environment(
+        RWKV_CONFIG=os.devnull, HF_HUB_CACHE=str(place / "hub"), RWKV_SESSIONS=str(place / "sessions")
+    )
     env["PATH"] = f"{place / 'bin'}:{env['PATH']}"
     env["PYTHONPATH"] = os.pathsep.join([str(place), env.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     done = subprocess.run(

@@ -1,0 +1,133 @@
+"""Drawing an answer apart from making it: a slow terminal delays what is seen, never the model."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from rwkvcli.cli.markdown import DIM, Painter
+
+if TYPE_CHECKING:
+    from rwkvcli.services.answering import Part
+
+FRAME = 1 / 30
+"""Seconds between two drawings."""
+_THINKING = "thinking ..."
+
+
+class AnswerView:
+    """The look of one answer: thoughts dim above it, or a word in their place while they go on.
+
+    `styled`: colours, and styles in place of Markdown's marks; else the text as it is. `wraps`: at words.
+    """
+
+    def __init__(self, *, styled: bool, wraps: bool, shows_thoughts: bool) -> None:
+        self._shows = shows_thoughts
+        self._styled = styled
+        self._thoughts = Painter(_width, marks=False, style=(DIM,) if styled else (), wraps=wraps)
+        self._answer = Painter(_width, marks=styled, wraps=wraps)
+        self._thinks = False
+
+    def push(self, part: Part) -> str:
+        """What can be drawn now."""
+        if not part.text:
+            return ""
+        begin = ""
+        if part.thinking:
+            if self._shows:
+                self._thinks = True
+                return self._thoughts.push(part.text)
+            if not self._thinks and self._styled:
+                begin = f"\x1b[{DIM}m{_THINKING}\x1b[0m"
+            self._thinks = True
+            return begin
+        return self._end_thoughts() + self._answer.push(part.text)
+
+    def flush(self) -> str:
+        """The rest, and a line end."""
+        return self._end_thoughts("") + self._answer.flush() + "\n"
+
+    def _end_thoughts(self, between: str = "\n\n") -> str:
+        if not self._thinks:
+            return ""
+        self._thinks = False
+        if self._shows:
+            return self._thoughts.flush() + between
+        return "\r\x1b[K" if self._styled else ""
+
+
+class Drawing:
+    """Draws what is pushed at most every FRAME seconds, in a thread of its own. A context manager.
+
+    At the end everything is drawn. A terminal that is gone is written to no more.
+    """
+
+    def __init__(self, view: AnswerView, write: Callable[[str], None]) -> None:
+        self._view = view
+        self._write = write
+        self._parts: list[Part] = []
+        self._changed = threading.Condition()
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="drawing", daemon=True)
+
+    def push(self, part: Part) -> None:
+        """Draw it soon."""
+        with self._changed:
+            self._parts.append(part)
+            self._changed.notify()
+
+    def __enter__(self) -> Drawing:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with suppress(OSError, ValueError):
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._parts or self._ended)
+                    parts, self._parts = self._parts, []
+                    ended = self._ended
+                text = "".join(map(self._view.push, parts))
+                if ended:
+                    self._write(text + self._view.flush())
+                    return
+                if text:
+                    self._write(text)
+                    time.sleep(FRAME)
+
+
+def _width() -> int:
+    """Columns for text; the last one stays free, where terminals differ in what they do."""
+    return max(shutil.get_terminal_size().columns - 1, 10)
+
+
+@contextmanager
+def no_echo() -> Iterator[None]:
+    """What is typed meanwhile is not shown in the middle of the answer; it is there for the next message."""
+    try:
+        import termios
+
+        handle = sys.stdin.fileno()
+        before: Any = termios.tcgetattr(handle)
+    except (ImportError, OSError, ValueError):
+        yield
+        return
+    quiet = termios.tcgetattr(handle)
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(handle, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        with suppress(OSError, termios.error):
+            termios.tcsetattr(handle, termios.TCSADRAIN, before)

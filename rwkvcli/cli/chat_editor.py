@@ -1,0 +1,153 @@
+"""The line editor of `rwkv chat`: prompt_toolkit with the keys, the history and the completion of a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.formatted_text import FormattedText
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.styles import Style
+
+from rwkvcli.cli.chat_lines import MORE, PROMPT, in_block, unquoted
+
+FILES = object()
+"""In place of a list of words: the names of files."""
+
+Words = Callable[[str], Any]
+"""From a command to what its argument may be: words, or FILES."""
+
+
+class Editor:
+    """Reads messages. `commands` {name: what it is for} and `arguments` are for completion.
+
+    `history` is the file of messages that were sent; None: they are forgotten. `color`: whether to use colours.
+    """
+
+    def __init__(
+        self, commands: dict[str, str], arguments: Words, history: Path | None, *, color: bool
+    ) -> None:
+        self._color = color
+        past: History = InMemoryHistory() if history is None else _History(history)
+        style = {"prompt": "bold ansigreen", "placeholder": "ansibrightblack"} if color else {}
+        self._session: PromptSession[str] = PromptSession(
+            history=past,
+            multiline=True,
+            key_bindings=_keys(),
+            completer=_Commands(commands, arguments),
+            complete_while_typing=Condition(self._is_command),
+            complete_in_thread=False,
+            enable_suspend=True,
+            tempfile_suffix=".md",
+            prompt_continuation=_continuation,
+            style=Style.from_dict(style),
+            include_default_pygments_style=False,
+        )
+
+    def read(self, draft: str = "") -> str:
+        """A message; `draft` stands there to be changed. Raises EOFError (Ctrl-D) and KeyboardInterrupt
+        (Ctrl-C where nothing was typed)."""
+        message = FormattedText([("class:prompt", PROMPT)])
+        text = self._session.prompt(message, default=draft, placeholder=_hint if self._color else None)
+        return unquoted(text)
+
+    def _is_command(self) -> bool:
+        return self._session.default_buffer.text.startswith("/")
+
+
+def _continuation(_width: int, _line: int, wrapped: int) -> FormattedText:
+    """What stands before a further line of a message, and before the rest of a line that is too long."""
+    return FormattedText([("", " " * len(MORE))] if wrapped else [("class:prompt", MORE)])
+
+
+def _hint() -> FormattedText:
+    """What stands where nothing was typed yet, and does not stay on the screen."""
+    return FormattedText([] if get_app().is_done else [("class:placeholder", "message, or /help")])
+
+
+def _keys() -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.complete_state is not None and buffer.complete_state.current_completion is not None:
+            buffer.complete_state = None  # Enter takes what was chosen
+        elif in_block(buffer.text):
+            buffer.newline(copy_margin=False)
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
+    @keys.add("c-c")
+    @keys.add("<sigint>")
+    def _(event: KeyPressEvent) -> None:
+        if event.current_buffer.text:
+            event.current_buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt)
+
+    @keys.add("c-g")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.open_in_editor()
+
+    return keys
+
+
+class _Commands(Completer):
+    """Names of commands at the beginning of a message, then their arguments."""
+
+    def __init__(self, commands: dict[str, str], arguments: Words) -> None:
+        self._commands = commands
+        self._arguments = arguments
+        self._files = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        """What may stand at the cursor."""
+        text = document.text_before_cursor
+        if not text.startswith("/") or "\n" in text:
+            return
+        name, space, argument = text[1:].partition(" ")
+        if not space:
+            for command, about in self._commands.items():
+                if command.startswith(name):
+                    yield Completion(command, -len(name), display=f"/{command}", display_meta=about)
+            return
+        words = self._arguments(name)
+        if words is FILES:
+            yield from self._files.get_completions(Document(argument), complete_event)
+            return
+        for word in words:
+            if word.startswith(argument):
+                yield Completion(word, -len(argument))
+
+
+class _History(FileHistory):
+    """Messages in a file that nobody else may read; that it cannot be written ends no conversation."""
+
+    def store_string(self, string: str) -> None:
+        """Add a message."""
+        path = Path(str(self.filename))
+        try:
+            path.parent.mkdir(0o700, parents=True, exist_ok=True)
+            path.touch(0o600)
+            super().store_string(string)
+        except (OSError, ValueError):  # half a surrogate pair cannot be written
+            return
+
+    def load_history_strings(self) -> Iterable[str]:
+        """The messages, the latest first."""
+        try:
+            return list(super().load_history_strings())
+        except OSError:
+            return []

@@ -1,0 +1,57 @@
+"""A conversation without a terminal: a line of stdin is a turn, stdout gets the answers alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import BinaryIO
+
+from rwkvcli.cli.console import Console
+from rwkvcli.cli.prompt import normalized
+from rwkvcli.cli.signals import Interruption
+from rwkvcli.services.conversation import Conversation
+
+
+def answer_lines(console: Console, talk: Conversation) -> None:
+    """Answer each line as it comes; empty ones are passed over. With --json an answer is an object on a line.
+
+    A signal ends the answer, which is kept as far as it came, and the program.
+    """
+    stream: BinaryIO | None = getattr(sys.stdin, "buffer", None)
+    if stream is None:
+        return
+    while line := stream.readline():
+        text = normalized(line).decode("utf-8", "surrogateescape").strip()
+        if not text:
+            continue
+        before = talk.history.head
+        with Interruption() as interruption:
+            parts = talk.send(text, interruption.asked)
+            next(parts)
+            interruption.raises = False
+            for part in parts:
+                if not part.thinking and not console.settings.json:
+                    console.write(part.text)
+        if not console.settings.json:
+            console.line("")
+        elif talk.history.head is not before:
+            console.line(_account(talk))
+        if talk.trouble is not None:
+            raise talk.trouble
+        interruption.settle(ctrl_c=True)
+
+
+def _account(talk: Conversation) -> str:
+    """The last turn in JSON."""
+    turn = talk.history.head
+    assert turn is not None
+    return json.dumps(
+        {
+            "text": turn.reply,
+            "thinking": turn.thinking,
+            "finish_reason": turn.finish,
+            "seed": turn.seed,
+            "usage": {"prompt_tokens": talk.speed.prompt_tokens, "completion_tokens": talk.speed.tokens},
+        },
+        ensure_ascii=False,
+    )

@@ -1,0 +1,350 @@
+"""Conversations on disk, a folder each.
+
+    turns.jsonl    every turn that was made, a line each; lines are only ever added
+    session.json   the model, the settings, the branches and where each stands; replaced as a whole
+    states/        the state after many of the turns: N.safetensors after turn N
+    lock           held by the process that has the session open
+
+A turn is saved in the order state, line, session.json, each synced: whatever ends the process in between, what
+session.json names is there, and the turn in the making is lost at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quant.atomic import whole_file
+from rwkvcli.errors import FormatError, ModelNotFound, StateMismatch, UsageError
+from rwkvcli.services.conversation import Conversation, Settings
+from rwkvcli.services.snapshots import Snapshots
+from rwkvcli.services.turns import MAIN, Branch, History, Turn, checked_name
+
+if sys.platform != "win32":
+    import fcntl
+
+if TYPE_CHECKING:
+    from rwkvcli.runtime.model import Model
+
+FORMAT = "rwkvcli-session"
+VERSION = "0"
+_POINTER, _JOURNAL, _STATES, _LOCK = "session.json", "turns.jsonl", "states", "lock"
+
+
+def sessions_path() -> Path:
+    """RWKV_SESSIONS, or `rwkv/sessions` in the user's data folder."""
+    asked = os.environ.get("RWKV_SESSIONS")
+    if asked:
+        return Path(asked).expanduser()
+    from platformdirs import user_data_path
+
+    return user_data_path("rwkv", appauthor=False) / "sessions"
+
+
+def exists(name: str) -> bool:
+    """Whether there is a session of this name."""
+    return (sessions_path() / checked_name(name, "session") / _POINTER).is_file()
+
+
+def fresh_name() -> str:
+    """A name for a session that nobody named: the date and time."""
+    return time.strftime("%Y%m%d-%H%M%S")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is told of a session without opening it."""
+
+    name: str
+    model: str
+    turns: int
+    """On the current branch."""
+    branches: int
+    updated: str
+    nbytes: int
+
+
+def names() -> list[str]:
+    """Every session, by name."""
+    return sorted(path.parent.name for path in sessions_path().glob(f"*/{_POINTER}"))
+
+
+def summaries() -> list[Summary]:
+    """Every session, the latest last. One that cannot be read is listed with an empty model."""
+    found = [_summary(sessions_path() / name) for name in names()]
+    return sorted(found, key=lambda session: (session.updated, session.name))
+
+
+def _summary(folder: Path) -> Summary:
+    nbytes = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # another process may be at work on it
+            nbytes += path.stat().st_size if path.is_file() else 0
+    try:
+        pointer = _Pointer.read(folder)
+    except FormatError:
+        return Summary(folder.name, "", 0, 0, "", nbytes)
+    return Summary(folder.name, pointer.model, pointer.turns, len(pointer.branches), pointer.updated, nbytes)
+
+
+def transcript(name: str) -> History:
+    """The turns of a session, which may be open elsewhere. Raises ModelNotFound, FormatError."""
+    folder = _existing(name)
+    pointer = _Pointer.read(folder)
+    return History(_read_journal(folder)[0], pointer.branches, pointer.current)
+
+
+def remove(name: str) -> None:
+    """Remove a session. Raises ModelNotFound, and UsageError while it is open."""
+    folder = _existing(name)
+    with _Lock(folder, name):
+        (folder / _POINTER).unlink()  # from here on there is none
+        shutil.rmtree(folder)
+
+
+def _existing(name: str) -> Path:
+    folder = sessions_path() / checked_name(name, "session")
+    if not (folder / _POINTER).is_file():
+        raise ModelNotFound(f"no session {name}", hint="`rwkv sessions list` shows all")
+    return folder
+
+
+class Session:
+    """A conversation on disk, open in this process alone. Use it as a context manager.
+
+    A session that is new is written when its first turn is.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Raises UsageError (the name, open elsewhere), FormatError (damaged)."""
+        self.name = checked_name(name, "session")
+        self.folder = sessions_path() / name
+        self.pointer: _Pointer | None = None
+        self.history = History()
+        self._lock: _Lock | None = None
+        self._written = 0  # bytes of the journal that count
+        self._last = 0  # number of the last turn in it
+        if (self.folder / _POINTER).is_file():
+            self._open()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there is nothing of it on disk yet."""
+        return self.pointer is None
+
+    @property
+    def model(self) -> str | None:
+        """The model that it belongs to, as MODEL; None while it is new."""
+        return self.pointer.model if self.pointer is not None else None
+
+    def settings(self) -> Settings:
+        """The settings it was left with. Raises FormatError."""
+        return Settings.from_json(self.pointer.settings) if self.pointer is not None else Settings()
+
+    def converse(self, model: Model, name: str, settings: Settings, seed: int | None = None) -> Conversation:
+        """Go on with it on `model`, called `name` on the command line; every change is saved.
+
+        Raises StateMismatch for another model than it belongs to, and as Conversation.
+        """
+        if self.pointer is not None and self.pointer.fingerprint != model.fingerprint:
+            raise StateMismatch(
+                f"session {self.name} belongs to another model than {name}",
+                hint=f"it was made with {self.pointer.model}; `rwkv sessions export {self.name}` shows its text",
+            )
+        snapshots = Snapshots(model, self.folder / _STATES)
+        if self.pointer is not None:
+            snapshots.clean(self.history.turns.values())
+        talk = Conversation(
+            model, snapshots, self.history, settings, seed, lambda: self._save(talk, _absolute(name))
+        )
+        return talk
+
+    def close(self) -> None:
+        """Let another process have it."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        self._lock = _Lock(self.folder, self.name)
+        try:
+            self.pointer = _Pointer.read(self.folder)
+            turns, self._written = _read_journal(self.folder)
+            self.history = History(turns, self.pointer.branches, self.pointer.current)
+            self._last = max(self.history.turns, default=0)
+        except BaseException:
+            self.close()
+            raise
+
+    def _save(self, talk: Conversation, model: str) -> None:
+        """Write what is new. Raises OSError, and UsageError for a session that another process has begun."""
+        history = talk.history
+        if self.is_new and not history.turns:
+            return
+        if self._lock is None:
+            sessions_path().mkdir(0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(0o700, exist_ok=True)
+            self._lock = _Lock(self.folder, self.name)
+            if (self.folder / _POINTER).is_file():
+                self.close()
+                raise UsageError(f"session {self.name} was begun by another process")
+        fresh = [turn for number, turn in history.turns.items() if number > self._last]
+        for turn in fresh:
+            talk.snapshots.write(turn)
+        if fresh or self.is_new:
+            self._append(fresh)
+        self.pointer = _Pointer(
+            model=model,
+            fingerprint=talk.model.fingerprint,
+            settings=talk.settings.to_json(),
+            branches=history.branches,
+            current=history.current,
+            turns=history.head.depth if history.head is not None else 0,
+        )
+        self.pointer.write(self.folder)
+        wanted = {
+            head for branch in history.branches.values() for head in (branch.head, *branch.redo) if head
+        }
+        talk.snapshots.prune(history.turns.values(), wanted)
+
+    def _append(self, turns: list[Turn]) -> None:
+        """Add lines to the journal, all or none."""
+        data = b"".join(_line(turn.to_json()) for turn in turns)
+        with open(self.folder / _JOURNAL, "ab", buffering=0) as file:
+            if file.seek(0, os.SEEK_END) < self._written:
+                raise FormatError(
+                    f"{self.folder / _JOURNAL} is shorter than it was: another program changed it"
+                )
+            file.truncate(self._written)  # what an earlier try, or a crash, left of a line
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[file.write(view) :]
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(self._written)
+                raise
+        self._written += len(data)
+        self._last = max((turn.id for turn in turns), default=self._last)
+
+
+@dataclass
+class _Pointer:
+    """session.json."""
+
+    model: str
+    fingerprint: str
+    settings: Mapping[str, Any]
+    branches: dict[str, Branch]
+    current: str = MAIN
+    turns: int = 0
+    updated: str = ""
+
+    def write(self, folder: Path) -> None:
+        """Replace the one in `folder`. Raises OSError."""
+        self.updated = time.strftime("%Y-%m-%d %H:%M:%S")
+        branches = {name: vars(branch) for name, branch in self.branches.items()}
+        values = {"format": FORMAT, "version": VERSION, **vars(self), "branches": branches}
+        with whole_file(folder / _POINTER) as file:
+            file.write(_line(values))
+
+    @classmethod
+    def read(cls, folder: Path) -> _Pointer:
+        """Raises FormatError."""
+        path = folder / _POINTER
+        try:
+            values = json.loads(path.read_bytes())
+            if values.pop("format") != FORMAT:
+                raise ValueError
+            version = values.pop("version")
+            if version != VERSION:
+                raise FormatError(f"{path}: session format {version!r} is not read by this version")
+            branches = {name: Branch.from_json(item) for name, item in values.pop("branches").items()}
+            pointer = cls(**values, branches=branches)
+            if not all(isinstance(text, str) for text in (pointer.model, pointer.updated, pointer.current)):
+                raise ValueError
+        except OSError as error:
+            raise FormatError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise FormatError(
+                f"{path}: not the file of a session, or a damaged one",
+                hint="the turns are in turns.jsonl beside it",
+            ) from None
+        return pointer
+
+
+def _read_journal(folder: Path) -> tuple[list[Turn], int]:
+    """The turns, and the bytes of the journal that count: a last line that is not whole does not."""
+    path = folder / _JOURNAL
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    whole = data.rfind(b"\n") + 1
+    turns = []
+    for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
+        try:
+            turns.append(Turn.from_json(json.loads(line)))
+        except (ValueError, TypeError, FormatError):
+            raise FormatError(f"{path}: line {number} is damaged") from None
+    return turns, whole
+
+
+def _line(values: Mapping[str, Any]) -> bytes:
+    """JSON and a line end; characters that stand for bytes that are no text are escaped."""
+    return json.dumps(values, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _absolute(name: str) -> str:
+    """MODEL as it can be found from anywhere."""
+    from rwkvcli.services.store import ALIASES
+
+    return os.path.abspath(name) if name not in ALIASES and os.path.exists(name) else name  # noqa: PTH100, PTH110
+
+
+class _Lock:
+    """A session that no other process may open. Raises UsageError if one has."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._file = open(folder / _LOCK, "a+b", buffering=0)  # noqa: SIM115  (open as long as the session)
+        try:
+            if sys.platform != "win32":
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                self._file.seek(0)
+                who = self._file.read(20).decode("ascii", "replace").strip()
+                self._file.close()
+                raise UsageError(
+                    f"session {name} is open in another process" + (f" ({who})" if who.isdigit() else ""),
+                    hint="end that one, or begin another session",
+                ) from None
+            # a file system without locks
+        self._file.truncate(0)
+        self._file.write(b"%d\n" % os.getpid())
+
+    def release(self) -> None:
+        """Give it up."""
+        self._file.close()
+
+    def __enter__(self) -> _Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

@@ -1,0 +1,234 @@
+"""`rwkv chat` in a real pseudo-terminal, on the demo model: what a person types, and the screen that results."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from cli_runner import rwkv
+from live_terminal import LiveTerminal
+
+if sys.platform == "win32":
+    pytest.skip("needs a pseudo-terminal", allow_module_level=True)
+
+ENDLESS = ["--max-tokens", "-1", "--logit-bias", "0=-inf", "--logit-bias", "10=-inf", "--seed", "1"]
+SHORT = ["--max-tokens", "30", "--seed", "1"]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> dict[str, str]:
+    return {"RWKV_SESSIONS": str(tmp_path / "sessions")}
+
+
+def opened(place: dict[str, str], *args: str, **more: object) -> LiveTerminal:
+    terminal = LiveTerminal("chat", "trip", *args, env=place, **more)  # type: ignore[arg-type]
+    terminal.prompt()
+    return terminal
+
+
+def messages(place: dict[str, str], name: str = "trip") -> list[str]:
+    out = rwkv("sessions", "export", name, "--format", "jsonl", env=place).out
+    return [json.loads(line)["content"] for line in out.splitlines()]
+
+
+def test_a_conversation_and_its_opening_and_closing_lines(place: dict[str, str]) -> None:
+    terminal = opened(place, "-m", "demo", *SHORT)
+    lines = terminal.text().split("\n")
+    assert lines[0].startswith("demo: RWKV-7, 3.6 million parameters, bf16, 7.29 MB; cpu, ")
+    assert lines[1].startswith("demo is a toy")
+    assert lines[2].startswith("  rwkv quantize BlinkDL/rwkv7-g1:") and len(lines[2]) < 80
+    assert lines[3:] == [
+        "session trip, new; /help lists the commands, Ctrl-D leaves",
+        ">>> message, or /help",
+    ]
+    terminal.say("Hello, who are you?")
+    terminal.send("\x04")
+    assert terminal.finish() == 0
+    sent, reply = messages(place)
+    assert (sent, len(reply)) == ("Hello, who are you?", 29)
+    assert terminal.text().split("\n")[4:] == [
+        ">>> Hello, who are you?",
+        reply,
+        "(ended by its length: /set max-tokens=N)",
+        "",
+        ">>>",
+        "saved: `rwkv chat trip` goes on from here",
+    ]
+    again = opened(place)
+    shown = again.text().split("\n")
+    assert shown[3:] == [
+        "session trip, 1 turn; /help lists the commands, Ctrl-D leaves", "", ">>> Hello, who are you?", reply, "",
+        ">>> message, or /help",
+    ]  # fmt: skip
+    again.send("\x1b[A")
+    again.until(lambda text: text.endswith("\n>>> Hello, who are you?"))  # the history lasts
+    again.send("\x03\x04")
+    assert again.finish() == 0
+
+
+def test_messages_of_several_lines(place: dict[str, str], tmp_path: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nprintf "written\\nin the editor" > "$1"\n')
+    editor.chmod(0o755)
+    terminal = opened({**place, "EDITOR": str(editor)}, "-m", "demo", "--max-tokens", "3")
+    for typed, seen, sent in (
+        ("one\x1b\rtwo", ">>> one\n... two", "one\ntwo"),
+        ('"""first\rsecond"""', '>>> """first\n... second"""', "first\nsecond"),
+        ("\x1b[200~pasted\n\n/undo\x1b[201~", ">>> pasted\n...\n... /undo", "pasted\n\n/undo"),
+        ("\x07", ">>> written\n... in the editor", "written\nin the editor"),
+        ("x" * 100, f">>> {'x' * 76}\n    {'x' * 24}", "x" * 100),
+        ("日本😀語\x7f\x7f本x", ">>> 日本本x", "日本本x"),
+    ):
+        terminal.send(typed)
+        terminal.until(lambda text, seen=seen: _without_stubs(text).endswith(seen))
+        begin = len(terminal.raw)
+        terminal.send("\r")
+        terminal.until(lambda _, begin=begin: b">>> " in terminal.raw[begin:])
+        terminal.prompt()
+        assert messages(place)[-2] == sent
+    terminal.send("\x04")
+    assert terminal.finish() == 0
+
+
+def _without_stubs(text: str) -> str:
+    """pyte puts nothing into the second cell of a wide character, but does show it as a space at times."""
+    return text.replace("\u0000", "")
+
+
+def test_ctrl_c_stops_the_answer_only_and_ctrl_d_leaves(place: dict[str, str]) -> None:
+    terminal = opened(place, "-m", "demo", *ENDLESS)
+    terminal.send("Hello\r")
+    terminal.until(lambda text: len(text) > 600)
+    terminal.send("\x03")
+    text = terminal.until("(stopped)")
+    terminal.prompt()
+    written = text[text.index(">>> Hello\n") + 10 : text.index("\n(stopped)")]
+    assert " ".join(written.split()) == " ".join(messages(place)[1].split())
+    terminal.send("half a mess\x03")
+    terminal.prompt()
+    terminal.send("\x03")
+    terminal.until("Ctrl-D leaves; Ctrl-C stops an answer\n>>>")
+    terminal.send("\x04")
+    assert terminal.finish() == 0
+    assert len(messages(place)) == 2
+
+
+@pytest.mark.parametrize(
+    ("signum", "code", "answering"), [(signal.SIGTERM, 143, False), (signal.SIGHUP, 129, True)]
+)
+def test_signals_that_end_save_and_leave_the_terminal_as_it_was(
+    place: dict[str, str], signum: signal.Signals, code: int, answering: bool
+) -> None:
+    terminal = opened(place, "-m", "demo", *(ENDLESS if answering else SHORT))
+    if answering:
+        terminal.send("Hello\r")
+        terminal.until(lambda text: len(text) > 600)
+    else:
+        terminal.say("Hello")
+    flags = termios.ECHO | termios.ICANON | termios.ISIG
+    assert termios.tcgetattr(terminal.child.child_fd)[3] & flags != flags
+    os.kill(terminal.child.pid, signum)
+    while terminal.pump(1):
+        pass
+    assert termios.tcgetattr(terminal.child.child_fd)[3] & flags == flags
+    assert terminal.finish() == code
+    assert len(messages(place)) == 2
+    assert terminal.raw.count(b"\x1b[?2004h") == terminal.raw.count(b"\x1b[?2004l")
+    assert b"Traceback" not in terminal.raw
+
+
+def test_waiting_takes_no_processor_time(place: dict[str, str]) -> None:
+    terminal = opened(place, "-m", "demo", *SHORT)
+    terminal.say("Hello")
+    for _ in range(5):  # what is still to be settled after an answer
+        terminal.pump(0.1)
+
+    def ticks() -> int:
+        return sum(
+            map(int, Path(f"/proc/{terminal.child.pid}/stat").read_text().rsplit(")")[-1].split()[11:13])
+        )
+
+    begin = ticks()
+    time.sleep(0.7)
+    assert ticks() - begin <= 1
+    terminal.send("\x04")
+    assert terminal.finish() == 0
+
+
+def test_a_slow_terminal_does_not_slow_the_model(place: dict[str, str]) -> None:
+    terminal = opened(place, "-m", "demo", "--max-tokens", "6000", *ENDLESS[2:])
+    terminal.send("Hello\r")
+    # nothing is drawn here meanwhile: the buffer of the pseudo-terminal (4 kB) is full long before the end
+    end = time.monotonic() + 60
+    journal = Path(place["RWKV_SESSIONS"]) / "trip" / "turns.jsonl"
+    while not (journal.exists() and journal.stat().st_size) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert journal.stat().st_size > 6000
+    terminal.until("(ended by its length")
+    terminal.prompt()
+    terminal.send("\x04")
+    assert terminal.finish() == 0
+
+
+def test_a_resized_terminal_wraps_at_its_new_width(place: dict[str, str]) -> None:
+    terminal = opened(place, "-m", "demo", "--max-tokens", "300", *ENDLESS[2:])
+    terminal.child.setwinsize(40, 30)
+    terminal.screen.resize(40, 30)
+    terminal.prompt()
+    terminal.send("Hello\r")
+    text = terminal.until("(ended by its length")
+    answer = text[text.index(">>> Hello\n") + 10 : text.index("(ended")].strip().split("\n")
+    assert len(answer) > 9
+    assert max(map(len, answer)) <= 29
+    assert " ".join(answer) == messages(place)[1]  # broken between words only
+    terminal.send("\x04")
+    assert terminal.finish() == 0
+
+
+def test_a_dumb_terminal_gets_plain_text(place: dict[str, str]) -> None:
+    terminal = LiveTerminal("chat", "trip", "-m", "demo", *SHORT, env={**place, "TERM": "dumb"})
+    terminal.until(">>>")
+    terminal.send("Hello\r")
+    terminal.until("(ended by its length")
+    terminal.until(lambda text: text.split("\n")[-1].startswith(">>>"))
+    assert messages(place)[0] == "Hello"
+    terminal.send("\x04")
+    assert terminal.finish() == 0
+    assert b"\x1b" not in terminal.raw
+
+
+def test_suspended_and_taken_up_again(place: dict[str, str]) -> None:
+    terminal = opened(place, "-m", "demo", "--max-tokens", "2000", *ENDLESS[2:])
+    terminal.send("Hello\r")
+    terminal.until(lambda text: len(text) > 600)
+    os.kill(terminal.child.pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{terminal.child.pid}/stat").read_text().rsplit(")")[-1].split()[0] != "T":
+        assert time.monotonic() < deadline
+        terminal.pump(0.01)
+    os.kill(terminal.child.pid, signal.SIGCONT)
+    terminal.until("(ended by its length")
+    terminal.prompt()
+    terminal.send("\x04")
+    assert terminal.finish() == 0
+
+
+def test_what_is_no_longer_there_to_be_saved_to(place: dict[str, str]) -> None:
+    terminal = opened(place, "-m", "demo", *SHORT)
+    terminal.say("Hello")
+    folder = Path(place["RWKV_SESSIONS"]) / "trip"
+    folder.rename(folder.with_name("gone"))
+    terminal.say("Are you there?")
+    terminal.until("not saved; the conversation goes on, and every turn tries again")
+    folder.with_name("gone").rename(folder)
+    terminal.say("And now?")
+    terminal.until("saved again, with all that was said")
+    terminal.send("\x04")
+    assert terminal.finish() == 0
+    assert messages(place)[::2] == ["Hello", "Are you there?", "And now?"]
