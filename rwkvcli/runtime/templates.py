@@ -68,6 +68,10 @@ class Template:
         """A finished answer, after `message`, as the conversation goes on."""
         return self.answer.replace("{reply}", reply.strip())
 
+    def after(self) -> str:
+        """What follows an answer, before the next message."""
+        return self.answer.partition("{reply}")[2]
+
     def settings(self, chat: bool) -> dict[str, Any]:
         """Defaults for the sampler."""
         return {**self.sampling, **(self.chat if chat else {})}
