@@ -18,7 +18,7 @@ Float32 = NDArray[np.float32]
 Ids = NDArray[np.int32]
 
 TEXT_CHUNK = 1 << 16
-"""Bytes of text turned into ids together."""
+"""Bytes of text turned into ids together: many times the longest token."""
 _FIRST, _LEAST, _MOST = 256, 32, 8192
 """Tokens fed together."""
 _SECONDS = 0.3
