@@ -145,6 +145,8 @@ def _arguments(verb: str, before: Sequence[str]) -> Sequence[str]:
     """What may stand where no option does."""
     if verb == "completion":
         return list(SCRIPTS)
+    if verb == "state" and not before:
+        return ["build", "info", "diff", "export", "import", "verify"]
     if verb == "config":
         from rwkvcli.services.configuration import KEYS
 

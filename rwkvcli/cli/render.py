@@ -46,8 +46,13 @@ class _Bar(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.hide()
+
+    def hide(self) -> None:
+        """Make room for a line; the next update brings the bar back."""
         if self._progress is not None:
             self._progress.stop()
+            self._progress = None
 
     def _show(self, done: int, total: int, title: str | None = None) -> None:
         if not self._console.shows_progress:
@@ -121,12 +126,6 @@ class BenchBar(_Bar):
         """Show how far it is and what runs now."""
         self._show(done, total, title)
 
-    def hide(self) -> None:
-        """Make room for a line of the answer; the next update brings the bar back."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-
     def _columns(self) -> Iterable[Any]:
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -145,9 +144,8 @@ class TextBar(_Bar):
         """Show that `done` of `total` bytes were read."""
         if time.monotonic() - self._begin > 1 or self._progress is not None:
             self._show(done, total)
-        if done == total and self._progress is not None:  # make room for the answer
-            self._progress.stop()
-            self._progress = None
+        if done == total:
+            self.hide()
 
     def _columns(self) -> Iterable[Any]:
         from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn

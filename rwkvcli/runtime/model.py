@@ -36,10 +36,12 @@ class Model:
         self.file = file
         self.backend = backend
         self._tokenizer: Tokenizer | None = None
-        identity = [file.metadata.get(key, "") for key in ("arch", "source", "plan", "method", "calibration")]
-        self.fingerprint = hashlib.sha256("\0".join(identity).encode()).hexdigest()
+        self.origin = origin_of(file)
+
+    @property
+    def fingerprint(self) -> str:
         """Names the file's content: what a saved state must match."""
-        self.origin = Origin.of(self.fingerprint, file.arch, file.source.get("file"))
+        return self.origin.fingerprint
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", threads: int | None = None) -> Model:
@@ -196,6 +198,13 @@ class Model:
                 "the state lives on another device",
                 hint="save it, and load it with State.load for this model",
             )
+
+
+def origin_of(file: ModelFile) -> Origin:
+    """What the states of a model file say that they belong to."""
+    identity = [file.metadata.get(key, "") for key in ("arch", "source", "plan", "method", "calibration")]
+    fingerprint = hashlib.sha256("\0".join(identity).encode()).hexdigest()
+    return Origin.of(fingerprint, file.arch, file.source.get("file"))
 
 
 def demo_path() -> Path:
