@@ -13,6 +13,7 @@
     ├── DeviceUnavailable        5    no such device, driver or kernel
     ├── OutOfMemory              5
     ├── NoSpace                  5    quant.errors: the disk is full
+    ├── LinesFailed              7    some lines of a batch; the others are done
     ├── TimedOut               124    it took longer than the person was willing to wait
     └── Cancelled              130    quant.errors: the user or the caller stopped it
 
@@ -41,6 +42,7 @@ __all__ = [
     "Cancelled",
     "DeviceUnavailable",
     "FormatError",
+    "LinesFailed",
     "MissingExtra",
     "ModelNotFound",
     "NetworkError",
@@ -90,6 +92,12 @@ class OutOfMemory(RwkvError):
     """The model or its state does not fit into memory."""
 
     exit_code: ClassVar[int] = 5
+
+
+class LinesFailed(RwkvError):
+    """Some lines of a batch could not be done; each says why in its place, and the others are done."""
+
+    exit_code: ClassVar[int] = 7
 
 
 class TimedOut(RwkvError):

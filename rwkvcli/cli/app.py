@@ -8,6 +8,7 @@
 | 3 | model or file not found, offline, network, not authorised |
 | 4 | refused or corrupt |
 | 5 | out of memory, disk full, device unavailable |
+| 7 | some lines of a batch failed |
 | 124 | it took longer than --timeout allows |
 | 130 | interrupted |
 

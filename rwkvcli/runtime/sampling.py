@@ -130,7 +130,7 @@ class SamplingParams:
             value = getattr(self, name)
             try:
                 object.__setattr__(self, name, float(value))
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise UsageError(f"{name} must be a number, not {value!r}") from None
 
     @classmethod

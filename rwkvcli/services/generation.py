@@ -146,6 +146,7 @@ class Generation:
         self._run: Continuation | None = None
         self._finish: Finish | None = None
         self._before: State | None = None
+        self._opened = 0.0
         if self.state is None:
             self.state = self.model.new_state()
         if not self.text_given and self.state.tokens_seen:
@@ -160,21 +161,80 @@ class Generation:
 
     def __iter__(self) -> Iterator[str]:
         """Evaluate the prompt, then yield pieces of text (never half a character) as they come."""
+        self.read()
+        assert self.state is not None and self._run is not None
+        run = self._run
+        yield from filter(None, [self.text])
+        while not self.done:
+            self.check()
+            if run.unfed and not run.full:
+                self.was_fed(self.model.forward(list(run.unfed), self.state))
+            text = self.draw()
+            if text:
+                yield text
+
+    def read(self) -> None:
+        """Evaluate the prompt. What a run before this one held back is in `text` then."""
+        from rwkvcli.runtime.decoding import Continuation
+
         begin = time.perf_counter()
         try:
             if self.text_given is not None:
                 self._feed()
         finally:
             self.timings.prompt = time.perf_counter() - begin
-        begin = time.perf_counter()
-        try:
-            for text in self._pieces():
-                self.timings.decode = time.perf_counter() - begin
-                if text:
-                    self.text += text
-                    yield text
-        finally:
-            self.timings.decode = time.perf_counter() - begin
+        self._open(Continuation(self.model.tokenizer, self._sampler, self.settings.max_tokens, self._stream))
+
+    def read_as(self, other: Generation) -> None:
+        """Take over what `other`, with the same prompt, has read and drawn nothing from yet."""
+        from rwkvcli.runtime.decoding import Continuation
+
+        assert other.state is not None
+        self.state, self._logits = other.state.copy(), other._logits
+        self.prompt_tokens, self.timings.prompt = other.prompt_tokens, other.timings.prompt
+        self._open(Continuation(self.model.tokenizer, self._sampler, self.settings.max_tokens, self._stream))
+
+    @property
+    def done(self) -> bool:
+        """Whether the text has ended."""
+        return self._finish is not None
+
+    @property
+    def unfed(self) -> tuple[int, ...]:
+        """The token that was drawn last, until `was_fed`."""
+        return self._run.unfed if self._run is not None else ()
+
+    @property
+    def full(self) -> bool:
+        """Whether no more tokens will be drawn: the unfed one need not be fed."""
+        return self._run is not None and self._run.full
+
+    def was_fed(self, logits: Float32) -> None:
+        """The unfed token was fed to `state`, and gave float32 `logits` [V]."""
+        assert self._run is not None
+        self._run.was_fed()
+        self._logits = logits
+
+    def draw(self) -> str:
+        """Draw the next token, or end the text. Returns what can be shown then; it is in `text` too."""
+        run, stream = self._run, self._stream
+        assert run is not None and self.state is not None
+        if self._logits is None or stream.matched is not None:  # the text that is gone on with has ended
+            text = self._end(run.end("stop"))
+        elif run.full:
+            text = self._end(run.end(keep=self.keep))
+        else:
+            settled = stream.settled
+            piece = run.draw(self._logits)
+            if self.keep and settled:
+                # the token may begin a stop string, of which the state is to know nothing
+                unsure = stream.matched is not None or not stream.settled
+                self._before = self.state.copy() if unsure else None
+            self.completion_tokens += 1
+            text = piece.text if piece.finish is None else self._end(piece)
+        self.text += text
+        self.timings.decode = time.perf_counter() - self._opened
+        return text
 
     def settle(self) -> State:
         """The state after all of the text, with what a next run needs to go on from here; also after a run that
@@ -227,34 +287,10 @@ class Generation:
         self.prompt_tokens = len(before)
         self._logits = feed(self.model, self.state, self.prompt, before, fed)
 
-    def _pieces(self) -> Iterator[str]:
-        from rwkvcli.runtime.decoding import Continuation
-
-        assert self.state is not None
-        stream, state = self._stream, self.state
-        run = self._run = Continuation(self.model.tokenizer, self._sampler, self.settings.max_tokens, stream)
-        self.begun = True
-        yield self._held
-        if self._logits is None or stream.matched is not None:  # the text that is gone on with has ended
-            yield self._end(run.end("stop"))
-            return
-        while not run.full:
-            self.check()
-            if run.unfed:
-                self._logits = self.model.forward(list(run.unfed), state)
-                run.was_fed()
-            settled = stream.settled
-            piece = run.draw(self._logits)
-            if self.keep and settled:
-                # the token may begin a stop string, of which the state is to know nothing
-                unsure = stream.matched is not None or not stream.settled
-                self._before = state.copy() if unsure else None
-            if piece.finish is not None:
-                yield self._end(piece)
-                return
-            self.completion_tokens += 1
-            yield piece.text
-        yield self._end(run.end(keep=self.keep))
+    def _open(self, run: Continuation) -> None:
+        self._run, self.begun = run, True
+        self.text += self._held
+        self._opened = time.perf_counter()
 
     def _go_on(self) -> str:
         """Take over where the state was left: the text that was held back then, and can be shown now."""
