@@ -107,7 +107,7 @@ def generate(
             metavar="N",
             min=1,
             max=1024,
-            help="--jsonl: decode N texts together; 1: no wait.",
+            help="--jsonl: decode N texts together.",
         ),
     ] = 8,
     count: Annotated[

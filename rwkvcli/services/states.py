@@ -156,7 +156,7 @@ def export(path: Path, out: Path, *, force: bool = False) -> None:
     from quant.checkpoints.write import write_pth, write_safetensors
     from rwkvcli.runtime.state_file import StateFile
 
-    if out.suffix not in (".pth", ".safetensors", *TRANSPOSED):
+    if out.suffix not in (".pth", ".safetensors", ".st"):
         raise UsageError(f"{out}: no such format", hint="OUT ends in .pth, .safetensors or .st")
     check_output(out, force=force, source=path)
     with StateFile(path) as file:
@@ -173,7 +173,7 @@ def export(path: Path, out: Path, *, force: bool = False) -> None:
         if out.suffix == ".pth":
             write_pth(out, matrices)
             return
-        turned = out.suffix in TRANSPOSED
+        turned = out.suffix == ".st"
         if turned:
             matrices = {name: np.ascontiguousarray(m.transpose(0, 2, 1)) for name, m in matrices.items()}
         write_safetensors(out, matrices, "f16" if turned else "f32", metadata={"source": file.origin.source})

@@ -285,6 +285,14 @@ def test_a_state_is_written_whole_or_not_at_all(built: Path) -> None:
     assert not list(built.glob(".*"))
 
 
+def test_the_python_of_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "states.md").read_text("utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert State.load("morning.state", Model.load("demo")).tokens_seen == 26
+
+
 @pytest.mark.slow
 def test_five_megabytes_take_no_more_memory_than_a_page(tmp_path: Path) -> None:
     quantized(checkpoint(tmp_path / "v4.pth", synthetic_arch("4", 1, 16, 256)), tmp_path / "v4.st", "f32")
