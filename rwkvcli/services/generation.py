@@ -175,24 +175,20 @@ class Generation:
 
     def read(self) -> None:
         """Evaluate the prompt. What a run before this one held back is in `text` then."""
-        from rwkvcli.runtime.decoding import Continuation
-
         begin = time.perf_counter()
         try:
             if self.text_given is not None:
                 self._feed()
         finally:
             self.timings.prompt = time.perf_counter() - begin
-        self._open(Continuation(self.model.tokenizer, self._sampler, self.settings.max_tokens, self._stream))
+        self._open()
 
     def read_as(self, other: Generation) -> None:
         """Take over what `other`, with the same prompt, has read and drawn nothing from yet."""
-        from rwkvcli.runtime.decoding import Continuation
-
         assert other.state is not None
         self.state, self._logits = other.state.copy(), other._logits
         self.prompt_tokens, self.timings.prompt = other.prompt_tokens, other.timings.prompt
-        self._open(Continuation(self.model.tokenizer, self._sampler, self.settings.max_tokens, self._stream))
+        self._open()
 
     @property
     def done(self) -> bool:
@@ -279,7 +275,8 @@ class Generation:
             self.prompt_tokens = tokens
             self.prompt_left = total - done
             self.on_prompt(done, total)
-            self.check()
+            if done < total:
+                self.check()
 
         self.begun, self.prompt_left = True, total
         self.check()
@@ -287,8 +284,11 @@ class Generation:
         self.prompt_tokens = len(before)
         self._logits = feed(self.model, self.state, self.prompt, before, fed)
 
-    def _open(self, run: Continuation) -> None:
-        self._run, self.begun = run, True
+    def _open(self) -> None:
+        from rwkvcli.runtime.decoding import Continuation
+
+        tokenizer, limit = self.model.tokenizer, self.settings.max_tokens
+        self._run, self.begun = Continuation(tokenizer, self._sampler, limit, self._stream), True
         self.text += self._held
         self._opened = time.perf_counter()
 

@@ -122,13 +122,13 @@ def stop_after(calls: int) -> Callable[[], None]:
     return check
 
 
-@pytest.mark.parametrize("calls", [2, 3, 4, 9, 20])
+@pytest.mark.parametrize("calls", [1, 2, 3, 9, 20])
 def test_a_run_that_is_stopped_goes_on(model: Model, tmp_path: Path, calls: int) -> None:
     settings = CASES["penalties"]
     whole = run(model, settings, tmp_path / "whole", tokens=TOKENS)
     first = run(model, settings, tmp_path / "cut", tokens=TOKENS, check=stop_after(calls))
     assert first.finish_reason == "interrupted"
-    assert first.completion_tokens == calls - 2  # one check before the prompt, one after it
+    assert first.completion_tokens == calls - 1  # one check before the prompt
     rest = TOKENS - first.completion_tokens
     second = run(
         model, settings, tmp_path / "two", text=None, tokens=rest, state=load_state(tmp_path / "cut", model)
