@@ -50,12 +50,14 @@ class Finish:
 class Piece:
     """What one token added: `text` may be empty (half a character, or what may become a stop string).
 
-    The last piece alone has `finish`. Its `token` is None unless a stop string ended in that token.
+    `held` is the number of characters that are held back, since they may begin a stop string. The last piece
+    alone has `finish`. Its `token` is None unless a stop string ended in that token.
     """
 
     text: str
     token: int | None
     finish: Finish | None = None
+    held: int = 0
 
 
 class Continuation:
@@ -85,7 +87,9 @@ class Continuation:
             return self.end("stop")
         self.unfed = (token,)
         text = self._text.push(self._bytes_of(token))
-        return Piece(text, token, None if self._text.matched is None else self._finish("stop"))
+        if self._text.matched is not None:
+            return Piece(text, token, self._finish("stop"))
+        return Piece(text, token, held=self._text.held)
 
     def was_fed(self) -> None:
         """The drawn token was fed."""

@@ -51,11 +51,6 @@ class StopMatcher:
         self.matched: str | None = None
         """The stop string that was found; nothing is given out after it."""
 
-    @property
-    def held(self) -> str:
-        """What is held back."""
-        return self._held
-
     def push(self, text: str) -> str:
         """The text that can be shown now."""
         if self.matched is not None:
@@ -70,6 +65,16 @@ class StopMatcher:
         keep = self._partial(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+    @property
+    def held(self) -> int:
+        """Number of characters that are held back."""
+        return len(self._held)
+
+    @property
+    def held_text(self) -> str:
+        """What is held back."""
+        return self._held
 
     def flush(self) -> str:
         """What was held back: no stop string came of it."""
@@ -148,6 +153,11 @@ class TextStream:
         return self._matcher.matched
 
     @property
+    def held(self) -> int:
+        """Number of characters that are held back, since they may begin a stop string."""
+        return self._matcher.held
+
+    @property
     def settled(self) -> bool:
         """Whether neither half a character nor the beginning of a stop string is held back."""
         return not self._characters.held and not self._matcher.held
@@ -176,7 +186,7 @@ class TextStream:
 
     def state(self) -> dict[str, Any]:
         """What is held back, to go on later. Ready for JSON."""
-        state: dict[str, Any] = {"text": self._matcher.held, "bytes": self._characters.held.hex()}
+        state: dict[str, Any] = {"text": self._matcher.held_text, "bytes": self._characters.held.hex()}
         if self._trim is not None:
             state["answer"] = self._trim.state()
         return state

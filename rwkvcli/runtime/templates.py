@@ -64,13 +64,14 @@ class Template:
         """A message of the person, and where the answer begins."""
         return self.user.replace("{user}", self._clean(text)) + self.reply
 
+    @property
+    def tail(self) -> str:
+        """What follows a finished answer."""
+        return self.answer.partition("{reply}")[2]
+
     def closing(self, reply: str) -> str:
         """A finished answer, after `message`, as the conversation goes on."""
         return self.answer.replace("{reply}", reply.strip())
-
-    def after(self) -> str:
-        """What follows an answer, before the next message."""
-        return self.answer.partition("{reply}")[2]
 
     def settings(self, chat: bool) -> dict[str, Any]:
         """Defaults for the sampler."""

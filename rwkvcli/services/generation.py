@@ -323,7 +323,7 @@ class Generation:
         if not self.state.tokens_seen:
             return rendered
         answered = self._pause is not None and self._pause.text is not None and "answer" in self._pause.text
-        return (self.template.after().encode() if answered else b"\n\n") + rendered
+        return (self.template.tail.encode() if answered else b"\n\n") + rendered
 
     def _end(self, piece: Piece) -> str:
         assert piece.finish is not None
