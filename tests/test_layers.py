@@ -25,7 +25,7 @@ CPP = {
     "formats": {"core"},
     "cpu": {"core", "formats"},
     "codec": {"core", "formats", "cpu"},
-    "text": {"core"},
+    "text": {"core", "formats", "cpu"},
     "model": {"core", "formats", "cpu"},
     "bindings": {"core", "formats", "cpu", "codec", "text", "model"},
     "tests": {"core", "formats", "cpu", "codec", "text", "model"},

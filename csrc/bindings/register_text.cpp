@@ -60,7 +60,8 @@ void register_text(py::module_& m) {
 
     using Logits = py::array_t<float, py::array::c_style>;
     py::class_<Sampler>(m, "Sampler", "Draws tokens; see csrc/text/sampler.h for the rules.")
-        .def(py::init<>())
+        .def(py::init([](const std::string& level) { return Sampler(cpu::choose(level.c_str())); }),
+             py::arg("level") = "", "`level`: the CPU level to use, or empty for the best.")
         .def(
             "sample",
             [](Sampler& self, const Logits& logits, float temperature, int64_t top_k, double top_p,

@@ -105,9 +105,23 @@ struct KernelTable {
     void (*finish5)(float* y, const float* ln_w, const float* ln_b, const float* gate, float eps,
                     int head_size);
 
+    /// The largest of n >= 1 values. A NaN may be passed over.
+    float (*largest)(const float* x, int n);
+    /// weights[i] = exp((logits[i] - top) / temperature), 0 below e^-87.33, where `top` is the largest of n.
+    /// Of every block of kSoftmaxBlock weights its largest and its sum (NaN with a NaN in it). `weights` has
+    /// room for whole blocks; the rest of the last one becomes 0.
+    void (*softmax_weights)(const float* logits, int n, float top, float temperature, float* weights,
+                            float* maxima, float* sums);
+    /// Of every block the sum of weights[i] * (logits[i] - top) / temperature, the factor not below -87.33.
+    void (*softmax_surprise)(const float* logits, int n, float top, float temperature, const float* weights,
+                             float* sums);
+
     /// Reads `lines` lines of 64 bytes with the widest loads and does next to nothing with them.
     float (*read_lines)(const uint8_t* p, size_t lines);
 };
+
+/// Logits whose weights are summed, and skipped, together.
+constexpr int kSoftmaxBlock = 128;
 
 /// The widest token_block of all levels: buffers hold whole blocks.
 constexpr int kWidestBlock = 8;

@@ -8,6 +8,8 @@
 //
 #include "cpu/matmat_inl.h"
 //
+#include "cpu/softmax_inl.h"
+//
 #include "cpu/sparse_inl.h"
 //
 #include "cpu/stream_inl.h"
@@ -72,9 +74,26 @@ void embedding_row(const Matrix& m, int row, float* out) {
 }
 
 constexpr KernelTable make_table(const char* name) {
-    return {name,     kMaxTokens,    product,           layer_norm, shift_mix, shift_mix_delta,
-            set_acts, embedding_row, exp_neg_exp_array, exp_array,  wkv4,      wkv5,
-            wkv7,     prepare7,      finish7,           finish5,    read_lines};
+    return {name,
+            kMaxTokens,
+            product,
+            layer_norm,
+            shift_mix,
+            shift_mix_delta,
+            set_acts,
+            embedding_row,
+            exp_neg_exp_array,
+            exp_array,
+            wkv4,
+            wkv5,
+            wkv7,
+            prepare7,
+            finish7,
+            finish5,
+            largest,
+            softmax_weights,
+            softmax_surprise,
+            read_lines};
 }
 
 } // namespace

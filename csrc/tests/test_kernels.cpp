@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <utility>
 
 #include "tests/test.h"
 
@@ -282,6 +283,56 @@ TEST(norms_and_recurrences_are_equal_on_all_levels) {
         }
         for (size_t i = 1; i < results.size(); ++i)
             CHECK(same_bits(results[0], results[i]), "%s differs from scalar, n=%d", tables[i]->name, n);
+    }
+}
+
+TEST(softmax_passes_are_accurate_and_equal_on_all_levels) {
+    constexpr size_t kBlock = cpu::kSoftmaxBlock;
+    for (const int n : {1, 15, 16, 17, 79, 127, 128, 129, 300, 1000}) {
+        for (const float temperature : {1.0f, 0.3f}) {
+            const size_t count = size_t(n), blocks = (count + kBlock - 1) / kBlock;
+            std::vector<float> logits = gaussian(count, unsigned(n), 20.0f);
+            logits[count / 2] = -INFINITY;
+            logits[count - 1] = 70.0f;
+            std::vector<std::vector<float>> results;
+            for (const KernelTable* op : levels()) {
+                const float top = op->largest(logits.data(), n);
+                CHECK(top == *std::max_element(logits.begin(), logits.end()), "%s n=%d", op->name, n);
+                std::vector<float> weights(blocks * kBlock, 9.0f), maxima(blocks), sums(blocks);
+                std::vector<float> surprises(blocks);
+                op->softmax_weights(logits.data(), n, top, temperature, weights.data(), maxima.data(),
+                                    sums.data());
+                op->softmax_surprise(logits.data(), n, top, temperature, weights.data(), surprises.data());
+                for (size_t b = 0; b < blocks; ++b) {
+                    double sum = 0, surprise = 0;
+                    float largest = 0;
+                    for (size_t i = b * kBlock; i < (b + 1) * kBlock; ++i) {
+                        const float x = i < count ? (logits[i] - top) / temperature : -INFINITY;
+                        const double want = x < -87.33f ? 0.0 : std::exp(double(x));
+                        CHECK(std::fabs(double(weights[i]) - want) <= 2.5e-7 * want, "%s n=%d weight %zu",
+                              op->name, n, i);
+                        largest = std::max(largest, weights[i]);
+                        sum += double(weights[i]);
+                        surprise += double(weights[i]) * std::max(-87.33, double(x));
+                    }
+                    CHECK(maxima[b] == largest, "%s n=%d", op->name, n);
+                    CHECK(std::fabs(double(sums[b]) - sum) <= 1e-6 * sum, "%s n=%d", op->name, n);
+                    CHECK(std::fabs(double(surprises[b]) - surprise) <= -1e-6 * surprise, "%s n=%d", op->name,
+                          n);
+                }
+                weights.insert(weights.end(), sums.begin(), sums.end());
+                weights.insert(weights.end(), surprises.begin(), surprises.end());
+                results.push_back(weights);
+
+                const float before = std::exchange(logits[count / 3], NAN);
+                op->softmax_weights(logits.data(), n, 1.0f, temperature, weights.data(), maxima.data(),
+                                    sums.data());
+                CHECK(std::isnan(sums[count / 3 / kBlock]), "%s n=%d", op->name, n);
+                logits[count / 3] = before;
+            }
+            for (size_t i = 1; i < results.size(); ++i)
+                CHECK(same_bits(results[0], results[i]), "%s differs, n=%d", levels()[i]->name, n);
+        }
     }
 }
 

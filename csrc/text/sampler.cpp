@@ -8,119 +8,17 @@
 
 #include "core/check.h"
 
-// The passes over the whole vocabulary, compiled for wider registers too: the same operations in the same
-// order, so the same bits. Only where the system's loader can choose between them.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define RWKV_WIDE __attribute__((target_clones("avx2", "default")))
-#else
-#define RWKV_WIDE
-#endif
-
 namespace rwkv {
 namespace {
 
-constexpr size_t kBlock = 128;     // weights summed, and skipped, together
+constexpr size_t kBlock = cpu::kSoftmaxBlock;
 constexpr uint32_t kBinShift = 17; // bins of 6 mantissa bits: neighbours differ by about 1 %
-
-/// exp(x) for x <= 0 to about 2 units in the last place; 0 below -87. Plain arithmetic without branches: the
-/// compiler vectorizes it, and every processor gets the same bits.
-inline float exp_negative(float x) {
-    constexpr float kRounder = 12582912.0f; // 1.5 * 2^23: adding it rounds to a whole number in the low bits
-    const float clamped = x < -87.0f ? -87.0f : x;
-    const float rounded = clamped * 1.44269504f + kRounder;
-    const float n = rounded - kRounder;
-    const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f; // |r| <= ln(2) / 2
-    float p = 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    const float scale =
-        std::bit_cast<float>((std::bit_cast<uint32_t>(rounded) << 23) + std::bit_cast<uint32_t>(1.0f));
-    return x < -87.0f ? 0.0f : p * scale;
-}
-
-// Eight lanes that the compiler keeps in registers; GCC does not see through the plain loop by itself.
-#if defined(__GNUC__)
-using Floats = float __attribute__((vector_size(32)));
-using Doubles = double __attribute__((vector_size(64)));
-#define RWKV_INLINE inline __attribute__((always_inline))
-RWKV_INLINE void load(Floats& lanes, const float* from) { __builtin_memcpy(&lanes, from, sizeof lanes); }
-RWKV_INLINE void keep_larger(Floats& lanes, const Floats& other) { lanes = other > lanes ? other : lanes; }
-RWKV_INLINE void add(Doubles& sums, const Floats& values) {
-    sums += __builtin_convertvector(values, Doubles);
-}
-#else
-struct Floats {
-    float lanes[8];
-    float operator[](size_t j) const { return lanes[j]; }
-};
-struct Doubles {
-    double lanes[8];
-    double operator[](size_t j) const { return lanes[j]; }
-};
-#define RWKV_INLINE inline
-RWKV_INLINE void load(Floats& lanes, const float* from) { std::copy_n(from, 8, lanes.lanes); }
-RWKV_INLINE void keep_larger(Floats& lanes, const Floats& other) {
-    for (size_t j = 0; j < 8; j++)
-        lanes.lanes[j] = other.lanes[j] > lanes.lanes[j] ? other.lanes[j] : lanes.lanes[j];
-}
-RWKV_INLINE void add(Doubles& sums, const Floats& values) {
-    for (size_t j = 0; j < 8; j++)
-        sums.lanes[j] += values.lanes[j];
-}
-#endif
-
-RWKV_INLINE float largest_lane(const Floats& lanes) {
-    float best = lanes[0];
-    for (size_t j = 1; j < 8; j++)
-        best = lanes[j] > best ? lanes[j] : best;
-    return best;
-}
-
-RWKV_INLINE double folded(const Doubles& s) {
-    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
-}
-
-/// The largest; a NaN after the first is passed over.
-RWKV_WIDE float largest(std::span<const float> values) {
-    if (values.size() < 32)
-        return std::accumulate(values.begin(), values.end(), values[0],
-                               [](float best, float value) { return value > best ? value : best; });
-    Floats best[4], next;
-    for (size_t k = 0; k < 4; k++)
-        load(best[k], values.data() + 8 * k);
-    size_t i = 32;
-    for (; i + 32 <= values.size(); i += 32) {
-        for (size_t k = 0; k < 4; k++) {
-            load(next, values.data() + i + 8 * k);
-            keep_larger(best[k], next);
-        }
-    }
-    for (size_t end = values.size(); end > i; end = end > i + 8 ? end - 8 : i) { // the rest, some of it again
-        load(next, values.data() + end - 8);
-        keep_larger(best[0], next);
-    }
-    for (size_t k = 1; k < 4; k++)
-        keep_larger(best[0], best[k]);
-    return largest_lane(best[0]);
-}
-
-RWKV_INLINE void weigh_some(const float* logits, size_t count, float top, float temperature, float* weights) {
-    if (temperature == 1) {
-        for (size_t i = 0; i < count; i++)
-            weights[i] = exp_negative(logits[i] - top);
-    } else {
-        for (size_t i = 0; i < count; i++)
-            weights[i] = exp_negative((logits[i] - top) / temperature);
-    }
-}
+constexpr size_t kFew = 512;       // so many are sorted sooner than binned
+constexpr float kLongest = 255;    // float32 weights end at surprises near 100
+constexpr ptrdiff_t kFirst = 16;   // of a peaked distribution's blocks, more than reach any share
 
 /// Index of the first running sum above `target`; where rounding left none, of the last weight above 0.
-template <typename T>
-size_t first_above(std::span<const T> weights, double target) {
+size_t first_above(std::span<const float> weights, double target) {
     double sum = 0;
     size_t last = 0;
     for (size_t i = 0; i < weights.size(); i++) {
@@ -136,35 +34,15 @@ size_t first_above(std::span<const T> weights, double target) {
 } // namespace
 
 /// Fills weights_, and maxima_, sums_ and whole_ of them.
-RWKV_WIDE void Sampler::weigh(std::span<const float> logits, float top, float temperature) {
-    const size_t size = logits.size();
-    const size_t blocks = (size + kBlock - 1) / kBlock;
-    weights_.resize(size);
+void Sampler::weigh(std::span<const float> logits, float top, float temperature) {
+    size_ = logits.size();
+    const size_t blocks = (size_ + kBlock - 1) / kBlock;
+    weights_.resize(blocks * kBlock);
     maxima_.resize(blocks);
     sums_.resize(blocks);
-    whole_ = 0;
-    float tail[kBlock] = {};
-    for (size_t b = 0; b < blocks; b++) {
-        const size_t begin = b * kBlock;
-        float* block = weights_.data() + begin;
-        if (begin + kBlock <= size) {
-            weigh_some(logits.data() + begin, kBlock, top, temperature, block);
-        } else {
-            weigh_some(logits.data() + begin, size - begin, top, temperature, block);
-            std::copy_n(block, size - begin, tail);
-            block = tail;
-        }
-        Floats maxima = {}, eight;
-        Doubles sums = {};
-        for (size_t i = 0; i < kBlock; i += 8) {
-            load(eight, block + i);
-            keep_larger(maxima, eight);
-            add(sums, eight);
-        }
-        maxima_[b] = largest_lane(maxima);
-        sums_[b] = folded(sums);
-        whole_ += sums_[b];
-    }
+    op_.softmax_weights(logits.data(), static_cast<int>(size_), top, temperature, weights_.data(),
+                        maxima_.data(), sums_.data());
+    whole_ = std::accumulate(sums_.begin(), sums_.end(), 0.0);
 }
 
 /// A weight that the cut by mass is not below. The blocks' maxima are weights: where their own running sum,
@@ -172,14 +50,17 @@ RWKV_WIDE void Sampler::weigh(std::span<const float> logits, float top, float te
 /// all together, weigh less than the rest.
 float Sampler::floor_of_mass(double goal, double rest) {
     scratch_ = maxima_;
-    std::sort(scratch_.begin(), scratch_.end(), std::greater<>());
+    const auto middle = scratch_.begin() + std::min(kFirst, std::ssize(scratch_));
+    std::partial_sort(scratch_.begin(), middle, scratch_.end(), std::greater<>());
     double sum = 0;
-    for (float w : scratch_) {
-        sum += w;
+    for (auto w = scratch_.begin(); w != scratch_.end(); ++w) {
+        if (w == middle)
+            std::sort(middle, scratch_.end(), std::greater<>());
+        sum += *w;
         if (sum >= goal)
-            return w;
+            return *w;
     }
-    return static_cast<float>(0.999 * rest / static_cast<double>(weights_.size()));
+    return static_cast<float>(0.999 * rest / static_cast<double>(size_));
 }
 
 /// A weight that at least k weights are not below: the k-th largest of the blocks' maxima.
@@ -193,14 +74,14 @@ float Sampler::floor_of_count(size_t k) {
 }
 
 /// ids_ = those with weights not below `floor`, scratch_ = their weights.
-RWKV_WIDE void Sampler::gather(float floor) {
-    ids_.resize(weights_.size());
-    scratch_.resize(weights_.size());
+void Sampler::gather(float floor) {
+    ids_.resize(size_);
+    scratch_.resize(size_);
     size_t count = 0;
     for (size_t b = 0; b < maxima_.size(); b++) {
         if (maxima_[b] < floor)
             continue;
-        const size_t end = std::min((b + 1) * kBlock, weights_.size());
+        const size_t end = std::min((b + 1) * kBlock, size_);
         for (size_t i = b * kBlock; i < end; i++) {
             ids_[count] = static_cast<int32_t>(i);
             scratch_[count] = weights_[i];
@@ -211,89 +92,87 @@ RWKV_WIDE void Sampler::gather(float floor) {
     scratch_.resize(count);
 }
 
-/// The weight of scratch_ at which the running sum, largest first, reaches the goal. The weights are summed
-/// into bins by the leading bits of their float32 form, which order them; only the bin in which the goal lies
-/// is sorted.
-float Sampler::cut_of_mass(double goal) {
-    constexpr auto kOne = std::bit_cast<uint32_t>(1.0f);
-    const auto bin = [](float w) { return (kOne - std::bit_cast<uint32_t>(w)) >> kBinShift; };
-    bins_.assign((kOne >> kBinShift) + 1, 0.0);
-    for (float w : scratch_)
-        bins_[bin(w)] += w;
-    double before = 0;
+/// The bin in which the running sum reaches the goal; *before = the sum of those before it.
+uint32_t Sampler::bin_of(double goal, double* before) const {
     double sum = 0;
-    uint32_t goal_bin = 0;
+    uint32_t found = 0;
     for (uint32_t i = 0; i < bins_.size() && sum < goal; i++) {
         if (bins_[i] == 0)
             continue;
-        goal_bin = i;
-        before = sum;
+        found = i;
+        *before = sum;
         sum += bins_[i];
     }
-    std::erase_if(scratch_, [&](float w) { return bin(w) != goal_bin; });
-    std::sort(scratch_.begin(), scratch_.end(), std::greater<>());
-    for (float w : scratch_) {
-        before += w;
-        if (before >= goal)
-            return w;
+    return found;
+}
+
+/// The weight of scratch_ at which the running sum, largest first, reaches the goal. Many weights are summed
+/// into bins by the leading bits of their float32 form, which order them; only the bin in which the goal lies
+/// is sorted.
+float Sampler::cut_of_mass(double goal) {
+    double before = 0;
+    if (scratch_.size() > kFew) {
+        constexpr auto kOne = std::bit_cast<uint32_t>(1.0f);
+        const auto bin = [](float w) { return (kOne - std::bit_cast<uint32_t>(w)) >> kBinShift; };
+        bins_.assign((kOne >> kBinShift) + 1, 0.0);
+        for (float w : scratch_)
+            bins_[bin(w)] += w;
+        const uint32_t goal_bin = bin_of(goal, &before);
+        std::erase_if(scratch_, [&](float w) { return bin(w) != goal_bin; });
     }
-    return scratch_.back();
+    auto begin = scratch_.begin(), end = scratch_.end();
+    while (end - begin > static_cast<ptrdiff_t>(kFew)) { // a nearly flat distribution: halve the bin
+        const auto middle = begin + (end - begin) / 2;
+        std::nth_element(begin, middle, end, std::greater<>());
+        const double upper = std::accumulate(begin, middle, 0.0);
+        if (before + upper >= goal) {
+            end = middle;
+        } else {
+            before += upper;
+            begin = middle;
+        }
+    }
+    std::sort(begin, end, std::greater<>());
+    for (auto w = begin; w != end; ++w) {
+        before += *w;
+        if (before >= goal)
+            return *w;
+    }
+    return *(end - 1);
 }
 
 /// ids_ and scratch_ = the typical tokens and their weights; returns the sum of these.
 ///
 /// A candidate is a token that can matter: the likeliest one is `expected - least` away, so that no token
 /// past `expected` by more than that comes before one not past it, and those not past it make up `share`.
-RWKV_WIDE double Sampler::keep_typical(std::span<const float> logits, float top, float temperature,
-                                       double share) {
+double Sampler::keep_typical(std::span<const float> logits, float top, float temperature, double share) {
     const auto log_weight = [&](size_t i) { return (logits[i] - top) / temperature; };
-    Doubles sums = {};
-    for (size_t b = 0; b < maxima_.size(); b++) {
-        if (maxima_[b] == 0)
-            continue;
-        const size_t begin = b * kBlock;
-        const size_t length = std::min(kBlock, weights_.size() - begin);
-        float block[kBlock] = {};
-        for (size_t i = 0; i < length; i++) {
-            const float x = (logits[begin + i] - top) / temperature;
-            block[i] = weights_[begin + i] * (x < -87.0f ? -87.0f : x); // the weight is 0 there
-        }
-        Floats eight;
-        for (size_t i = 0; i < kBlock; i += 8) {
-            load(eight, block + i);
-            add(sums, eight);
-        }
-    }
-    const double dot = folded(sums);
+    scratch_.resize(maxima_.size());
+    op_.softmax_surprise(logits.data(), static_cast<int>(size_), top, temperature, weights_.data(),
+                         scratch_.data());
+    const double dot = std::accumulate(scratch_.begin(), scratch_.end(), 0.0);
     const double least = std::log(whole_); // the surprise of the likeliest token
     const double expected = least - dot / whole_;
     const double goal = share * whole_;
     const float farthest = static_cast<float>(0.999 * std::exp(2 * (least - expected)));
     gather(std::min(floor_of_mass(goal, whole_ - goal), farthest));
 
-    constexpr uint32_t kLongest =
-        std::bit_cast<uint32_t>(256.0f); // float32 weights end at surprises near 100
-    away_.resize(ids_.size());
-    bins_.assign((kLongest >> kBinShift) + 1, 0.0);
-    for (size_t i = 0; i < ids_.size(); i++) {
-        const double surprise = least - log_weight(static_cast<size_t>(ids_[i]));
-        away_[i] = std::min(static_cast<float>(std::fabs(surprise - expected)), 255.0f);
-        bins_[std::bit_cast<uint32_t>(away_[i]) >> kBinShift] += scratch_[i];
-    }
-    double before = 0;
-    double sum = 0;
-    uint32_t goal_bin = 0;
-    for (uint32_t i = 0; i < bins_.size() && sum < goal; i++) {
-        if (bins_[i] == 0)
-            continue;
-        goal_bin = i;
-        before = sum;
-        sum += bins_[i];
-    }
     tied_.clear();
     for (size_t i = 0; i < ids_.size(); i++) {
-        if (std::bit_cast<uint32_t>(away_[i]) >> kBinShift == goal_bin)
-            tied_.emplace_back(away_[i], scratch_[i]);
+        const double surprise = least - log_weight(static_cast<size_t>(ids_[i]));
+        tied_.emplace_back(std::min(static_cast<float>(std::fabs(surprise - expected)), kLongest),
+                           scratch_[i]);
+    }
+    away_.resize(ids_.size());
+    std::transform(tied_.begin(), tied_.end(), away_.begin(), [](const auto& each) { return each.first; });
+    double before = 0;
+    if (tied_.size() > kFew) {
+        const auto bin = [](float distance) { return std::bit_cast<uint32_t>(distance) >> kBinShift; };
+        bins_.assign(bin(kLongest) + 1, 0.0);
+        for (const auto& [distance, weight] : tied_)
+            bins_[bin(distance)] += weight;
+        const uint32_t goal_bin = bin_of(goal, &before);
+        std::erase_if(tied_, [&](const auto& each) { return bin(each.first) != goal_bin; });
     }
     std::sort(tied_.begin(), tied_.end());
     float cut = tied_.back().first;
@@ -305,13 +184,13 @@ RWKV_WIDE double Sampler::keep_typical(std::span<const float> logits, float top,
         }
     }
     size_t count = 0;
-    sum = 0;
+    double sum = 0;
     for (size_t i = 0; i < ids_.size(); i++) {
-        if (away_[i] > cut || scratch_[i] == 0)
-            continue;
+        const bool kept = away_[i] <= cut && scratch_[i] > 0;
+        sum += kept ? scratch_[i] : 0.0f;
         ids_[count] = ids_[i];
-        scratch_[count++] = scratch_[i];
-        sum += scratch_[i];
+        scratch_[count] = scratch_[i];
+        count += kept;
     }
     ids_.resize(count);
     scratch_.resize(count);
@@ -320,10 +199,16 @@ RWKV_WIDE double Sampler::keep_typical(std::span<const float> logits, float top,
 
 /// Leaves in ids_ those with weights not below `least`; scratch_ = their weights.
 void Sampler::drop_below(double least) {
-    std::erase_if(ids_, [&](int32_t id) { return weights_[static_cast<size_t>(id)] < least; });
     scratch_.resize(ids_.size());
-    for (size_t i = 0; i < ids_.size(); i++)
-        scratch_[i] = weights_[static_cast<size_t>(ids_[i])];
+    size_t count = 0;
+    for (const int32_t id : ids_) { // without a branch, which nobody could predict
+        const float w = weights_[static_cast<size_t>(id)];
+        ids_[count] = id;
+        scratch_[count] = w;
+        count += w >= least;
+    }
+    ids_.resize(count);
+    scratch_.resize(count);
 }
 
 /// Leaves the k largest in ids_; scratch_ holds their weights, and is used up.
@@ -346,17 +231,17 @@ void Sampler::keep_largest(size_t k) {
 
 int32_t Sampler::pick_all(double draw) const {
     double target = draw * whole_;
-    size_t block = first_above<double>(sums_, target);
+    const size_t block = first_above(sums_, target);
     for (size_t b = 0; b < block; b++)
         target -= sums_[b];
     const size_t begin = block * kBlock;
-    const std::span<const float> inside(weights_.data() + begin, std::min(kBlock, weights_.size() - begin));
-    return static_cast<int32_t>(begin + first_above<float>(inside, target));
+    const std::span<const float> inside(weights_.data() + begin, std::min(kBlock, size_ - begin));
+    return static_cast<int32_t>(begin + first_above(inside, target));
 }
 
 int32_t Sampler::sample(std::span<const float> logits, const SamplingOptions& options, double draw) {
     require(!logits.empty(), Fault::kFormat, "no logits to sample from");
-    const float top = largest(logits);
+    const float top = op_.largest(logits.data(), static_cast<int>(logits.size()));
     const bool by_typical = options.typical < 1;
     const bool by_mass = options.top_p < 1;
     const bool by_least = options.min_p > 0;
@@ -388,16 +273,17 @@ int32_t Sampler::sample(std::span<const float> logits, const SamplingOptions& op
     if (by_count && ids_.size() > k)
         keep_largest(k);
 
-    scratch_.clear();
-    double sum = 0;
-    for (int32_t id : ids_) {
-        const auto at = static_cast<size_t>(id);
-        const float w = options.temperature == first ? weights_[at]
-                                                     : exp_negative((logits[at] - top) / options.temperature);
-        scratch_.push_back(w);
-        sum += w;
+    scratch_.resize(ids_.size());
+    if (options.temperature == first) {
+        for (size_t i = 0; i < ids_.size(); i++)
+            scratch_[i] = weights_[static_cast<size_t>(ids_[i])];
+    } else {
+        for (size_t i = 0; i < ids_.size(); i++)
+            scratch_[i] = (logits[static_cast<size_t>(ids_[i])] - top) / options.temperature;
+        op_.exp(scratch_.data(), static_cast<int>(scratch_.size()));
     }
-    return ids_[first_above<float>(scratch_, draw * sum)];
+    const double sum = std::accumulate(scratch_.begin(), scratch_.end(), 0.0);
+    return ids_[first_above(scratch_, draw * sum)];
 }
 
 } // namespace rwkv

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/kernels.h"
+
 namespace rwkv {
 
 struct SamplingOptions {
@@ -27,10 +29,11 @@ struct SamplingOptions {
 ///   running sum reaches top_p of all; in both, equals survive together;
 /// - min-p keeps every weight that is not below min_p of the largest;
 /// - top-k keeps exactly k, of equals those with the lower ids.
-/// The same logits, options and draw give the same token on every processor: the
-/// exponential is computed here.
+/// The same logits, options and draw give the same token on every CPU level.
 class Sampler {
   public:
+    explicit Sampler(const cpu::KernelTable& op) : op_(op) {}
+
     /// The first id, in ascending order of those kept, at which the running sum of the weights exceeds `draw`
     /// (in [0, 1)) of their sum. -inf bans a token. Throws Error(kFormat) for no logits, a NaN, a +inf, or
     /// -inf alone.
@@ -41,21 +44,24 @@ class Sampler {
     float floor_of_mass(double goal, double rest);
     float floor_of_count(size_t k);
     void gather(float floor);
+    uint32_t bin_of(double goal, double* before) const;
     float cut_of_mass(double goal);
     double keep_typical(std::span<const float> logits, float top, float temperature, double share);
     void drop_below(double least);
     void keep_largest(size_t k);
     int32_t pick_all(double draw) const;
 
-    std::vector<float> weights_; // [V], exp((logit - largest) / temperature)
+    const cpu::KernelTable& op_;
+    size_t size_ = 0;            // V
+    std::vector<float> weights_; // [blocks of V * kSoftmaxBlock], exp((logit - largest) / temperature)
     std::vector<float> maxima_;  // [blocks of V], largest weight of each block
-    std::vector<double> sums_;   // [blocks of V], sum of each block
+    std::vector<float> sums_;    // [blocks of V], sum of each block
     double whole_ = 0;           // sum of all
     std::vector<int32_t> ids_;   // candidates, ascending
     std::vector<float> scratch_; // their weights, then what the search makes of them
     std::vector<double> bins_;   // sums of weights of nearly the same size
     std::vector<float> away_;    // of candidates: how far their surprise is from the expected one
-    std::vector<std::pair<float, float>> tied_; // distance and weight of those in one bin
+    std::vector<std::pair<float, float>> tied_; // distance and weight of those that the goal may lie on
 };
 
 } // namespace rwkv

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rwkvcli import _kernels
 from rwkvcli.errors import DeviceUnavailable, FormatError, UsageError
 from rwkvcli.runtime.backend import UNUSED_EPS, BackendState, Float32
+from rwkvcli.runtime.device import cpu_level
 
 if TYPE_CHECKING:
     from quant.container.reader import ModelFile
@@ -40,9 +41,7 @@ class NativeModel:
             raise _too_many_threads(e) from None
         except _kernels.FormatError as e:
             raise FormatError(str(e)) from None
-        except _kernels.DeviceError as e:
-            raise DeviceUnavailable(str(e)) from None
-        except ValueError as e:
+        except (_kernels.DeviceError, ValueError) as e:
             raise refused(e) from None
 
     @property
@@ -88,8 +87,18 @@ class NativeModel:
             return self._model.forward_batch(tokens, list(states))
 
 
-def refused(error: ValueError) -> UsageError:
+def native_sampler() -> _kernels.Sampler:
+    """The sampler's hot loops, at the CPU level in use."""
+    try:
+        return _kernels.Sampler(cpu_level())
+    except (_kernels.DeviceError, ValueError) as e:
+        raise refused(e) from None
+
+
+def refused(error: Exception) -> UsageError | DeviceUnavailable:
     """What the extension does not take, as an error for people."""
+    if isinstance(error, _kernels.DeviceError):
+        return DeviceUnavailable(str(error))
     hint = "`rwkv doctor` tells which there are" if "RWKV_CPU_LEVEL" in str(error) else None
     return UsageError(str(error), hint=hint)
 

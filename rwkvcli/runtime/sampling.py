@@ -166,8 +166,9 @@ class Sampler:
         if valid < 1:
             raise UsageError(f"the vocabulary must have at least one id, not {valid}")
         from rwkvcli import _kernels
+        from rwkvcli.runtime.native import native_sampler
 
-        self._native = _kernels.Sampler()
+        self._native = native_sampler()
         self._uniform = _kernels.uniform
         self._native_error = _kernels.FormatError
         # beyond these float32 cannot tell the difference
