@@ -202,7 +202,12 @@ def write_state(
         if pause.logits is not None:
             arrays[LOGITS] = pause.logits
     metadata["sha256"] = _digest(metadata, arrays)
-    write_safetensors(path, arrays, metadata=metadata)
+    try:
+        write_safetensors(path, arrays, metadata=metadata)
+    except OSError as error:
+        if error.filename is None:  # of a full disk: say what did not fit
+            error.filename = str(path)
+        raise
 
 
 def _json(value: Any) -> str:

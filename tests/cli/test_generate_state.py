@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 from pathlib import Path
@@ -148,6 +149,17 @@ def test_combinations_that_make_no_sense(folder: Path, args: list[str], message:
     assert (done.code, done.out) == (2, "")
     assert message in done.err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_disk_that_is_full_leaves_the_old_state(tmp_path: Path) -> None:
+    rwkv(*DEMO, "--max-tokens", "3", "--save-state", "s", "x", cwd=tmp_path)
+    before = (tmp_path / "s").read_bytes()
+    done = rwkv(
+        *DEMO, "--max-tokens", "3", "--state", "s", "--update", cwd=tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )  # fmt: skip
+    assert (done.code, done.err) == (5, "error: s: file too large\n")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"s": before}
 
 
 def test_nothing_read_is_nothing_written(tmp_path: Path) -> None:

@@ -272,7 +272,7 @@ def test_a_build_can_be_stopped_in_a_terminal(tmp_path: Path) -> None:
 def test_a_state_is_written_whole_or_not_at_all(built: Path) -> None:
     before = (built / "manual.state").read_bytes()
     args = ["generate", *MODEL, "--state", "manual.state", "--update", "--max-tokens", "100"]
-    for wait in (0.0, 0.01, 0.02, 0.03, 0.05, 0.1):
+    for wait in (0.0, 0.02, 0.05):
         process = start(*args, cwd=built)
         assert process.stdout is not None
         process.stdout.read(1)
