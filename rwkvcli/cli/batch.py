@@ -48,9 +48,8 @@ class LineReader:
             if not self._is_ready(wait):
                 return None
             data = os.read(self._files[0], _CHUNK)
-            if not self._begun:
-                data, self._begun = data.removeprefix(_BOM), True
-            self._buffer += data
+            self._buffer += data if self._begun else data.removeprefix(_BOM)
+            self._begun = True
             if not data:
                 self._next_file()
         end = self._buffer.index(b"\n") + 1

@@ -220,7 +220,7 @@ def _check_many(
     for given, flag in (
         (echo, "--echo"),
         (stream_json, "--stream-json"),
-        (saves, "--save-state and --update"),
+        (saves, "--save-state (or --update)"),
     ):
         if given:
             raise Misuse(f"{name} and {flag} do not go together")

@@ -51,6 +51,8 @@ def test_failed_lines_are_counted() -> None:
 def test_a_writer_that_waits_gets_its_answer() -> None:
     process = start(*JSONL, stdin=-1)
     assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(b"\xef\xbb\xbf")
+    process.stdin.flush()
     for prompt in ("a", "b"):
         process.stdin.write(json.dumps(prompt).encode() + b"\n")
         process.stdin.flush()
@@ -119,7 +121,7 @@ def test_alternatives() -> None:
     [
         (["--jsonl", "PROMPT"], 2, "--jsonl takes its prompts from lines of JSON: leave PROMPT out"),
         (["--jsonl", "--echo"], 2, "--jsonl and --echo do not go together"),
-        (["--jsonl", "--save-state", "s"], 2, "--jsonl and --save-state and --update do not go together"),
+        (["--jsonl", "--save-state", "s"], 2, "--jsonl and --save-state (or --update) do not go together"),
         (["--jsonl", "-N", "2"], 2, "--jsonl and -N do not go together: repeat the line instead"),
         (["-N", "2", "x"], 2, "-N writes a list: ask for it by --json"),
         (["--jsonl", "-b", "0"], 2, "`0` is below 1"),
