@@ -33,8 +33,14 @@ constexpr Level kLevels[] = {
 } // namespace
 
 size_t product_scratch_bytes(const Matrix& w, int rows) {
-    if (w.layout != Layout::kKn)
-        return size_t(rows + kWidestBlock) * kUnitRows * sizeof(float);
+    if (w.layout != Layout::kKn) {
+        // matmat_inl.h: outputs of a unit; of a tile the codes of 8 bits, and the groups' scales
+        const size_t decoded =
+            w.layout == Layout::kTile
+                ? size_t(w.k_pad) * kTileRows + size_t(w.k_pad / w.group) * kTileRows * sizeof(float)
+                : 0;
+        return size_t(rows + kWidestBlock) * kUnitRows * sizeof(float) + decoded;
+    }
     // sparse_inl.h: outputs and the list of active channels, for each row
     return size_t(std::min(rows, kSparseTokens)) *
            (size_t(w.n_pad) * sizeof(float) + size_t(w.k) * sizeof(int32_t));

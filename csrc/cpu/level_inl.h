@@ -26,17 +26,18 @@ void product(const Product& p, int begin, int end, int rows, uint8_t* scratch) {
     if (w.layout == Layout::kKn)
         return sparse_product(p, begin, end, rows, scratch);
     float* y = reinterpret_cast<float*>(scratch);
+    uint8_t* decoded = scratch + size_t(rows + kWidestBlock) * kUnitRows * sizeof(float);
     for (int unit = begin; unit < end; ++unit) {
         const int n = unit * kUnitRows, count = w.n - n < kUnitRows ? w.n - n : kUnitRows;
         if (w.layout == Layout::kTile) {
             for (int tile = 2 * unit; tile < 2 * unit + 2 && tile * kTileRows < w.n; ++tile) {
                 float* part = y + (tile & 1) * kTileRows;
                 if (w.encoding == Encoding::kQ8)
-                    tile_times_rows<false, 32>(w, tile, *p.x, rows, part, kUnitRows);
+                    tile_times_rows<false, 32>(w, tile, *p.x, rows, part, kUnitRows, decoded);
                 else if (w.group == 32)
-                    tile_times_rows<true, 32>(w, tile, *p.x, rows, part, kUnitRows);
+                    tile_times_rows<true, 32>(w, tile, *p.x, rows, part, kUnitRows, decoded);
                 else
-                    tile_times_rows<true, 16>(w, tile, *p.x, rows, part, kUnitRows);
+                    tile_times_rows<true, 16>(w, tile, *p.x, rows, part, kUnitRows, decoded);
             }
         } else if (w.encoding == Encoding::kF32) {
             float_unit<Encoding::kF32>(w, n, count, *p.x, rows, y);

@@ -82,16 +82,92 @@ void tile_times_tokens(const Matrix& w, int tile, const Acts& x, int block, floa
         store(y + t * y_stride, mul(total[t], row_scale));
 }
 
+/// A tile as the dot products take it: 64 bytes hold 4 inputs of 16 rows. Its group scales become floats.
 template <bool kIsQ4, int kGroup>
-void tile_times_rows(const Matrix& w, int tile, const Acts& x, int rows, float* y, int y_stride) {
+const uint8_t* decode_tile(const Matrix& w, int tile, uint8_t* decoded, float* scales) {
+    const int groups = w.k_pad / kGroup;
+    const int8_t* s = w.s + size_t(tile) * size_t(groups) * kTileRows;
+    for (int g = 0; g < groups; ++g)
+        store(scales + g * kTileRows, square_law(load_i8(s + g * kTileRows)));
+    const size_t bytes = size_t(w.k_pad) * kTileRows;
+    if constexpr (!kIsQ4)
+        return w.q + size_t(tile) * bytes;
+    const uint8_t* codes = w.q + size_t(tile) * (bytes / 2);
+    const vc codebook = load_codebook(w.cb);
+    for (size_t i = 0; i < bytes; i += 128, codes += 64) {
+        prefetch(codes + kPrefetchBytes);
+        const vc packed = load_codes(codes);
+        store_codes(decoded + i, low_codes(codebook, packed));
+        store_codes(decoded + i + 64, high_codes(codebook, packed));
+    }
+    return decoded;
+}
+
+/// Outputs of a decoded tile for the first T tokens of block `block`. The sums of the groups go to memory, so
+/// that the registers hold those of more tokens.
+template <int T, bool kIsQ4, int kGroup>
+void decoded_times_tokens(const Matrix& w, int tile, const uint8_t* codes, const float* scales, const Acts& x,
+                          int block, float* y, int y_stride) {
+    constexpr int kHalf = kIsQ4 ? 16 : 32; // inputs per bias
+    constexpr int kBiases = kGroup / kHalf;
+    const size_t first_group = size_t(block) * size_t(w.k_pad / kActGroup) * kMaxTokens;
+    const int8_t* xq = x.q + first_group * kActGroup;
+    const float* x_scale = x.scale + first_group;
+    const int32_t* bias = kIsQ4 ? x.bias_q4 + 2 * first_group : x.bias_q8 + first_group;
+    for (int t = 0; t < T; ++t)
+        store(y + t * y_stride, zero());
+    for (int k = 0; k < w.k_pad; k += kGroup, scales += kTileRows) {
+        vi dot[T];
+        for (int t = 0; t < T; ++t) {
+            const int32_t start = kBiases == 2 ? bias[t] + bias[kMaxTokens + t] : bias[t];
+            dot[t] = kIsQ4 ? dot_start(start) : dot_start_q8(start);
+        }
+        bias += kBiases * kMaxTokens;
+        for (int j = 0; j < kGroup / 4; ++j, codes += 64, xq += 4 * kMaxTokens) {
+            const vc quads = load_codes(codes);
+            for (int t = 0; t < T; ++t) {
+                dot[t] = kIsQ4 ? dot_q4(dot[t], quads, xq + 4 * t) : dot_q8(dot[t], quads, xq + 4 * t);
+                stay_in_registers(dot[t]);
+            }
+        }
+        const vf scale = load(scales);
+        const float* token_scale = x_scale + k / kActGroup * kMaxTokens;
+        for (int t = 0; t < T; ++t) {
+            float* out = y + t * y_stride;
+            store(out, fma(to_float(dot[t]), mul(scale, set(token_scale[t])), load(out)));
+        }
+    }
+    const vf row_scale = load(w.d + size_t(tile) * kTileRows);
+    for (int t = 0; t < T; ++t)
+        store(y + t * y_stride, mul(load(y + t * y_stride), row_scale));
+}
+
+/// `scratch`: what product_scratch_bytes counts for a decoded tile.
+template <bool kIsQ4, int kGroup>
+void tile_times_rows(const Matrix& w, int tile, const Acts& x, int rows, float* y, int y_stride,
+                     uint8_t* scratch) {
     if (x.width == 1) {
         for (int t = 0; t < rows; ++t)
             tile_times_tokens<1, kIsQ4, kGroup>(w, tile, x, t, y + t * y_stride, y_stride);
         return;
     }
-    for (int block = 0; block * kMaxTokens < rows; ++block)
-        tile_times_tokens<kMaxTokens, kIsQ4, kGroup>(w, tile, x, block, y + block * kMaxTokens * y_stride,
-                                                     y_stride);
+    if constexpr (kDecodesTiles) {
+        float* scales = reinterpret_cast<float*>(scratch + size_t(w.k_pad) * kTileRows);
+        const uint8_t* codes = decode_tile<kIsQ4, kGroup>(w, tile, scratch, scales);
+        for (int t = 0; t < rows; t += kMaxTokens, y += kMaxTokens * y_stride) {
+            const int block = t / kMaxTokens;
+            if (rows - t <= kMaxTokens / 2)
+                decoded_times_tokens<kMaxTokens / 2, kIsQ4, kGroup>(w, tile, codes, scales, x, block, y,
+                                                                    y_stride);
+            else
+                decoded_times_tokens<kMaxTokens, kIsQ4, kGroup>(w, tile, codes, scales, x, block, y,
+                                                                y_stride);
+        }
+    } else {
+        for (int block = 0; block * kMaxTokens < rows; ++block)
+            tile_times_tokens<kMaxTokens, kIsQ4, kGroup>(w, tile, x, block, y + block * kMaxTokens * y_stride,
+                                                         y_stride);
+    }
 }
 
 /// One vector of row-major float weights.
@@ -152,8 +228,9 @@ void float_unit(const Matrix& w, int first_row, int count, const Acts& x, int ro
     int t = 0;
     const auto all_rows = [&]<int T>() {
         int r = 0;
-        for (; r + 4 <= count; r += 4)
-            rows_times_tokens<E, 4, T>(w, first_row + r, x, t, y + t * kUnitRows + r, kUnitRows);
+        constexpr int R = T == 1 ? 4 : kFloatRows;
+        for (; r + R <= count; r += R)
+            rows_times_tokens<E, R, T>(w, first_row + r, x, t, y + t * kUnitRows + r, kUnitRows);
         for (; r < count; ++r)
             rows_times_tokens<E, 1, T>(w, first_row + r, x, t, y + t * kUnitRows + r, kUnitRows);
     };

@@ -17,7 +17,9 @@
 namespace rwkv::cpu {
 namespace {
 
-constexpr int kMaxTokens = 2; // sixteen registers hold no more accumulators
+constexpr int kMaxTokens = 4;        // eight of the sixteen registers are accumulators
+constexpr int kFloatRows = 2;        // rows of floats that kMaxTokens / 2 tokens meet in registers
+constexpr bool kDecodesTiles = true; // so the codebook needs none
 
 struct vf {
     __m256 a, b;
@@ -34,6 +36,8 @@ inline __m256i first(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 inline vf load_n(const float* p, int n) {
+    if (n >= 16)
+        return load(p);
     return {_mm256_maskload_ps(p, first(n)), _mm256_maskload_ps(p + 8, first(n - 8))};
 }
 inline void store(float* p, vf x) {
@@ -41,6 +45,8 @@ inline void store(float* p, vf x) {
     _mm256_storeu_ps(p + 8, x.b);
 }
 inline void store_n(float* p, vf x, int n) {
+    if (n >= 16) // AMD's masked stores take dozens of cycles
+        return store(p, x);
     _mm256_maskstore_ps(p, first(n), x.a);
     _mm256_maskstore_ps(p + 8, first(n - 8), x.b);
 }
@@ -169,6 +175,10 @@ inline void add_scaled(float* y, vh acc, float scale) {
 }
 
 inline vc load_codes(const uint8_t* p) { return load_words(p); }
+inline void store_codes(uint8_t* p, vc x) {
+    _mm256_storeu_si256((__m256i*)p, x.a);
+    _mm256_storeu_si256((__m256i*)(p + 32), x.b);
+}
 inline vc load_codebook(const uint8_t* p) {
     const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)p));
     return {twice, twice};
@@ -190,6 +200,15 @@ inline __m256i four_bytes(const int8_t* x) {
     return _mm256_set1_epi32(word);
 }
 inline vi dot_start(int32_t bias) { return iset(bias); }
+
+/// Keeps GCC from reordering sums over several steps, for which there are not enough registers.
+inline void stay_in_registers(vi& x) {
+#ifdef __GNUC__
+    __asm__ volatile("" : "+x"(x.a), "+x"(x.b));
+#else
+    (void)x;
+#endif
+}
 
 #ifdef RWKV_VEC_VNNI
 

@@ -17,6 +17,8 @@ namespace rwkv::cpu {
 namespace {
 
 constexpr int kMaxTokens = 8;
+constexpr int kFloatRows = 4;         // rows of floats that kMaxTokens / 2 tokens meet in registers
+constexpr bool kDecodesTiles = false; // whether tiles are decoded for all tokens at once
 
 using vf = __m512;
 using vi = __m512i;
@@ -112,6 +114,7 @@ inline vh dot_pairs(vh acc, vh w, int32_t x) { return _mm512_dpwssd_epi32(acc, w
 inline void add_scaled(float* y, vh acc, float scale) { store(y, fma(to_float(acc), set(scale), load(y))); }
 
 inline vc load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline void store_codes(uint8_t* p, vc x) { _mm512_storeu_si512(p, x); }
 inline vc load_codebook(const uint8_t* p) {
     return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p));
 }
@@ -128,6 +131,7 @@ inline int32_t four_bytes(const int8_t* x) {
     memcpy(&word, x, 4);
     return word;
 }
+inline void stay_in_registers(vi&) {}
 inline vi dot_start(int32_t bias) { return iset(bias); }
 inline vi dot_q4(vi acc, vc w, const int8_t* x) { return _mm512_dpbusd_epi32(acc, w, iset(four_bytes(x))); }
 inline vi dot_start_q8(int32_t bias) { return iset(bias); }

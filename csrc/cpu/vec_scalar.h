@@ -15,7 +15,9 @@
 namespace rwkv::cpu {
 namespace {
 
-constexpr int kMaxTokens = 4; // tokens that one tile of weights meets in registers
+constexpr int kMaxTokens = 4;         // tokens that one tile of weights meets in registers
+constexpr int kFloatRows = 4;         // rows of floats that kMaxTokens / 2 tokens meet in registers
+constexpr bool kDecodesTiles = true;
 
 struct vf {
     float v[16];
@@ -255,6 +257,7 @@ vc load_codes(const uint8_t* p) {
     memcpy(r.v, p, 64);
     return r;
 }
+void store_codes(uint8_t* p, vc x) { memcpy(p, x.v, 64); }
 vc load_codebook(const uint8_t* p) {
     vc r;
     for (int i = 0; i < 64; ++i)
@@ -274,6 +277,7 @@ vc high_codes(vc codebook, vc packed) {
     return r;
 }
 
+void stay_in_registers(vi&) {}
 vi dot_start(int32_t bias) { return iset(bias); }
 /// acc[row] += sum over 4 inputs of code[row][i] * x[i]; codes below 128
 vi dot_q4(vi acc, vc w, const int8_t* x) {
