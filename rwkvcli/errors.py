@@ -15,6 +15,7 @@
     ├── OutOfMemory              5
     ├── NoSpace                  5    quant.errors: the disk is full
     ├── ThresholdMissed          6    a model is worse than its maker allowed
+    ├── LinesFailed              7    some lines of a batch; the others are done
     ├── TimedOut               124    it took longer than the person was willing to wait
     └── Cancelled              130    quant.errors: the user or the caller stopped it
 
@@ -43,6 +44,7 @@ __all__ = [
     "Cancelled",
     "DeviceUnavailable",
     "FormatError",
+    "LinesFailed",
     "MissingExtra",
     "ModelNotFound",
     "NetworkError",
@@ -111,6 +113,12 @@ class ThresholdMissed(RwkvError):
     """What was measured is over a limit that was set; the measurement itself went well."""
 
     exit_code: ClassVar[int] = 6
+
+
+class LinesFailed(RwkvError):
+    """Some lines of a batch could not be done; each says why in its place, and the others are done."""
+
+    exit_code: ClassVar[int] = 7
 
 
 class TimedOut(RwkvError):

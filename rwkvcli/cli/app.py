@@ -9,6 +9,7 @@
 | 4 | refused or corrupt |
 | 5 | out of memory, disk full, device unavailable |
 | 6 | a model is worse than the limit that was set |
+| 7 | some lines of a batch failed |
 | 124 | it took longer than --timeout allows |
 | 130 | interrupted |
 

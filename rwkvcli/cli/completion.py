@@ -155,6 +155,8 @@ def _arguments(verb: str, before: Sequence[str]) -> Sequence[str]:
         return list(SCRIPTS)
     if verb == "eval" and not before:
         return ["lambada"]
+    if verb == "state" and not before:
+        return ["build", "info", "diff", "export", "import", "verify"]
     if verb == "config":
         from rwkvcli.services.configuration import KEYS
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rwkvcli.cli.batch import LineReader, run_lines, sources
 from rwkvcli.cli.console import Console, is_terminal
 from rwkvcli.cli.options import Misuse, with_settings
-from rwkvcli.cli.prompt import argument_bytes, argument_text, gather_prompt
+from rwkvcli.cli.prompt import STDIN, argument_bytes, argument_text, gather_prompt
 from rwkvcli.cli.sampling import with_sampling
 from rwkvcli.cli.settings import Settings
-from rwkvcli.cli.signals import time_limit
+from rwkvcli.cli.signals import stopping_between, time_limit
+from rwkvcli.errors import Cancelled, TimedOut
 
 if TYPE_CHECKING:
+    from rwkvcli.services import generation
     from rwkvcli.services.generation import Generation
 
 EXAMPLES = """
@@ -26,6 +30,8 @@ EXAMPLES = """
   rwkv generate -m model.safetensors -s "Answer in one word." "The capital of France?"
   rwkv generate -m demo --json --seed 1 "Once upon a time" | jq .usage
   rwkv generate -m demo --temperature 0.8 --top-p 0.5 --ban "the end" --timeout 30 "It was"
+  rwkv generate -m model.safetensors --jsonl -b 16 < prompts.jsonl > answers.jsonl
+  rwkv generate -m demo --save-state tale.state "Once upon a time" && rwkv generate -m demo --state tale.state --update
 """
 
 
@@ -76,6 +82,45 @@ def generate(
     stream_json: Annotated[
         bool, typer.Option("--stream-json", help="A line of JSON per piece of text, and one at the end.")
     ] = False,
+    state: Annotated[
+        str | None,
+        typer.Option("--state", metavar="FILE", help="Continue from a saved state; FILE stays as it is."),
+    ] = None,
+    save_state: Annotated[
+        str | None,
+        typer.Option("--save-state", metavar="FILE", help="Write the state after the text, also on Ctrl-C."),
+    ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Write the state back to the FILE of --state.")
+    ] = False,
+    jsonl: Annotated[
+        bool,
+        typer.Option(
+            "--jsonl", help="Many prompts: a line of JSON for each in, a line of JSON for each out."
+        ),
+    ] = False,
+    batch: Annotated[
+        int,
+        typer.Option(
+            "-b",
+            "--batch",
+            metavar="N",
+            min=1,
+            max=1024,
+            help="--jsonl: decode N texts together.",
+        ),
+    ] = 8,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            "-N",
+            metavar="K",
+            min=1,
+            max=1024,
+            help="K texts from one prompt; --json writes a list.",
+            show_default=False,
+        ),
+    ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Tell tokens and speed on stderr.")] = False,
     sampling: dict[str, Any],
 ) -> None:
@@ -85,13 +130,27 @@ def generate(
     stdout gets the continuation alone, as it is made. One newline at the end of stdin and files is dropped.
     With --chat the text is a message, written in the form that the model was trained on, and the answer is
     what comes. What the sampler is not told is as usual for the model's family.
+
+    --save-state writes what the model remembers then to FILE. With --state the text continues what that file
+    has seen; without any text it goes on where it was left, with the same options exactly as if it had not
+    been interrupted. --update is both with one file.
+
+    With --jsonl every line of stdin (or of -f) is a prompt: a JSON string, or an object of "prompt", "id" and what
+    differs from the options: "max_tokens", "stop", "system", "seed", "temperature" and other settings of the sampler.
+    The answers come in the same order, each as it would be alone; line i (from 0) has the seed --seed + i. A
+    line that fails has an "error", and the exit code is 7 then.
     """
     console = Console(settings)
     if timeout is not None and not 0 < timeout < 1e9:
         raise typer.BadParameter("not a number of seconds above 0", param_hint="'--timeout'")
+    target = _target(state, save_state, update)
+    if jsonl or count is not None:
+        _check_many(settings, jsonl, count, echo=echo, stream_json=stream_json, saves=target is not None)
+    begin = time.monotonic()
     with time_limit(timeout):
-        text = gather_prompt(prompt, file or [], keep_newline=keep_newline)
-        if text is None:
+        reader = LineReader(sources(prompt, file or [])) if jsonl else None
+        text = b"" if jsonl else gather_prompt(prompt, file or [], keep_newline=keep_newline)
+        if text is None and state is None:
             why = "stdin is a terminal" if is_terminal(sys.stdin) else "stdin is empty"
             raise Misuse(f"no text to continue: give PROMPT, or pipe text in ({why})")
         if settings.model is None:
@@ -109,21 +168,105 @@ def generate(
             template,
         )
         generation.check_device(settings.device)
+        if target is not None:
+            generation.check_state_target(target)
         found = model_to_run(console, settings.model)
-        begin = time.perf_counter()
+        loading = time.perf_counter()
         model = generation.load_model(found, settings.device, settings.threads)
-        run = generation.Generation(model, text, wanted)
-        run.timings.load = time.perf_counter() - begin
+        start = generation.load_state(Path(state), model) if state is not None else None
+        run = generation.Generation(model, text, wanted, None if jsonl else start, keep=target is not None)
+        run.timings.load = time.perf_counter() - loading
         console.detail(f"{found.path}: {model.backend.description}, template {run.template.name}")
-        _write(console, run, stream_json=stream_json, echo=echo)
+        if count is not None:
+            _write_alternatives(console, model, text, wanted, count, start)
+            return
+        if target is None and reader is None:
+            _write(console, run, stream_json=stream_json, echo=echo)
+    if reader is not None:
+        run_lines(console, reader, model, wanted, batch, start, (timeout, begin), stats)
+        return
+    if target is not None:
+        with stopping_between(timeout, begin) as run.check:
+            try:
+                _write(console, run, stream_json=stream_json, echo=echo)
+            except (Cancelled, TimedOut):
+                _save(console, run, target)
+                raise
+            _save(console, run, target)
     if stats:
         console.note(_stats(run))
 
 
+def _target(state: str | None, save_state: str | None, update: bool) -> Path | None:
+    """The file that the state is to be written to, if any."""
+    if STDIN in (state, save_state):
+        raise Misuse("a state is a file, and stdin and stdout are none (`./-` is a file of that name)")
+    if not update:
+        return Path(save_state) if save_state is not None else None
+    if state is None:
+        raise Misuse("--update writes back to the file of --state: name it")
+    if save_state is not None:
+        raise Misuse("--update writes to the file of --state, and --save-state to another: use one of them")
+    return Path(state)
+
+
+def _check_many(
+    settings: Settings, jsonl: bool, count: int | None, *, echo: bool, stream_json: bool, saves: bool
+) -> None:
+    """Refuse what makes no sense with many texts."""
+    name = "--jsonl" if jsonl else "-N"
+    if jsonl and count is not None:
+        raise Misuse("--jsonl and -N do not go together: repeat the line instead")
+    for given, flag in (
+        (echo, "--echo"),
+        (stream_json, "--stream-json"),
+        (saves, "--save-state (or --update)"),
+    ):
+        if given:
+            raise Misuse(f"{name} and {flag} do not go together")
+    if count is not None and not settings.json:
+        raise Misuse("-N writes a list: ask for it by --json")
+
+
+def _write_alternatives(
+    console: Console,
+    model: Any,
+    text: bytes | None,
+    wanted: generation.Settings,
+    count: int,
+    start: Any,
+) -> None:
+    """Several texts from one prompt, as a list."""
+    from rwkvcli.services.batching import alternatives
+
+    made = alternatives(model, text, wanted, count, start)
+    reports = [{**one.report(), "model": console.settings.model} for one in made]
+    console.line(json.dumps(reports, ensure_ascii=False))
+
+
+def _save(console: Console, run: Generation, target: Path) -> None:
+    """Write the state after the text, or after as much of the prompt as was read."""
+    saved = run.save(target)
+    if saved is None:
+        console.note(f"note: nothing was read, and {target} was not written")
+    elif run.prompt_left:
+        done = len(run.prompt) - run.prompt_left
+        console.note(f"note: {target} holds {done} of {len(run.prompt)} bytes of the text, and no answer")
+    else:
+        console.detail(f"{target}: {saved.tokens_seen} tokens seen")
+
+
 def _write(console: Console, run: Generation, *, stream_json: bool, echo: bool) -> None:
     """Write the answer as it is wanted; an interruption leaves what there is of it, in whole JSON."""
-    from rwkvcli.errors import TimedOut
+    from rwkvcli.cli.render import TextBar
 
+    with TextBar(console) as bar:
+        run.on_prompt = bar.update
+        _answer(console, run, stream_json=stream_json, echo=echo)
+
+
+def _answer(console: Console, run: Generation, *, stream_json: bool, echo: bool) -> None:
+    """The same, below a bar that shows how much of a long prompt was read."""
     begin = run.prompt.decode("utf-8", "surrogateescape") if echo else ""
     if not stream_json and not console.settings.json:
         _stream(console, run, begin)
@@ -139,11 +282,11 @@ def _write(console: Console, run: Generation, *, stream_json: bool, echo: bool) 
     try:
         for piece in run:
             event("text", {"text": piece})
-    except (TimedOut, KeyboardInterrupt) as error:
+    except (TimedOut, KeyboardInterrupt, Cancelled) as error:
         run.finish_reason = "timeout" if isinstance(error, TimedOut) else "interrupted"
         raise
     finally:
-        if run.prompt_tokens:
+        if run.begun:
             report = {**run.report(), "model": console.settings.model}
             report["text"] = begin + report["text"]
             event("end", report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
@@ -45,8 +46,13 @@ class _Bar(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.hide()
+
+    def hide(self) -> None:
+        """Make room for a line; the next update brings the bar back."""
         if self._progress is not None:
             self._progress.stop()
+            self._progress = None
 
     def _show(self, done: int, total: int, title: str | None = None) -> None:
         if not self._console.shows_progress:
@@ -138,12 +144,6 @@ class BenchBar(_Bar):
         """Show how far it is and what runs now."""
         self._show(done, total, title)
 
-    def hide(self) -> None:
-        """Make room for a line of the answer; the next update brings the bar back."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-
     def _columns(self) -> Iterable[Any]:
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -166,6 +166,28 @@ class EvaluationBar(_Bar):
 
         yield from (BarColumn(bar_width=32), TaskProgressColumn(), TimeRemainingColumn())
         yield TextColumn("{task.description}", markup=False)
+
+
+class TextBar(_Bar):
+    """Text that a model has read; not shown for what takes less than a second."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, "reading")
+        self._begin = time.monotonic()
+
+    def update(self, done: int, total: int) -> None:
+        """Show that `done` of `total` bytes were read."""
+        if time.monotonic() - self._begin > 1 or self._progress is not None:
+            self._show(done, total)
+        if done == total:
+            self.hide()
+
+    def _columns(self) -> Iterable[Any]:
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+
+        yield TextColumn("{task.description}", markup=False)
+        yield BarColumn(bar_width=32)
+        yield from (DownloadColumn(), TimeRemainingColumn())
 
 
 def loss_table(console: Console, classes: Iterable[ClassReport]) -> str:

@@ -19,6 +19,7 @@ from rwkvcli.cli.settings import Settings
 VERBS = {
     "chat": "Talk with a model.",
     "generate": "Continue a text with a model.",
+    "state": "Build states, and look at, compare and convert them.",
     "quantize": "Make a model file out of a checkpoint.",
     "show": "Show what is inside a model file or a checkpoint.",
     "pull": "Download a file from the Hugging Face Hub.",

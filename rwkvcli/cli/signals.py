@@ -16,6 +16,13 @@ from typing import Any, TextIO
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
+_MORE_TIME = "--timeout gives it more time"
+
+
+def _late(seconds: float) -> str:
+    return f"not finished after {seconds:g} s"
+
+
 def interrupt_once() -> Any:
     """Make one Ctrl-C raise one KeyboardInterrupt.
 
@@ -77,6 +84,24 @@ def held_signals() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
+def stopping_between(limit: float | None = None, begin: float = 0.0) -> Iterator[Callable[[], None]]:
+    """Work that is stopped only where it asks: yields what raises Cancelled after a signal, and TimedOut `limit`
+    seconds after `begin` (of `time.monotonic`). The signal then means what it means elsewhere, as with `held_signals`.
+    """
+    from rwkvcli.errors import Cancelled, TimedOut
+
+    with held_signals() as stopped:
+
+        def check() -> None:
+            if stopped():
+                raise Cancelled("stopped")
+            if limit is not None and time.monotonic() - begin > limit:
+                raise TimedOut(_late(limit), hint=_MORE_TIME)
+
+        yield check
+
+
+@contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
     """Raise TimedOut inside when `seconds` are over, also in the middle of a prompt; None: never.
 
@@ -87,7 +112,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     if seconds is None:
         yield
         return
-    error = TimedOut(f"not finished after {seconds:g} s", hint="--timeout gives it more time")
+    error = TimedOut(_late(seconds), hint=_MORE_TIME)
     if hasattr(signal, "setitimer"):
 
         def handler(_signum: int, _frame: FrameType | None) -> None:

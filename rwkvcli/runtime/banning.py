@@ -54,6 +54,15 @@ class BannedStrings:
                 found.append(ids)
         return found
 
+    @property
+    def recent(self) -> bytes:
+        """The end of the generated text, as far as it matters."""
+        return self._tail
+
+    def resume(self, recent: bytes) -> None:
+        """Go on after a text that ends so."""
+        self._tail = recent[-self._longest :] if self._longest else b""
+
     def push(self, token: int) -> None:
         """`token` was generated."""
         if self._longest:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rwkvcli.errors import UsageError
-from rwkvcli.runtime.streaming import StopMatcher, Utf8Stream
+from rwkvcli.runtime.streaming import StopMatcher, TextStream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,12 +50,59 @@ class Finish:
 class Piece:
     """What one token added: `text` may be empty (half a character, or what may become a stop string).
 
-    The last piece alone has `finish`. Its `token` is None unless a stop string ended in that token.
+    `held` is the number of characters that are held back, since they may begin a stop string. The last piece
+    alone has `finish`. Its `token` is None unless a stop string ended in that token.
     """
 
     text: str
     token: int | None
     finish: Finish | None = None
+    held: int = 0
+
+
+class Continuation:
+    """A text in the making, token by token, without the model: who has the logits asks `draw`.
+
+    When a token was drawn it is `unfed`; the caller feeds it and says so by `was_fed`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, sampler: Sampler, max_tokens: int, text: TextStream) -> None:
+        self._bytes_of = tokenizer.stream()
+        self._eos = tokenizer.eos_id
+        self._sampler = sampler
+        self._max_tokens = max_tokens
+        self._text = text
+        self._fed: list[int] = []
+        self.unfed: tuple[int, ...] = ()
+
+    @property
+    def full(self) -> bool:
+        """Whether as many tokens were drawn as may be: `end` is next."""
+        return len(self._fed) + len(self.unfed) == self._max_tokens
+
+    def draw(self, logits: NDArray[np.float32]) -> Piece:
+        """Draw the next token from float32 logits [V]. The piece has `finish` if that ends the text."""
+        token = self._sampler(logits)
+        if token == self._eos:
+            return self.end("stop")
+        self.unfed = (token,)
+        text = self._text.push(self._bytes_of(token))
+        if self._text.matched is not None:
+            return Piece(text, token, self._finish("stop"))
+        return Piece(text, token, held=self._text.held)
+
+    def was_fed(self) -> None:
+        """The drawn token was fed."""
+        self._fed.extend(self.unfed)
+        self.unfed = ()
+
+    def end(self, reason: Literal["stop", "length"] = "length", *, keep: bool = False) -> Piece:
+        """The last piece, with what was held back; `keep`: that stays in the TextStream, to go on later."""
+        text = "" if keep else self._text.flush()
+        return Piece(text, None, self._finish("stop" if self._text.matched is not None else reason))
+
+    def _finish(self, reason: Literal["stop", "length"]) -> Finish:
+        return Finish(reason, self._text.matched, tuple(self._fed), self.unfed)
 
 
 def decode(
@@ -75,7 +122,19 @@ def decode(
     `max_tokens` or `stop` at once, FormatError from the sampler, and whatever `model.forward` raises.
     """
     check_limits(max_tokens, stop)
-    return _decode(model, state, logits, tokenizer, sampler, max_tokens, StopMatcher(stop))
+    return _decoded(model, state, logits, Continuation(tokenizer, sampler, max_tokens, TextStream(stop)))
+
+
+def _decoded(model: Forward, state: Any, logits: NDArray[np.float32], run: Continuation) -> Iterator[Piece]:
+    while not run.full:
+        if run.unfed:
+            logits = model.forward(list(run.unfed), state)
+            run.was_fed()
+        piece = run.draw(logits)
+        yield piece
+        if piece.finish is not None:
+            return
+    yield run.end()
 
 
 def check_limits(max_tokens: int, stop: Sequence[str]) -> None:
@@ -83,38 +142,3 @@ def check_limits(max_tokens: int, stop: Sequence[str]) -> None:
     if not isinstance(max_tokens, int) or max_tokens < -1:
         raise UsageError(f"max_tokens must be -1 or more, not {max_tokens}", hint="-1 is until the text ends")
     StopMatcher(stop)
-
-
-def _decode(
-    model: Forward,
-    state: Any,
-    logits: NDArray[np.float32],
-    tokenizer: Tokenizer,
-    sampler: Sampler,
-    max_tokens: int,
-    matcher: StopMatcher,
-) -> Iterator[Piece]:
-    bytes_of = tokenizer.stream()
-    characters = Utf8Stream()
-    fed: list[int] = []
-    unfed: tuple[int, ...] = ()
-    reason: Literal["stop", "length"] = "length"
-    while len(fed) + len(unfed) != max_tokens:
-        if unfed:
-            logits = model.forward(list(unfed), state)
-            fed.extend(unfed)
-            unfed = ()
-        token = sampler(logits)
-        if token == tokenizer.eos_id:
-            reason = "stop"
-            break
-        unfed = (token,)
-        text = matcher.push(characters.push(bytes_of(token)))
-        if matcher.matched is not None:
-            yield Piece(text, token, Finish("stop", matcher.matched, tuple(fed), unfed))
-            return
-        yield Piece(text, token)
-    text = matcher.push(characters.flush())
-    if matcher.matched is not None:
-        reason = "stop"
-    yield Piece(text + matcher.flush(), None, Finish(reason, matcher.matched, tuple(fed), unfed))

@@ -16,6 +16,7 @@ from rwkvcli.runtime.backend import UNUSED_EPS, Backend, Float32
 from rwkvcli.runtime.device import cpu_level, parse_device
 from rwkvcli.runtime.machine import default_threads
 from rwkvcli.runtime.state import State, wrong_model
+from rwkvcli.runtime.state_file import Origin
 
 if TYPE_CHECKING:
     from quant.arch import Arch
@@ -35,9 +36,12 @@ class Model:
         self.file = file
         self.backend = backend
         self._tokenizer: Tokenizer | None = None
-        identity = [file.metadata.get(key, "") for key in ("arch", "source", "plan", "method", "calibration")]
-        self.fingerprint = hashlib.sha256("\0".join(identity).encode()).hexdigest()
+        self.origin = origin_of(file)
+
+    @property
+    def fingerprint(self) -> str:
         """Names the file's content: what a saved state must match."""
+        return self.origin.fingerprint
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", threads: int | None = None) -> Model:
@@ -76,7 +80,7 @@ class Model:
 
     def new_state(self) -> State:
         """The state before the first token."""
-        return State(self.backend.new_state(), self.fingerprint)
+        return State(self.backend.new_state(), self.origin)
 
     def forward(
         self, tokens: Sequence[int] | NDArray[Any], state: State, all_logits: bool = False
@@ -91,6 +95,7 @@ class Model:
         self._check(state)
         logits = self.backend.forward(ids, state.inner, all_logits)
         state.tokens_seen += len(ids)
+        state.pause = None
         return logits
 
     def forward_batch(
@@ -109,6 +114,7 @@ class Model:
         logits = self.backend.forward_batch(self._ids(flat), [state.inner for state in states])
         for state in states:
             state.tokens_seen += 1
+            state.pause = None
         return logits
 
     @property
@@ -148,7 +154,7 @@ class Model:
         state = state if state is not None else self.new_state()
         self._check(state)
         ids = self.tokenizer.encode(prompt)
-        if not ids:
+        if not ids and (state.pause is None or state.pause.logits is None):
             if state.tokens_seen:
                 raise UsageError("nothing to feed: the prompt is empty and the state is not new")
             ids = [self.tokenizer.eos_id]  # the end of one text is the beginning of the next
@@ -159,7 +165,10 @@ class Model:
     ) -> Iterator[str]:
         from rwkvcli.runtime.decoding import decode
 
-        logits = self.forward(ids, state)
+        pause = state.pause
+        logits = pause.logits if not ids and pause is not None else None
+        if logits is None:
+            logits = self.forward(ids, state)
         for piece in decode(self, state, logits, self.tokenizer, sampler, max_tokens, stop):
             if piece.finish is not None and piece.finish.unfed and piece.finish.stop is None:
                 self.forward(piece.finish.unfed, state)
@@ -189,6 +198,13 @@ class Model:
                 "the state lives on another device",
                 hint="save it, and load it with State.load for this model",
             )
+
+
+def origin_of(file: ModelFile) -> Origin:
+    """What the states of a model file say that they belong to."""
+    identity = [file.metadata.get(key, "") for key in ("arch", "source", "plan", "method", "calibration")]
+    fingerprint = hashlib.sha256("\0".join(identity).encode()).hexdigest()
+    return Origin.of(fingerprint, file.arch, file.source.get("file"))
 
 
 def demo_path() -> Path:

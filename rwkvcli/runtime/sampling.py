@@ -130,7 +130,7 @@ class SamplingParams:
             value = getattr(self, name)
             try:
                 object.__setattr__(self, name, float(value))
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise UsageError(f"{name} must be a number, not {value!r}") from None
 
     @classmethod
@@ -229,11 +229,13 @@ class Sampler:
         return token
 
     def state(self) -> dict[str, Any]:
-        """What is needed to go on later with the same draws and penalties: seed, draws, and with penalties
-        `counts`, a list of [token, count]. Ready for JSON."""
+        """What is needed to go on later with the same draws, penalties and bans: seed, draws, with penalties
+        `counts`, a list of [token, count], and with banned strings `recent`, bytes in hex. Ready for JSON."""
         state: dict[str, Any] = {"seed": self.seed, "draws": self.draws}
         if self._penalties is not None:
             state["counts"] = [list(pair) for pair in self._penalties.counts()]
+        if self._banned is not None:
+            state["recent"] = self._banned.recent.hex()
         return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -245,11 +247,17 @@ class Sampler:
             raise FormatError("not the state of a sampler")
         if not isinstance(counts, Sequence) or not all(map(self._is_count, counts)):
             raise FormatError("not the state of a sampler: its counts are not pairs of a token and a number")
+        try:
+            recent = bytes.fromhex(state.get("recent", ""))
+        except (TypeError, ValueError):
+            raise FormatError("not the state of a sampler: its recent bytes are none") from None
         if self._penalties is not None:
             try:
                 self._penalties.restore([(token, float(count)) for token, count in counts])
             except ValueError as e:
                 raise FormatError(f"not the state of a sampler: {e}") from None
+        if self._banned is not None:
+            self._banned.resume(recent)
         self.seed, self.draws = seed, draws
 
     def _is_count(self, pair: Any) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from rwkvcli.errors import UsageError
+from rwkvcli.errors import FormatError, UsageError
 
 
 class Utf8Stream:
@@ -20,6 +21,11 @@ class Utf8Stream:
 
     def push(self, data: bytes) -> str:
         return self._decoder.decode(data)
+
+    @property
+    def held(self) -> bytes:
+        """What is held back."""
+        return self._decoder.getstate()[0]
 
     def flush(self) -> str:
         """What is held back, as U+FFFD; the stream is as new afterwards."""
@@ -59,6 +65,16 @@ class StopMatcher:
         keep = self._partial(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+    @property
+    def held(self) -> int:
+        """Number of characters that are held back."""
+        return len(self._held)
+
+    @property
+    def held_text(self) -> str:
+        """What is held back."""
+        return self._held
 
     def flush(self) -> str:
         """What was held back: no stop string came of it."""
@@ -106,3 +122,93 @@ class AnswerTrim:
         """What was held back and is no white space: the beginning of a lead of which nothing came."""
         text, self._held = self._held, ""
         return "" if self._begun else text.strip()
+
+    def state(self) -> dict[str, Any]:
+        """What is needed to go on later. Ready for JSON."""
+        return {"begun": self._begun, "held": self._held, "lead": bool(self._lead)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state()` was taken. Raises FormatError if it is not such a state."""
+        begun, held, lead = state.get("begun"), state.get("held"), state.get("lead")
+        if not (isinstance(begun, bool) and isinstance(held, str) and isinstance(lead, bool)):
+            raise FormatError("not the state of an answer")
+        self._begun, self._held, self._lead = begun, held, self._lead if lead else ""
+
+
+class TextStream:
+    """From the bytes of tokens to the text that is shown: whole characters, nothing past a stop string, and with
+    `trim` an answer without the white space around it. Raises UsageError for an empty stop string.
+    """
+
+    def __init__(self, stop: Sequence[str] = (), trim: AnswerTrim | None = None) -> None:
+        self._characters = Utf8Stream()
+        self._matcher = StopMatcher(stop)
+        self._trim = trim
+        self._recent = bytearray()  # since nothing was held back the last time
+        self._passed = ""  # what the matcher let through of it
+
+    @property
+    def matched(self) -> str | None:
+        """The stop string that was found."""
+        return self._matcher.matched
+
+    @property
+    def held(self) -> int:
+        """Number of characters that are held back, since they may begin a stop string."""
+        return self._matcher.held
+
+    @property
+    def settled(self) -> bool:
+        """Whether neither half a character nor the beginning of a stop string is held back."""
+        return not self._characters.held and not self._matcher.held
+
+    def push(self, data: bytes) -> str:
+        """The text that can be shown now."""
+        if self.settled:
+            self._recent.clear()
+            self._passed = ""
+        self._recent += data
+        text = self._matcher.push(self._characters.push(data))
+        self._passed += text
+        text = self._trimmed(text)
+        return text if self.matched is None else text + self._end()
+
+    def flush(self) -> str:
+        """What was held back, at the end of the text."""
+        text = self._matcher.push(self._characters.flush())
+        if self.matched is None:
+            text += self._matcher.flush()
+        return self._trimmed(text) + self._end()
+
+    def before_stop(self) -> bytes:
+        """After a match: the bytes between the last settled moment and the stop string."""
+        return bytes(self._recent[: len(self._passed.encode())])
+
+    def state(self) -> dict[str, Any]:
+        """What is held back, to go on later. Ready for JSON."""
+        state: dict[str, Any] = {"text": self._matcher.held_text, "bytes": self._characters.held.hex()}
+        if self._trim is not None:
+            state["answer"] = self._trim.state()
+        return state
+
+    def restore(self, state: Mapping[str, Any]) -> str:
+        """Go on where `state()` was taken. Returns the text that can be shown now: with other stop strings than
+        before it may be some. Raises FormatError if it is not such a state."""
+        text, data, answer = state.get("text"), state.get("bytes"), state.get("answer", {})
+        try:
+            held = bytes.fromhex(data) if isinstance(data, str) else None
+        except ValueError:
+            held = None
+        if not isinstance(text, str) or held is None or not isinstance(answer, dict):
+            raise FormatError("not the state of a text")
+        if answer and self._trim is not None:
+            self._trim.restore(answer)
+        elif answer:
+            text = str(answer.get("held", "")) + text
+        return self._trimmed(self._matcher.push(text)) + self.push(held)
+
+    def _trimmed(self, text: str) -> str:
+        return text if self._trim is None else self._trim.push(text)
+
+    def _end(self) -> str:
+        return "" if self._trim is None else self._trim.flush()

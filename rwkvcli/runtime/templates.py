@@ -71,6 +71,11 @@ class Template:
         """A message of the person, and where the answer begins; `think` as in THINK, `off` where there is no such form."""
         return self.user.replace("{user}", self._clean(text)) + (self._form(think) or self.reply)
 
+    @property
+    def tail(self) -> str:
+        """What follows a finished answer."""
+        return self.answer.partition("{reply}")[2]
+
     def closing(self, reply: str) -> str:
         """A finished answer, after `message`, as the conversation goes on."""
         return self.answer.replace("{reply}", reply.strip())

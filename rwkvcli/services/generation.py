@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rwkvcli.errors import UsageError
+
 if TYPE_CHECKING:
-    from rwkvcli.runtime.decoding import Finish
+    from rwkvcli.runtime.backend import Float32
+    from rwkvcli.runtime.decoding import Continuation, Finish, Piece
     from rwkvcli.runtime.model import Model
+    from rwkvcli.runtime.state import State
     from rwkvcli.services.store import LocalModel
 
 
@@ -24,6 +29,31 @@ def load_model(found: LocalModel, device: str | None = None, threads: int | None
     except FormatError:
         refuse_checkpoint(found)
         raise
+
+
+def load_state(path: Path, model: Model) -> State:
+    """The saved state in `path`. Raises what `State.load` raises."""
+    from rwkvcli.runtime.state import State
+
+    return State.load(path, model)
+
+
+def check_state_target(path: Path) -> None:
+    """Refuse a file that a state must not replace, before any work: anything that is there and is not a state.
+
+    Raises UsageError.
+    """
+    from quant.atomic import new_file
+    from rwkvcli.errors import RwkvError
+    from rwkvcli.runtime.state_file import is_state_file
+
+    new_file(path, force=True, kept={})
+    try:
+        if not path.exists() or is_state_file(path):
+            return
+    except RwkvError:
+        pass
+    raise UsageError(f"{path} exists, and is not a state", hint="name another file, or remove it")
 
 
 def check_device(device: str | None) -> None:
@@ -78,9 +108,23 @@ class Generation:
     """
 
     model: Model
-    text_given: bytes
+    text_given: bytes | None
+    """None: go on where `state` was left."""
     settings: Settings
+    state: State | None = None
+    """What the text continues; it is advanced. None: nothing."""
+    keep: bool = False
+    """Whether `settle` will be called: half a character, and what may become a stop string, are then held back
+    at the end, to come first when a next run goes on."""
+    check: Callable[[], None] = lambda: None
+    """Called between calls of the engine; what it raises ends the run there."""
+    on_prompt: Callable[[int, int], None] = lambda done, total: None
+    """Called with (bytes of the prompt that were fed, all of them)."""
+    begun: bool = False
+    """Whether anything was evaluated, or is about to be."""
     prompt_tokens: int = 0
+    prompt_left: int = 0
+    """Bytes of the prompt that were not fed: of a run that was stopped in it."""
     completion_tokens: int = 0
     finish_reason: str = "interrupted"
     """`stop`, `length`, or what ended it from outside: `interrupted`, `timeout`."""
@@ -89,69 +133,204 @@ class Generation:
 
     def __post_init__(self) -> None:
         from rwkvcli.runtime.sampling import Sampler, SamplingParams
-        from rwkvcli.runtime.streaming import StopMatcher
+        from rwkvcli.runtime.streaming import AnswerTrim, TextStream
         from rwkvcli.runtime.templates import named
 
         settings, tokenizer = self.settings, self.model.tokenizer
         self.template = named(settings.template) if settings.template is not None else self.model.template
         params = SamplingParams.of(self.template.settings(settings.chat), settings.sampling)
         self._sampler = Sampler(params, tokenizer.vocab_size, tokenizer)
+        stop = (*settings.stop, *(self.template.stop if settings.chat else ()))
+        self._stream = TextStream(stop, AnswerTrim(self.template.lead) if settings.chat else None)
+        self._logits: Float32 | None = None
+        self._run: Continuation | None = None
+        self._finish: Finish | None = None
+        self._before: State | None = None
+        self._opened = 0.0
+        if self.state is None:
+            self.state = self.model.new_state()
+        if not self.text_given and self.state.tokens_seen:
+            self.text_given = None
+        self._pause = self.state.pause
+        self._held = self._go_on() if self.text_given is None else ""
+        if self._pause is not None and self._pause.sampler is not None:
+            self._sampler.restore(self._draws(self._pause.sampler, params.seed))
         self.seed = self._sampler.seed
-        self._stop = (*settings.stop, *(self.template.stop if settings.chat else ()))
-        StopMatcher(self._stop)  # complains now rather than after the prompt
         self.prompt = self._prompt()
         """The text that the model sees."""
 
     def __iter__(self) -> Iterator[str]:
         """Evaluate the prompt, then yield pieces of text (never half a character) as they come."""
-        from rwkvcli.runtime.decoding import decode
-        from rwkvcli.runtime.streaming import AnswerTrim
+        self.read()
+        assert self.state is not None and self._run is not None
+        run = self._run
+        yield from filter(None, [self.text])
+        while not self.done:
+            self.check()
+            if run.unfed and not run.full:
+                self.was_fed(self.model.forward(list(run.unfed), self.state))
+            text = self.draw()
+            if text:
+                yield text
 
-        model, settings = self.model, self.settings
-        ids = self._ids()
-        self.prompt_tokens = len(ids)
-        begin = time.perf_counter()
-        state = model.new_state()
-        logits = model.forward(ids, state)
-        self.timings.prompt = time.perf_counter() - begin
-        trim = AnswerTrim(self.template.lead) if settings.chat else None
-        pieces = decode(model, state, logits, model.tokenizer, self._sampler, settings.max_tokens, self._stop)
+    def read(self) -> None:
+        """Evaluate the prompt. What a run before this one held back is in `text` then."""
         begin = time.perf_counter()
         try:
-            for piece in pieces:
-                self.timings.decode = time.perf_counter() - begin
-                text = piece.text if trim is None else trim.push(piece.text)
-                if piece.finish is None:
-                    self.completion_tokens += 1
-                else:
-                    self._end(piece.finish)
-                    text += trim.flush() if trim is not None else ""
-                if text:
-                    self.text += text
-                    yield text
+            if self.text_given is not None:
+                self._feed()
         finally:
-            self.timings.decode = time.perf_counter() - begin
+            self.timings.prompt = time.perf_counter() - begin
+        self._open()
+
+    def read_as(self, other: Generation) -> None:
+        """Take over what `other`, with the same prompt, has read and drawn nothing from yet."""
+        assert other.state is not None
+        self.state, self._logits = other.state.copy(), other._logits
+        self.prompt_tokens, self.timings.prompt = other.prompt_tokens, other.timings.prompt
+        self._open()
+
+    @property
+    def done(self) -> bool:
+        """Whether the text has ended."""
+        return self._finish is not None
+
+    @property
+    def unfed(self) -> tuple[int, ...]:
+        """The token that was drawn last, until `was_fed`."""
+        return self._run.unfed if self._run is not None else ()
+
+    @property
+    def full(self) -> bool:
+        """Whether no more tokens will be drawn: the unfed one need not be fed."""
+        return self._run is not None and self._run.full
+
+    def was_fed(self, logits: Float32) -> None:
+        """The unfed token was fed to `state`, and gave float32 `logits` [V]."""
+        assert self._run is not None
+        self._run.was_fed()
+        self._logits = logits
+
+    def draw(self) -> str:
+        """Draw the next token, or end the text. Returns what can be shown then; it is in `text` too."""
+        run, stream = self._run, self._stream
+        assert run is not None and self.state is not None
+        if self._logits is None or stream.matched is not None:  # the text that is gone on with has ended
+            text = self._end(run.end("stop"))
+        elif run.full:
+            text = self._end(run.end(keep=self.keep))
+        else:
+            settled = stream.settled
+            piece = run.draw(self._logits)
+            if self.keep and settled:
+                # the token may begin a stop string, of which the state is to know nothing
+                unsure = stream.matched is not None or not stream.settled
+                self._before = self.state.copy() if unsure else None
+            self.completion_tokens += 1
+            text = piece.text if piece.finish is None else self._end(piece)
+        self.text += text
+        self.timings.decode = time.perf_counter() - self._opened
+        return text
+
+    def settle(self) -> State:
+        """The state after all of the text, with what a next run needs to go on from here; also after a run that
+        was stopped. A stop string is no part of the text."""
+        from rwkvcli.runtime.state_file import Pause
+
+        assert self.state is not None
+        state, run, finish = self.state, self._run, self._finish
+        if run is None:  # stopped in the prompt
+            return state
+        sampler, ended = self._sampler.state(), finish is not None and finish.reason == "stop"
+        if finish is not None and finish.stop is not None and self._before is not None:
+            state, self._logits = self._before, None
+            rest = self.model.tokenizer.encode_bytes(self._stream.before_stop())
+            if rest:
+                self.model.forward(rest, state)
+        elif run.unfed:
+            self._logits = self.model.forward(list(run.unfed), state)
+            run.was_fed()
+        state.pause = Pause(self._logits, sampler, self._stream.state(), ended)
+        self.state = state
+        return state
+
+    def save(self, path: Path) -> State | None:
+        """Write the settled state to `path`. None, and nothing is written: no token was fed."""
+        state = self.settle()
+        if not state.tokens_seen:
+            return None
+        state.save(path)
+        return state
+
+    def _feed(self) -> None:
+        from rwkvcli.runtime.prefill import feed
+
+        assert self.state is not None
+        tokenizer, total = self.model.tokenizer, len(self.prompt)
+        new = not self.state.tokens_seen
+        # the end of one text is the beginning of the next: an empty prompt begins with it
+        begins = new and (not self.prompt or (self.settings.chat and self.template.begin))
+
+        def fed(tokens: int, done: int) -> None:
+            self.prompt_tokens = tokens
+            self.prompt_left = total - done
+            self.on_prompt(done, total)
+            if done < total:
+                self.check()
+
+        self.begun, self.prompt_left = True, total
+        self.check()
+        before = [tokenizer.eos_id] if begins else []
+        self.prompt_tokens = len(before)
+        self._logits = feed(self.model, self.state, self.prompt, before, fed)
+
+    def _open(self) -> None:
+        from rwkvcli.runtime.decoding import Continuation
+
+        tokenizer, limit = self.model.tokenizer, self.settings.max_tokens
+        self._run, self.begun = Continuation(tokenizer, self._sampler, limit, self._stream), True
+        self.text += self._held
+        self._opened = time.perf_counter()
+
+    def _go_on(self) -> str:
+        """Take over where the state was left: the text that was held back then, and can be shown now."""
+        pause = self._pause
+        if pause is None or (pause.logits is None and not pause.ended):
+            raise UsageError(
+                "the state was not left inside a text: it can only be continued by giving some",
+                hint="give PROMPT, or pipe text in",
+            )
+        self._logits = None if pause.ended else pause.logits
+        return self._stream.restore(pause.text) if pause.text is not None else ""
+
+    def _draws(self, saved: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
+        """The sampler's state to go on with: another seed begins its own draws, a new text its own counts."""
+        chosen = dict(saved) if self.text_given is None else {k: saved.get(k) for k in ("seed", "draws")}
+        if seed is not None and seed != saved.get("seed"):
+            chosen.update(seed=seed, draws=0)
+        return chosen
 
     def _prompt(self) -> bytes:
-        if not self.settings.chat:
-            return self.text_given
+        text, settings = self.text_given, self.settings
+        if text is None or not settings.chat:
+            return text or b""
         from rwkvcli.runtime.templates import Turn
         from rwkvcli.runtime.tokenizer import text_to_bytes
 
-        message = self.text_given.decode("utf-8", "surrogateescape")  # bytes that are not UTF-8 come through
-        return text_to_bytes(self.template.render([Turn(message)], self.settings.system))
+        assert self.state is not None
+        message = text.decode("utf-8", "surrogateescape")  # bytes that are not UTF-8 come through
+        rendered = text_to_bytes(self.template.render([Turn(message)], settings.system))
+        if not self.state.tokens_seen:
+            return rendered
+        answered = self._pause is not None and self._pause.text is not None and "answer" in self._pause.text
+        return (self.template.tail.encode() if answered else b"\n\n") + rendered
 
-    def _ids(self) -> list[int]:
-        tokenizer = self.model.tokenizer
-        ids = tokenizer.encode_bytes(self.prompt)
-        # the end of one text is the beginning of the next: an empty prompt begins with it
-        if not ids or (self.settings.chat and self.template.begin):
-            ids = [tokenizer.eos_id, *ids]
-        return ids
-
-    def _end(self, finish: Finish) -> None:
-        self.finish_reason = finish.reason
-        self.completion_tokens = finish.tokens
+    def _end(self, piece: Piece) -> str:
+        assert piece.finish is not None
+        self._finish = piece.finish
+        self.finish_reason = piece.finish.reason
+        self.completion_tokens = piece.finish.tokens
+        return piece.text
 
     def report(self) -> dict[str, Any]:
         """The JSON form: text, finish_reason, seed, usage, timings (seconds and tokens/s), model."""

@@ -36,6 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["generate", "--template", "g"], ["g1-flower", "g1"]),
         (["generate", "--max-t"], ["--max-tokens"]),
         (["generate", "--file", "x"], []),
+        (["state", ""], ["build", "info", "diff", "export", "import", "verify"]),
         (["config", ""], ["get", "set", "unset", "list"]),
         (["config", "set", "thr"], ["threads"]),
         (["completion", "z"], ["zsh"]),

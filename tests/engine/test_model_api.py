@@ -16,6 +16,7 @@ from small_models import VERSIONS, ModelMaker
 
 from rwkvcli import Model, State
 from rwkvcli.errors import DeviceUnavailable, FormatError, ModelNotFound, RwkvError, StateMismatch, UsageError
+from rwkvcli.runtime.state_file import write_state
 
 
 def same(a: State, b: State) -> bool:
@@ -381,9 +382,13 @@ def test_damaged_state_files_are_refused(model: Model, tmp_path: Path) -> None:
     name = next(key for key, array in arrays.items() if array.ndim == 3)
     broken = np.array(arrays[name])
     broken[0, 0, 0] = np.nan
-    for bad in (broken, arrays[name].astype(np.int32), arrays[name].reshape(-1)):
+    for bad, message in ((broken, name), (arrays[name].reshape(-1), "arrays")):  # sound files, but for this
+        write_state(tmp_path / "bad", {**arrays, name: bad}, state.origin, 3, None)
+        with pytest.raises(FormatError, match=message):
+            State.load(tmp_path / "bad", model)
+    for bad in (broken, arrays[name].astype(np.int32), arrays[name] + np.float32(1)):
         save_file({**arrays, name: np.ascontiguousarray(bad)}, tmp_path / "bad", metadata)
-        with pytest.raises(FormatError, match=name):
+        with pytest.raises(FormatError):
             State.load(tmp_path / "bad", model)
     save_file(arrays, tmp_path / "bad", {**metadata, "tokens_seen": "-5"})
     with pytest.raises(FormatError, match="-5"):

@@ -1,0 +1,154 @@
+"""`rwkv generate --jsonl`: lines of JSON in, lines of JSON out."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rwkvcli.cli.console import Console, is_terminal
+from rwkvcli.cli.options import Misuse
+from rwkvcli.cli.prompt import STDIN
+from rwkvcli.cli.signals import stopping_between
+from rwkvcli.errors import Cancelled, LinesFailed, SourceNotFound, TimedOut
+
+if TYPE_CHECKING:
+    from rwkvcli.services.generation import Settings
+
+_CHUNK = 1 << 16
+_PATIENCE = 0.1
+"""Seconds between two looks at whether to stop, while waiting for a line."""
+_BOM = b"\xef\xbb\xbf"
+
+
+class LineReader:
+    """The lines of files, one after the other, as they come: a writer that waits for an answer gets it.
+
+    Use it as a context manager. Raises SourceNotFound for a file that cannot be read, at once.
+    """
+
+    def __init__(self, names: Sequence[str], check: Callable[[], None] = lambda: None) -> None:
+        self.check = check
+        self._buffer = bytearray()
+        self._begun = False
+        self._files = [_opened(name) for name in names]
+
+    def __call__(self, wait: bool) -> bytes | None:
+        """The next line with its end; b"" after the last, None if it is not here yet and `wait` is False."""
+        while b"\n" not in self._buffer:
+            if not self._files:
+                line, self._buffer = bytes(self._buffer), bytearray()
+                return line
+            if not self._is_ready(wait):
+                return None
+            data = os.read(self._files[0], _CHUNK)
+            self._buffer += data if self._begun else data.removeprefix(_BOM)
+            self._begun = True
+            if not data:
+                self._next_file()
+        end = self._buffer.index(b"\n") + 1
+        line = bytes(self._buffer[:end])
+        del self._buffer[:end]
+        return line
+
+    def __enter__(self) -> LineReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._files:
+            self._next_file()
+
+    def _next_file(self) -> None:
+        handle = self._files.pop(0)
+        if handle != 0:
+            os.close(handle)
+        self._begun = False
+        if self._buffer:
+            self._buffer += b"\n"  # a last line without an end
+
+    def _is_ready(self, wait: bool) -> bool:
+        """Whether reading will not block."""
+        if sys.platform == "win32":  # select knows sockets only there
+            return True
+        while not select.select([self._files[0]], [], [], _PATIENCE if wait else 0)[0]:
+            if not wait:
+                return False
+            self.check()
+        return True
+
+
+def sources(prompt: str | None, files: Sequence[str]) -> list[str]:
+    """What the lines come from: the files, else stdin."""
+    if prompt is not None:
+        raise Misuse("--jsonl takes its prompts from lines of JSON: leave PROMPT out")
+    if not files and is_terminal(sys.stdin):
+        raise Misuse("no lines: give -f FILE, or pipe them in (stdin is a terminal)")
+    return list(files) or [STDIN]
+
+
+def run_lines(
+    console: Console,
+    reader: LineReader,
+    model: Any,
+    settings: Settings,
+    size: int,
+    start: Any,
+    limit: tuple[float | None, float],
+    stats: bool,
+) -> None:
+    """Answer every line, in order; `model` and `start` are those of the services. Raises LinesFailed at the end if some could not be."""
+    from rwkvcli.services.batching import Batch
+
+    begin = time.perf_counter()
+    with reader, stopping_between(*limit) as check:
+        reader.check = check
+        batch = Batch(model, reader, settings, size, start, check)
+
+        def write(result: dict[str, object]) -> None:
+            if "model" in result:
+                result["model"] = console.settings.model
+            console.line(json.dumps(result, ensure_ascii=False))
+
+        try:
+            for result in batch:
+                write(result)
+        except (Cancelled, TimedOut):
+            for result in batch.rest():
+                write(result)
+            raise
+    if stats:
+        seconds = time.perf_counter() - begin
+        console.note(
+            f"{batch.given} lines, {batch.failed} failed; prompts {batch.prompt_tokens} tokens, generation "
+            f"{batch.completion_tokens} tokens in {seconds:.2f} s ({batch.completion_tokens / seconds:.1f} tokens/s)"
+        )
+    if batch.failed:
+        lines = "line" if batch.given == 1 else "lines"
+        raise LinesFailed(
+            f"{batch.failed} of {batch.given} {lines} failed", hint="each has an `error` in its place"
+        )
+
+
+def _opened(name: str) -> int:
+    """A descriptor of the file `name`."""
+    if name == STDIN:
+        if sys.stdin is None:
+            return os.open(os.devnull, os.O_RDONLY)
+        return sys.stdin.fileno()
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        return os.open(path, os.O_RDONLY)
+    except RuntimeError:  # expanduser's
+        raise SourceNotFound(f"{name}: there is no such home folder") from None
+    except OSError as error:
+        raise SourceNotFound(
+            f"{name}: {(error.strerror or str(error)).lower()}", hint="-f takes a file of JSON lines"
+        ) from None

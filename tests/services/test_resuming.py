@@ -1,0 +1,216 @@
+"""A run that is interrupted, saved and resumed is the uninterrupted one: the same text and the same state file."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvcli import Model, State
+from rwkvcli.errors import Cancelled, UsageError
+from rwkvcli.services.generation import Generation, Settings, load_state
+
+TOKENS = 48
+ONLY_HALVES = {token: -math.inf for token in range(256) if token not in (0xC3, 0xA9, 0xE4, 0xBD)}
+
+CASES: dict[str, Settings] = {
+    "greedy": Settings(sampling={"temperature": 0.0, "seed": 1}),
+    "draws": Settings(sampling={"seed": 7}),
+    "penalties": Settings(
+        sampling={
+            "seed": 3,
+            "presence_penalty": 0.3,
+            "frequency_penalty": 0.4,
+            "penalty_decay": 0.9,
+            "repetition_penalty": 1.2,
+        }
+    ),
+    "bans": Settings(sampling={"seed": 11, "banned_strings": ("the", "an ", "is")}),
+    "half characters": Settings(
+        sampling={"seed": 5, "temperature": 3.0, "top_p": 1.0, "logit_bias": ONLY_HALVES}
+    ),
+    "a stop string": Settings(sampling={"seed": 7}, stop=("zz", "e m", " th")),
+    "an answer": Settings(sampling={"seed": 3}, chat=True),
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model.load("demo")
+
+
+def run(
+    model: Model,
+    settings: Settings,
+    path: Path,
+    *,
+    text: bytes | None = b"It was",
+    tokens: int,
+    state: State | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Generation:
+    """A run of at most `tokens` tokens whose state is then in `path`."""
+    settings = Settings(
+        tokens, settings.sampling, settings.stop, settings.chat, settings.system, settings.template
+    )
+    made = Generation(model, text, settings, state, keep=True, check=check)
+    with contextlib.suppress(Cancelled):
+        assert "".join(made) == made.text
+    made.save(path)
+    return made
+
+
+def unseeded(settings: Settings) -> Settings:
+    """The same without a seed: the state has it."""
+    return Settings(sampling={**settings.sampling, "seed": None}, stop=settings.stop, chat=settings.chat)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("cut", [0, 1, 2, 9, 30, 47])
+def test_a_cut_anywhere_changes_nothing(model: Model, tmp_path: Path, case: str, cut: int) -> None:
+    settings = CASES[case]
+    whole = run(model, settings, tmp_path / "whole", tokens=TOKENS)
+    first = run(model, settings, tmp_path / "cut", tokens=cut)
+    rest = TOKENS - first.completion_tokens
+    for again in (settings, unseeded(settings)):
+        state = load_state(tmp_path / "cut", model)
+        second = run(model, again, tmp_path / "two", text=None, tokens=rest, state=state)
+        assert first.text + second.text == whole.text
+        assert second.seed == whole.seed
+        if case != "a stop string":  # one that began before the state was saved stays in it
+            assert (tmp_path / "two").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_token_by_token(model: Model, tmp_path: Path, case: str) -> None:
+    settings, text = CASES[case], ""
+    whole = run(model, settings, tmp_path / "whole", tokens=TOKENS)
+    made = run(model, settings, tmp_path / "step", tokens=1)
+    for _ in range(TOKENS - 1):
+        text += made.text
+        made = run(
+            model, settings, tmp_path / "step", text=None, tokens=1,
+            state=load_state(tmp_path / "step", model),
+        )  # fmt: skip
+    assert text + made.text == whole.text
+    if case != "a stop string":  # one that began before the state was saved stays in it
+        assert (tmp_path / "step").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_the_cases_test_what_they_say(model: Model, tmp_path: Path) -> None:
+    made = {name: run(model, settings, tmp_path / "x", tokens=TOKENS) for name, settings in CASES.items()}
+    assert "é" in made["half characters"].text
+    assert made["a stop string"].finish_reason == "stop"
+    plain = Settings(sampling={"seed": 3})
+    assert made["penalties"].text != run(model, plain, tmp_path / "x", tokens=TOKENS).text
+    plain = Settings(sampling={"seed": 11})
+    assert made["bans"].text != run(model, plain, tmp_path / "x", tokens=TOKENS).text
+
+
+def stop_after(calls: int) -> Callable[[], None]:
+    """What stops a run at the given check."""
+    counter: Iterator[int] = iter(range(calls))
+
+    def check() -> None:
+        if next(counter, None) is None:
+            raise Cancelled("stopped")
+
+    return check
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 9, 20])
+def test_a_run_that_is_stopped_goes_on(model: Model, tmp_path: Path, calls: int) -> None:
+    settings = CASES["penalties"]
+    whole = run(model, settings, tmp_path / "whole", tokens=TOKENS)
+    first = run(model, settings, tmp_path / "cut", tokens=TOKENS, check=stop_after(calls))
+    assert first.finish_reason == "interrupted"
+    assert first.completion_tokens == calls - 1  # one check before the prompt
+    rest = TOKENS - first.completion_tokens
+    second = run(
+        model, settings, tmp_path / "two", text=None, tokens=rest, state=load_state(tmp_path / "cut", model)
+    )
+    assert first.text + second.text == whole.text
+    assert (tmp_path / "two").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_text_that_has_ended_stays_ended(model: Model, tmp_path: Path) -> None:
+    for settings in (CASES["a stop string"], Settings(sampling={"seed": 1, "logit_bias": {0: 90.0}})):
+        first = run(model, settings, tmp_path / "s", tokens=TOKENS)
+        assert first.finish_reason == "stop"
+        again = run(
+            model, settings, tmp_path / "t", text=None, tokens=9, state=load_state(tmp_path / "s", model)
+        )
+        assert (again.text, again.finish_reason, again.completion_tokens) == ("", "stop", 0)
+
+
+def test_a_stop_string_is_no_part_of_the_state(model: Model, tmp_path: Path) -> None:
+    """What was shown is what the state has seen: new text continues that."""
+    for case in ("a stop string", "an answer"):
+        made = run(model, CASES[case], tmp_path / "s", tokens=400)
+        assert made.finish_reason == "stop"
+        state = model.new_state()
+        shown = made.prompt + (b" " if case == "an answer" else b"") + made.text.encode()
+        model.forward(list(shown), state)
+        saved = load_state(tmp_path / "s", model)
+        assert saved.tokens_seen == state.tokens_seen
+        assert all((saved.to_numpy()[key] == value).all() for key, value in state.to_numpy().items())
+
+
+def test_a_prompt_may_be_split_over_runs(model: Model, tmp_path: Path) -> None:
+    settings = CASES["draws"]
+    whole = run(model, settings, tmp_path / "whole", text=b"It was a fine day", tokens=TOKENS)
+    run(model, settings, tmp_path / "a", text=b"It was", tokens=0)
+    second = run(
+        model,
+        settings,
+        tmp_path / "b",
+        text=b" a fine day",
+        tokens=TOKENS,
+        state=load_state(tmp_path / "a", model),
+    )
+    assert second.text == whole.text
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_conversation_over_runs_reads_as_one(model: Model, tmp_path: Path) -> None:
+    settings = CASES["an answer"]
+    first = run(model, settings, tmp_path / "a", text=b"Hello", tokens=400)
+    second = run(
+        model, settings, tmp_path / "b", text=b"And you?", tokens=5, state=load_state(tmp_path / "a", model)
+    )
+    assert (first.finish_reason, second.prompt) == ("stop", b"\n\nUser: And you?\n\nAssistant:")
+    built = run(model, Settings(), tmp_path / "c", text=b"A manual.", tokens=0)
+    assert built.text == ""
+    third = Generation(model, b"Hi", settings, load_state(tmp_path / "c", model))
+    assert third.prompt == b"\n\nUser: Hi\n\nAssistant:"
+
+
+def test_another_seed_is_another_branch(model: Model, tmp_path: Path) -> None:
+    run(model, CASES["draws"], tmp_path / "s", tokens=5)
+    texts = {
+        run(
+            model, Settings(sampling={"seed": seed}), tmp_path / "t", text=None, tokens=20,
+            state=load_state(tmp_path / "s", model),
+        ).text
+        for seed in (1, 2, 3)
+    }  # fmt: skip
+    assert len(texts) == 3
+
+
+def test_a_state_without_a_text_under_way_needs_one(model: Model) -> None:
+    state = model.new_state()
+    model.forward([65], state)
+    with pytest.raises(UsageError, match="only be continued by giving some"):
+        Generation(model, None, Settings(), state)
+
+
+def test_the_api_goes_on_without_text(model: Model, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"temperature": 0.0}
+    whole = "".join(model.generate("It was", 20, **settings))
+    run(model, CASES["greedy"], tmp_path / "s", tokens=8)
+    state = State.load(tmp_path / "s", model)
+    assert "".join(model.generate("", 12, state=state, **settings)) == whole[8:]
