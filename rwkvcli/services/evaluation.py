@@ -191,9 +191,11 @@ def measure(
 
     `ctx`: cut the text into windows of so many tokens that are predicted independently, each from the token
     that ends a text on; None: one window of any length. `limit`: the first so many tokens only.
-    `should_stop` is asked between chunks. Raises UsageError (an empty text, a vocabulary without a tokenizer, one that cannot encode
-    the text, another vocabulary than that of `base`), FormatError for a model whose logits are no numbers,
-    Cancelled, OSError from reading.
+    `should_stop` is asked between chunks.
+
+    Raises UsageError (an empty text, a model without a tokenizer or one that cannot encode the text, another
+    vocabulary than that of `base`), FormatError for a model whose logits are no numbers, Cancelled, OSError
+    from reading.
     """
     from rwkvcli.runtime.long_text import encode_long, read_text
 
