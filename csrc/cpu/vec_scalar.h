@@ -15,8 +15,8 @@
 namespace rwkv::cpu {
 namespace {
 
-constexpr int kMaxTokens = 4;         // tokens that one tile of weights meets in registers
-constexpr int kFloatRows = 4;         // rows of floats that kMaxTokens / 2 tokens meet in registers
+constexpr int kMaxTokens = 4; // tokens that one tile of weights meets in registers
+constexpr int kFloatRows = 4; // rows of floats that kMaxTokens / 2 tokens meet in registers
 constexpr bool kDecodesTiles = true;
 
 struct vf {
