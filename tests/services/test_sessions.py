@@ -308,7 +308,7 @@ def test_kill_9_at_any_moment_loses_the_turn_in_the_making_at_most(demo: Model) 
     chance = random.Random(1)
     saved = 0
     for _ in range(6):
-        process = subprocess.Popen([sys.executable, "-c", _CHATTER], stdout=subprocess.PIPE, env=environment(
+        process = subprocess.Popen([sys.executable, "-P", "-c", _CHATTER], stdout=subprocess.PIPE, env=environment(
             RWKV_SESSIONS=os.environ["RWKV_SESSIONS"]))  # fmt: skip
         assert process.stdout is not None
         process.stdout.readline()
