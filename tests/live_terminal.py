@@ -71,21 +71,14 @@ class LiveTerminal:
         return self.text()
 
     def prompt(self) -> str:
-        """Wait for the line editor to be ready for a message."""
-        return self.until(lambda text: text.split("\n")[-1].startswith(">>> ") and self._idle())
-
-    def _idle(self) -> bool:
-        before = len(self.raw)
-        self.pump(0.04)
-        return len(self.raw) == before
+        """Wait for the line editor to be ready for a message: nothing is typed there yet."""
+        return self.until(lambda text: text.split("\n")[-1] == ">>> message, or /help")
 
     def say(self, text: str) -> str:
         """Send a message or command, and wait for the next prompt."""
         self.send(text)
-        self.until(lambda screen: text.rstrip() in screen.rsplit(">>> ", 1)[-1])
-        begin = len(self.raw)
+        self.until(lambda screen: screen.rsplit(">>> ", 1)[-1].startswith(text.rstrip()))
         self.send("\r")
-        self.until(lambda _: b">>> " in self.raw[begin:])
         return self.prompt()
 
     def finish(self) -> int:
