@@ -64,19 +64,12 @@ void aligned_free(void* p) noexcept { _aligned_free(p); }
 
 #else
 
-constexpr size_t kGuard = 65536; // a page on every system
-
 Mapping map_file(const std::string& path) {
     const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     require(fd >= 0, Fault::kFormat, path + ": " + std::strerror(errno));
     struct stat info{};
     const bool known = ::fstat(fd, &info) == 0 && info.st_size > 0;
-    // a readable page behind it: the last vector of a row may be loaded whole
-    const size_t size = known ? size_t(info.st_size) : 0;
-    void* room =
-        known ? ::mmap(nullptr, size + kGuard, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) : MAP_FAILED;
-    void* data =
-        room != MAP_FAILED ? ::mmap(room, size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) : MAP_FAILED;
+    void* data = known ? ::mmap(nullptr, size_t(info.st_size), PROT_READ, MAP_SHARED, fd, 0) : MAP_FAILED;
     const int why = known ? errno : EINVAL;
     ::close(fd);
     require(data != MAP_FAILED, Fault::kFormat, path + ": cannot be mapped: " + std::strerror(why));
@@ -85,7 +78,7 @@ Mapping map_file(const std::string& path) {
 
 void unmap_file(Mapping mapping) noexcept {
     if (mapping.data)
-        ::munmap(const_cast<uint8_t*>(mapping.data), mapping.size + kGuard);
+        ::munmap(const_cast<uint8_t*>(mapping.data), mapping.size);
 }
 
 int process_id() noexcept { return int(::getpid()); }
