@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvcli.runtime.long_text import PIECE, encode_long
+
 if TYPE_CHECKING:
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.state import State
-    from rwkvcli.runtime.tokenizer import Tokenizer
 
 Float32 = NDArray[np.float32]
-Ids = NDArray[np.int32]
 
-TEXT_CHUNK = 1 << 16
-"""Bytes of text turned into ids together: many times the longest token."""
 _FIRST, _LEAST, _MOST = 256, 32, 8192
 """Tokens fed together."""
 _SECONDS = 0.3
@@ -26,25 +24,6 @@ _SECONDS = 0.3
 
 OnTokens = Callable[[int, int], None]
 """Called with (tokens fed, bytes of text fed)."""
-
-
-def encoded(tokenizer: Tokenizer, text: bytes) -> Iterator[tuple[Ids, int]]:
-    """The ids of `text` in pieces, as `encode_bytes` gives them for all of it, and the bytes that each stands for."""
-    longest = tokenizer.longest_token
-    if longest is None:
-        yield np.asarray(tokenizer.encode_bytes(text), np.int32), len(text)
-        return
-    at = 0
-    while at < len(text):
-        part = text[at : at + TEXT_CHUNK]
-        ids = tokenizer.encode_bytes(part)
-        size = len(part)
-        if at + size < len(text):  # the last tokens might have been longer ones
-            end = size - longest
-            while ids and size > end:
-                size -= len(tokenizer.decode_bytes((ids.pop(),)))
-        yield np.asarray(ids, np.int32), size
-        at += size
 
 
 def feed(
@@ -64,7 +43,9 @@ def feed(
     if before:
         logits = model.forward(before, state)
         fed = len(before)
-    for ids, size in encoded(model.tokenizer, text):
+    pieces = (text[at : at + PIECE] for at in range(0, len(text), PIECE))
+    for encoded, size in encode_long(model.tokenizer, pieces):
+        ids = np.asarray(encoded, np.int32)
         at = 0
         while at < len(ids):
             begin = time.perf_counter()

@@ -51,12 +51,6 @@ class Tokenizer(Protocol):
         """Whether every id stands for bytes of its own, whatever its neighbours."""
         ...
 
-    @property
-    def longest_token(self) -> int | None:
-        """Bytes of the longest id, where ids are the longest matches from left to right: what lies further on has
-        no say in an id. None where it may have."""
-        ...
-
     def encode(self, text: str) -> list[int]:
         """Ids of `text`. Lone surrogates made by `surrogateescape` (as in sys.argv) stand for their bytes."""
         ...
@@ -120,8 +114,6 @@ class WorldTokenizer(_ByteCapable):
     `rows` is the model's number of rows; ids that it has no row for are never produced.
     """
 
-    longest_token = 128
-
     def __init__(self, rows: int = WORLD_IDS) -> None:
         self._native = _world_kernel(min(rows, WORLD_IDS))
 
@@ -155,7 +147,6 @@ class ByteTokenizer(_ByteCapable):
     """One id per byte. Id 0, the NUL byte, ends a text."""
 
     vocab_size = 256
-    longest_token = 1
 
     def encode_bytes(self, data: bytes) -> list[int]:
         return list(data)
@@ -177,8 +168,6 @@ class JsonTokenizer:
     Special tokens have no text. Input must be valid UTF-8. Raises FormatError if `tokenizer_json` is not
     such a file.
     """
-
-    longest_token = None
 
     def __init__(self, tokenizer_json: bytes) -> None:
         from tokenizers import Tokenizer as Native

@@ -9,7 +9,7 @@ import pytest
 
 from rwkvcli import Model
 from rwkvcli.errors import Cancelled
-from rwkvcli.runtime import prefill
+from rwkvcli.runtime import long_text, prefill
 from rwkvcli.runtime.tokenizer import ByteTokenizer, Tokenizer, WorldTokenizer
 
 
@@ -21,8 +21,8 @@ def test_pieces_of_a_text_have_the_ids_of_the_whole(
     draw = random.Random(1)
     words = [tokenizer.decode_bytes((draw.randrange(1, tokenizer.vocab_size),)) for _ in range(4000)]
     text = b"".join(words) + draw.randbytes(1000) + b" " * 700 + b"-" * 999
-    monkeypatch.setattr(prefill, "TEXT_CHUNK", chunk)
-    pieces = list(prefill.encoded(tokenizer, text))
+    monkeypatch.setattr(long_text, "PIECE", chunk)
+    pieces = list(long_text.encode_long(tokenizer, [text]))
     assert [token for ids, _ in pieces for token in ids] == tokenizer.encode_bytes(text)
     assert sum(size for _, size in pieces) == len(text)
     assert all(tokenizer.decode_bytes(list(ids)) for ids, _ in pieces)
