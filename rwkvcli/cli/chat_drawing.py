@@ -113,21 +113,31 @@ def _width() -> int:
 
 
 @contextmanager
-def no_echo() -> Iterator[None]:
-    """What is typed meanwhile is not shown in the middle of the answer; it is there for the next message."""
+def terminal_restored() -> Iterator[list[Any] | None]:
+    """Whatever happens inside, the terminal is afterwards as it was. Yields how it is; None: stdin is none."""
     try:
         import termios
 
         handle = sys.stdin.fileno()
-        before: Any = termios.tcgetattr(handle)
+        before: list[Any] = termios.tcgetattr(handle)
     except (ImportError, OSError, ValueError):
-        yield
+        yield None
         return
-    quiet = termios.tcgetattr(handle)
-    quiet[3] &= ~termios.ECHO
-    termios.tcsetattr(handle, termios.TCSADRAIN, quiet)
     try:
-        yield
+        yield before
     finally:
         with suppress(OSError, termios.error):
             termios.tcsetattr(handle, termios.TCSADRAIN, before)
+
+
+@contextmanager
+def no_echo() -> Iterator[None]:
+    """What is typed meanwhile is not shown in the middle of the answer; it is there for the next message."""
+    with terminal_restored() as before:
+        if before is not None:
+            import termios
+
+            local = 3  # of the attributes: the flags of the line discipline
+            quiet = [*before[:local], before[local] & ~termios.ECHO, *before[local + 1 :]]
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, quiet)
+        yield

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from rwkvcli.cli.chat_commands import COMMANDS, arguments_of, perform
-from rwkvcli.cli.chat_drawing import AnswerView, Drawing, no_echo
+from rwkvcli.cli.chat_drawing import AnswerView, Drawing, no_echo, terminal_restored
 from rwkvcli.cli.chat_editor import Editor
 from rwkvcli.cli.chat_lines import PlainReader
 from rwkvcli.cli.console import Console, print_error, use_color
@@ -32,7 +32,7 @@ def run(console: Console, talk: Conversation, session: Session | None, found: Lo
     """Talk until the person leaves. `session` is where it is saved; None: nowhere."""
     chat = Chat(console, talk, session)
     chat.open(found)
-    with _terminal_restored():
+    with terminal_restored():
         while not chat.done:
             try:
                 text = chat.read()
@@ -187,21 +187,3 @@ def _millions(count: int) -> str:
 def _harmless(text: str) -> str:
     """`text` without what a terminal takes for a command."""
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text.replace("\t", "    "))
-
-
-@contextmanager
-def _terminal_restored() -> Iterator[None]:
-    """Whatever happens inside, the terminal is afterwards as it was."""
-    try:
-        import termios
-
-        handle = sys.stdin.fileno()
-        before: Any = termios.tcgetattr(handle)
-    except (ImportError, OSError, ValueError):
-        yield
-        return
-    try:
-        yield
-    finally:
-        with suppress(OSError, termios.error):
-            termios.tcsetattr(handle, termios.TCSADRAIN, before)
