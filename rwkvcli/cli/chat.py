@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rwkvcli.cli.console import Console, is_terminal
-from rwkvcli.cli.options import Misuse, with_settings
+from rwkvcli.cli.options import Misuse, TemplateOption, with_settings
 from rwkvcli.cli.prompt import argument_bytes, argument_text
 from rwkvcli.cli.sampling import with_sampling
 from rwkvcli.cli.settings import Settings
@@ -52,12 +52,7 @@ def chat(
             "-s", "--system", metavar="TEXT", help="Instructions that a new conversation begins with."
         ),
     ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(
-            "--template", metavar="NAME", help="Form of a conversation, in place of the model's own."
-        ),
-    ] = None,
+    template: TemplateOption = None,
     think: Annotated[
         Think | None,
         typer.Option(

@@ -12,7 +12,7 @@ import typer
 
 from rwkvcli.cli.batch import LineReader, run_lines, sources
 from rwkvcli.cli.console import Console, is_terminal
-from rwkvcli.cli.options import Misuse, with_settings
+from rwkvcli.cli.options import Misuse, TemplateOption, with_settings
 from rwkvcli.cli.prompt import STDIN, argument_bytes, argument_text, gather_prompt
 from rwkvcli.cli.sampling import with_sampling
 from rwkvcli.cli.settings import Settings
@@ -59,12 +59,7 @@ def generate(
             "-s", "--system", metavar="TEXT", help="Instructions before the message; implies --chat."
         ),
     ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(
-            "--template", metavar="NAME", help="Form of a conversation, in place of the model's own."
-        ),
-    ] = None,
+    template: TemplateOption = None,
     max_tokens: Annotated[
         int,
         typer.Option(

@@ -19,6 +19,11 @@ from rwkvcli.cli.settings import Color, Settings
 GLOBAL_PANEL = "Global options"
 SAMPLING_PANEL = "Sampling"
 
+TemplateOption = Annotated[
+    str | None,
+    typer.Option("--template", metavar="NAME", help="Form of a conversation, in place of the model's own."),
+]
+
 
 class Misuse(typer.BadParameter):
     """A mistake on the command line that is not about one option's value; shown with the verb's usage."""
