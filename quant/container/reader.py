@@ -27,7 +27,7 @@ from quant.container.header import (
 from quant.errors import FormatError, InvalidRequest, quoted
 from quant.formats import ENCODINGS, LAYOUTS, PartSpec, Shape, parts_of, stored_name
 from quant.orient import logical_tensors
-from quant.recipe import is_allowed
+from quant.recipe import class_of, is_allowed
 from quant.safetensors_file import SafetensorsFile
 
 MAX_LAYERS = 1024
@@ -288,7 +288,7 @@ class ModelFile:
                     self._file.array(stored_name(name, "cb"))
                 ):
                     raise self._fail(f"tensor {name} has a codebook that is not 16 ascending bytes in 1..127")
-            elif len(plan.shape) == 1 and not bool(np.isfinite(self.decode(name)).all()):
+            elif class_of(name) == "vectors" and not bool(np.isfinite(self.decode(name)).all()):
                 raise self._fail(f"tensor {name} has values that are NaN or infinite")
 
 

@@ -250,6 +250,7 @@ def test_wrong_headers_are_refused(
         (("blocks.0.ffn.key.weight", "cb"), np.uint8(0), "codebook"),
         (("blocks.0.ffn.key.weight", "cb"), np.uint8(127), "codebook"),
         (("ln_out.bias", ""), np.float32(np.inf), "NaN or infinite"),
+        (("blocks.0.att.r_k", ""), np.float32(np.nan), "NaN or infinite"),
     ],
 )
 def test_wrong_values_are_refused(
