@@ -42,6 +42,9 @@ _NUMPY: dict[str, str] = {
 }  # fmt: skip
 
 
+_ENTRY = {"dtype", "shape", "data_offsets"}
+
+
 class TensorInfo(NamedTuple):
     """Where one tensor lies."""
 
@@ -148,30 +151,32 @@ class SafetensorsFile:
         self._check_coverage()
 
     def _tensor(self, name: str, entry: object) -> TensorInfo:
-        where = f"{self.file.path}: tensor {quoted(name)}"
-        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise FormatError(f"{where}: its header entry is not an object of dtype, shape and data_offsets")
+        def failure(what: str, hint: str | None = None) -> FormatError:
+            return FormatError(f"{self.file.path}: tensor {quoted(name)}{what}", hint=hint)
+
+        if not isinstance(entry, dict) or entry.keys() != _ENTRY:
+            raise failure(": its header entry is not an object of dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in _BITS:
-            raise FormatError(f"{where}: unknown dtype {quoted(str(dtype))}")
+            raise failure(f": unknown dtype {quoted(str(dtype))}")
         if not _is_sizes(shape) or len(shape) > MAX_RANK:
-            raise FormatError(f"{where}: its shape is not a list of at most {MAX_RANK} sizes")
+            raise failure(f": its shape is not a list of at most {MAX_RANK} sizes")
         if not _is_sizes(offsets) or len(offsets) != 2:
-            raise FormatError(f"{where}: data_offsets is not a pair of offsets")
+            raise failure(": data_offsets is not a pair of offsets")
         elements = 1
         for dim in shape:
             elements *= dim
             if elements > MAX_ELEMENTS:
-                raise FormatError(f"{where}: its shape has too many elements")
+                raise failure(": its shape has too many elements")
         bits = elements * _BITS[dtype]
         begin, end = self.data_begin + offsets[0], self.data_begin + offsets[1]
         if begin > end:
-            raise FormatError(f"{where}: it ends before it begins")
+            raise failure(": it ends before it begins")
         if bits % 8 or end - begin != bits // 8:
-            raise FormatError(f"{where}: {end - begin} bytes do not hold {elements} elements of {dtype}")
+            raise failure(f": {end - begin} bytes do not hold {elements} elements of {dtype}")
         if end > self.file.size:
-            raise FormatError(
-                f"{where} ends at byte {end} of {self.file.size}: the file is truncated or damaged",
+            raise failure(
+                f" ends at byte {end} of {self.file.size}: the file is truncated or damaged",
                 hint="Download the file again.",
             )
         return TensorInfo(dtype, tuple(shape), begin, end)

@@ -18,15 +18,13 @@ def entries(codebook: U8) -> F32:
     return values
 
 
-def is_codebook(codebook: U8) -> bool:
-    """Whether `codebook` is 16 strictly ascending bytes in 1..127."""
-    steps = np.diff(codebook.astype(np.int32))
-    return (
-        codebook.shape == (16,)
-        and int(codebook[0]) >= 1
-        and int(codebook[15]) <= 127
-        and bool((steps > 0).all())
-    )
+def are_codebooks(codebooks: U8) -> bool:
+    """Whether `codebooks`, one after another, are each 16 strictly ascending bytes in 1..127."""
+    if codebooks.size % 16:
+        return False
+    books = codebooks.reshape(-1, 16).astype(np.int32)
+    in_range = (books[:, 0] >= 1) & (books[:, 15] <= 127)
+    return bool(in_range.all() and (np.diff(books) > 0).all())
 
 
 def decode(grouped: Grouped) -> F32:

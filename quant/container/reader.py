@@ -279,17 +279,31 @@ class ModelFile:
 
     def _check_values(self) -> None:
         """What is small and decides much: row scales, codebooks, vectors. A few MB even in large models."""
+        scales, codebooks, vectors = {}, {}, {}
         for name, plan in self.plan.items():
             if ENCODINGS[plan.encoding].quantized:
-                rows = self._file.array(stored_name(name, "d"))
-                if not bool((np.isfinite(rows) & (rows >= 0)).all()):
-                    raise self._fail(f"tensor {name} has row scales that are negative, NaN or infinite")
-                if ENCODINGS[plan.encoding].bits == 4 and not q4.is_codebook(
-                    self._file.array(stored_name(name, "cb"))
-                ):
-                    raise self._fail(f"tensor {name} has a codebook that is not 16 ascending bytes in 1..127")
-            elif class_of(name) == "vectors" and not bool(np.isfinite(self.decode(name)).all()):
-                raise self._fail(f"tensor {name} has values that are NaN or infinite")
+                scales[name] = self._file.array(stored_name(name, "d"))
+                if ENCODINGS[plan.encoding].bits == 4:
+                    codebooks[name] = self._file.array(stored_name(name, "cb"))
+            elif class_of(name) == "vectors":
+                vectors[name] = self.decode(name).reshape(-1)
+        self._require(scales, _are_scales, "row scales that are negative, NaN or infinite")
+        self._require(codebooks, q4.are_codebooks, "a codebook that is not 16 ascending bytes in 1..127")
+        self._require(vectors, _are_finite, "values that are NaN or infinite")
+
+    def _require(self, arrays: Mapping[str, Array], good: Callable[[Array], bool], otherwise: str) -> None:
+        """All arrays at once, since there are many; one by one only to name the first that is not good."""
+        if arrays and not good(np.concatenate(list(arrays.values()))):
+            odd = next(name for name, array in arrays.items() if not good(array))
+            raise self._fail(f"tensor {odd} has {otherwise}")
+
+
+def _are_scales(values: Array) -> bool:
+    return bool((np.isfinite(values) & (values >= 0)).all())
+
+
+def _are_finite(values: Array) -> bool:
+    return bool(np.isfinite(values).all())
 
 
 def is_model_file(metadata: Mapping[str, str]) -> bool:
