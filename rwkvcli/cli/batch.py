@@ -65,9 +65,7 @@ class LineReader:
             self._next_file()
 
     def _next_file(self) -> None:
-        handle = self._files.pop(0)
-        if handle != 0:
-            os.close(handle)
+        os.close(self._files.pop(0))
         self._begun = False
         if self._buffer:
             self._buffer += b"\n"  # a last line without an end
@@ -140,7 +138,7 @@ def _opened(name: str) -> int:
     if name == STDIN:
         if sys.stdin is None:
             return os.open(os.devnull, os.O_RDONLY)
-        return sys.stdin.fileno()
+        return os.dup(sys.stdin.fileno())
     try:
         path = Path(name).expanduser()
         if path.is_dir():

@@ -135,7 +135,7 @@ def _values_of(verb: str | None, flag: str) -> list[str] | None:
         case "ffn_value":
             return ["auto", "tile", "kn"]
         case "think":
-            return ["show", "hide", "fast", "off"]
+            return ["show", "hide", *(["only"] if verb == "generate" else []), "fast", "off"]
         case "form":
             return ["md", "jsonl"]
         case "sampler_order":

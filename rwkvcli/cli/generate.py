@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +23,7 @@ from rwkvcli.errors import Cancelled, TimedOut
 
 if TYPE_CHECKING:
     from rwkvcli.services import generation
+    from rwkvcli.services.answering import Part
     from rwkvcli.services.generation import Generation
 
 EXAMPLES = """
@@ -28,11 +31,25 @@ EXAMPLES = """
   echo "It was a fine morning, and" | rwkv generate -m model-int4.safetensors
   cat report.txt | rwkv generate -m model.safetensors --chat "Summarise this:" > summary.txt
   rwkv generate -m model.safetensors -s "Answer in one word." "The capital of France?"
+  rwkv generate -m g1.safetensors --think show "How many days are there in seven weeks?"
   rwkv generate -m demo --json --seed 1 "Once upon a time" | jq .usage
   rwkv generate -m demo --temperature 0.8 --top-p 0.5 --ban "the end" --timeout 30 "It was"
   rwkv generate -m model.safetensors --jsonl -b 16 < prompts.jsonl > answers.jsonl
   rwkv generate -m demo --save-state tale.state "Once upon a time" && rwkv generate -m demo --state tale.state --update
 """
+
+_OPEN, _CLOSE = "<think>\n", "\n</think>\n\n"
+_TAG = "<think"
+
+
+class Think(StrEnum):
+    """What `--think` takes."""
+
+    show = "show"
+    hide = "hide"
+    only = "only"
+    fast = "fast"
+    off = "off"
 
 
 @with_settings
@@ -60,6 +77,14 @@ def generate(
         ),
     ] = None,
     template: TemplateOption = None,
+    think: Annotated[
+        Think | None,
+        typer.Option(
+            "--think",
+            metavar="WAY",
+            help="Reasoning models: show or hide their thoughts, or only think; fast: no thoughts; off: as they like. Implies --chat.",
+        ),
+    ] = None,
     max_tokens: Annotated[
         int,
         typer.Option(
@@ -126,6 +151,9 @@ def generate(
     With --chat the text is a message, written in the form that the model was trained on, and the answer is
     what comes. What the sampler is not told is as usual for the model's family.
 
+    With --think show the thoughts come first, between <think> and </think>; with --json they are "thinking", beside
+    "text". With --think only the text ends where they do.
+
     --save-state writes what the model remembers then to FILE. With --state the text continues what that file
     has seen; without any text it goes on where it was left, with the same options exactly as if it had not
     been interrupted. --update is both with one file.
@@ -158,9 +186,10 @@ def generate(
             max_tokens,
             sampling,
             tuple(map(argument_text, stop or [])),
-            chat or system is not None,
+            chat or system is not None or think is not None,
             argument_bytes(system).decode("utf-8", "surrogateescape") if system is not None else None,
             template,
+            think.value if think is not None else None,
         )
         generation.check_device(settings.device)
         if target is not None:
@@ -274,9 +303,11 @@ def _answer(console: Console, run: Generation, *, stream_json: bool, echo: bool)
 
     if begin:
         event("text", {"text": begin})
+    shows = run.settings.think in ("show", "only")
     try:
-        for piece in run:
-            event("text", {"text": piece})
+        for part in run.parts():
+            if shows or not part.thinking:
+                event("thinking" if part.thinking else "text", {"text": part.text})
     except (TimedOut, KeyboardInterrupt, Cancelled) as error:
         run.finish_reason = "timeout" if isinstance(error, TimedOut) else "interrupted"
         raise
@@ -293,15 +324,33 @@ def _stream(console: Console, run: Generation, begin: str) -> None:
     """Write the pieces as they come; a terminal's prompt begins on a line of its own, whatever happens."""
     last = "\n"
     try:
-        if begin:
-            console.write(begin)
-            last = begin[-1]
-        for piece in run:
+        for piece in _pieces(run, begin):
             console.write(piece)
             last = piece[-1]
     finally:
         if console.out_is_terminal and last != "\n":
             console.write("\n")
+
+
+def _pieces(run: Generation, begin: str) -> Iterator[str]:
+    """What stdout gets: `begin`, and the text, with its thoughts where they are wanted."""
+    if begin:
+        yield begin
+    think, before = run.settings.think, run.told_before
+    for part in run.parts():
+        if think == "show":
+            yield from _between(before, part, begin)
+        before = part.thinking
+        if not part.thinking or think in ("show", "only"):
+            yield part.text
+
+
+def _between(before: bool | None, part: Part, begin: str) -> Iterator[str]:
+    """The tags around thoughts. The end of an echoed prompt has opened them already."""
+    if part.thinking and before is None:
+        yield _OPEN.removeprefix(_TAG) if begin.endswith(_TAG) else _OPEN
+    elif before and not part.thinking:
+        yield _CLOSE
 
 
 def _stats(run: Generation) -> str:
