@@ -102,6 +102,17 @@ def generate(
     stream_json: Annotated[
         bool, typer.Option("--stream-json", help="A line of JSON per piece of text, and one at the end.")
     ] = False,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            "--logprobs",
+            metavar="K",
+            min=0,
+            max=100,
+            help="JSON: the log-probability of every token, and the K likeliest in its place.",
+            show_default=False,
+        ),
+    ] = None,
     state: Annotated[
         str | None,
         typer.Option("--state", metavar="FILE", help="Continue from a saved state; FILE stays as it is."),
@@ -154,6 +165,9 @@ def generate(
     With --think show the thoughts come first, between <think> and </think>; with --json they are "thinking", beside
     "text". With --think only the text ends where they do.
 
+    With --logprobs the JSON has "logprobs", of every token: id, text, logprob (natural, by the model alone, before
+    temperature, penalties and the rest), and "top", the likeliest.
+
     --save-state writes what the model remembers then to FILE. With --state the text continues what that file
     has seen; without any text it goes on where it was left, with the same options exactly as if it had not
     been interrupted. --update is both with one file.
@@ -166,6 +180,8 @@ def generate(
     console = Console(settings)
     if timeout is not None and not 0 < timeout < 1e9:
         raise typer.BadParameter("not a number of seconds above 0", param_hint="'--timeout'")
+    if logprobs is not None and not (settings.json or stream_json or jsonl):
+        raise Misuse("--logprobs stands in JSON: ask for that by --json, --stream-json or --jsonl")
     target = _target(state, save_state, update)
     if jsonl or count is not None:
         _check_many(settings, jsonl, count, echo=echo, stream_json=stream_json, saves=target is not None)
@@ -190,6 +206,7 @@ def generate(
             argument_bytes(system).decode("utf-8", "surrogateescape") if system is not None else None,
             template,
             think.value if think is not None else None,
+            logprobs,
         )
         generation.check_device(settings.device)
         if target is not None:

@@ -89,6 +89,8 @@ class Settings:
     system: str | None = None
     template: str | None = None
     think: str | None = None
+    logprobs: int | None = None
+    """How many of the likeliest tokens are told at every token of the text; None: nothing is told of them."""
 
 
 @dataclass
@@ -134,6 +136,9 @@ class Generation:
     text: str = ""
     thinking: str = ""
     """Thoughts before the text, if `think` of the settings tells them from it."""
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    """Of every token that was drawn, if wanted: id, text, logprob (nats, by the model alone, before anything that the
+    sampler does), and the likeliest in its place, `top`, in the same form."""
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:
@@ -235,6 +240,8 @@ class Generation:
         else:
             settled = stream.settled
             piece = run.draw(self._logits)
+            if self.settings.logprobs is not None and piece.token is not None:
+                self.logprobs.append(self._judged(self._logits, piece.token, self.settings.logprobs))
             if self.keep and settled:
                 # the token may begin a stop string, of which the state is to know nothing
                 unsure = stream.matched is not None or not stream.settled
@@ -333,6 +340,19 @@ class Generation:
         self._note(parts)
         return parts
 
+    def _judged(self, logits: Float32, token: int, count: int) -> dict[str, Any]:
+        """One of `logprobs`."""
+        from rwkvcli.runtime.scoring import likeliest
+
+        tokenizer = self.model.tokenizer
+
+        def said(token: int, logprob: float) -> dict[str, Any]:
+            text = tokenizer.decode_bytes((token,)).decode("utf-8", "replace")
+            return {"id": token, "text": text, "logprob": round(logprob, 6)}
+
+        own, others = likeliest(logits[: tokenizer.vocab_size], token, count)
+        return {**said(token, own), "top": [said(*other) for other in others]}
+
     def _note(self, parts: list[Part]) -> None:
         for part in parts:
             if part.thinking:
@@ -385,8 +405,8 @@ class Generation:
         return (self.template.tail.encode() if answered else b"\n\n") + rendered
 
     def report(self) -> dict[str, Any]:
-        """The JSON form: text, finish_reason, seed, usage, timings (seconds and tokens/s), model; and where thoughts
-        are wanted, thinking."""
+        """The JSON form: text, finish_reason, seed, usage, timings (seconds and tokens/s), model; and where they are
+        wanted, thinking and logprobs."""
         prompt, decode = self.timings.prompt, self.timings.decode
         thinking = {"thinking": self.thinking} if self.settings.think in ("show", "only") else {}
         return {
@@ -403,4 +423,5 @@ class Generation:
             },
             "model": str(self.model.file.path),
             **thinking,
+            **({"logprobs": self.logprobs} if self.settings.logprobs is not None else {}),
         }
