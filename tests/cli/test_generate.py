@@ -44,6 +44,8 @@ def generated(model: Path, prompt: bytes) -> str:
         (b"s\n", ["-f", "file.txt", "arg"], b"s\n\nfile\nlines\n\narg"),
         (b"", ["-f", "file.txt"], b"file\nlines"),
         (b"s\n", ["-f", "file.txt", "-f", "-"], b"file\nlines\n\ns"),
+        (b"", ["-f", os.devnull, "-f", "-", "arg"], b"arg"),
+        (b"s\n", ["-f", "-", "-f", "-", ""], b"s"),
     ],
 )
 def test_the_prompt_is_stdin_then_files_then_the_argument(
