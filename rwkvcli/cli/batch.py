@@ -121,16 +121,21 @@ def run_lines(
                 write(result)
             raise
     if stats:
-        seconds = time.perf_counter() - begin
-        console.note(
-            f"{batch.given} lines, {batch.failed} failed; prompts {batch.prompt_tokens} tokens, generation "
-            f"{batch.completion_tokens} tokens in {seconds:.2f} s ({batch.completion_tokens / seconds:.1f} tokens/s)"
-        )
+        told = throughput(batch.prompt_tokens, batch.completion_tokens, time.perf_counter() - begin)
+        console.note(f"{batch.given} lines, {batch.failed} failed; {told}")
     if batch.failed:
         lines = "line" if batch.given == 1 else "lines"
         raise LinesFailed(
             f"{batch.failed} of {batch.given} {lines} failed", hint="each has an `error` in its place"
         )
+
+
+def throughput(prompt: int, completion: int, seconds: float) -> str:
+    """Tokens and speed of several texts made together."""
+    speed = completion / seconds
+    return (
+        f"prompts {prompt} tokens, generation {completion} tokens in {seconds:.2f} s ({speed:.1f} tokens/s)"
+    )
 
 
 def _opened(name: str) -> int:

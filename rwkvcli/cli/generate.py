@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rwkvcli.cli.batch import LineReader, run_lines, sources
+from rwkvcli.cli.batch import LineReader, run_lines, sources, throughput
 from rwkvcli.cli.console import Console, is_terminal
 from rwkvcli.cli.options import Misuse, TemplateOption, with_settings
 from rwkvcli.cli.prompt import STDIN, argument_bytes, argument_text, gather_prompt
@@ -219,7 +219,7 @@ def generate(
         run.timings.load = time.perf_counter() - loading
         console.detail(f"{found.path}: {model.backend.description}, template {run.template.name}")
         if count is not None:
-            _write_alternatives(console, model, text, wanted, count, start)
+            _write_alternatives(console, model, text, wanted, count, start, stats=stats)
             return
         if target is None and reader is None:
             _write(console, run, stream_json=stream_json, echo=echo)
@@ -276,13 +276,20 @@ def _write_alternatives(
     wanted: generation.Settings,
     count: int,
     start: Any,
+    *,
+    stats: bool,
 ) -> None:
     """Several texts from one prompt, as a list."""
     from rwkvcli.services.batching import alternatives
 
+    begin = time.perf_counter()
     made = alternatives(model, text, wanted, count, start)
     reports = [{**one.report(), "model": console.settings.model} for one in made]
     console.line(json.dumps(reports, ensure_ascii=False))
+    if stats:
+        tokens = sum(one.completion_tokens for one in made)
+        told = throughput(made[0].prompt_tokens, tokens, time.perf_counter() - begin)
+        console.note(f"{count} texts; {told}")
 
 
 def _save(console: Console, run: Generation, target: Path) -> None:

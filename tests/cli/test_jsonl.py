@@ -114,6 +114,8 @@ def test_alternatives() -> None:
     assert [one["text"] for one in made] == [text_of(*DEMO, "--seed", s, "It was") for s in ("3", "4", "5")]
     assert [one["seed"] for one in made] == [3, 4, 5]
     assert made[0]["model"] == "demo"
+    told = rwkv(*DEMO, "-N", "3", "--json", "--stats", "It was").err
+    assert told.startswith("3 texts; prompts 6 tokens, generation 30 tokens in ")
 
 
 @pytest.mark.parametrize(
