@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+import tomllib
 from pathlib import Path
 
 import pytest
-from cli_runner import Outcome, rwkv
+from cli_runner import Outcome, inside
 
 from rwkvcli.cli.app import main
 from rwkvcli.services import configuration
 
+CASES = 150
+
 
 def run(path: Path, *args: str, **env: str) -> Outcome:
-    return rwkv(*args, env={"RWKV_CONFIG": str(path), **env})
+    return inside(*args, env={"RWKV_CONFIG": str(path), **env})
 
 
 def test_set_get_unset(tmp_path: Path) -> None:
@@ -137,7 +140,7 @@ def test_random_changes_keep_the_file_whole(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("RWKV_CONFIG", str(tmp_path / "config.toml"))
     rng, expected = random.Random(5), {}
     values = {int: [0, 7], float: [0.5, 1e-7], bool: [True, False], str: ["a b", "", 'q"\\', "é\n#", "\x7f"]}
-    for _ in range(150):
+    for _ in range(60):
         key = rng.choice(list(configuration.KEYS))
         kind, _, choices = configuration.KEYS[key]
         value = rng.choice([None, *(choices or values[kind])])
@@ -153,7 +156,7 @@ def test_random_damage_is_refused_or_understood(
     monkeypatch.setenv("RWKV_CONFIG", str(path))
     whole = b'threads = 2\nmodel = "demo"\ncolor = "never"\n[generate]\ntop-p = 0.5\nmax-tokens = 9\n'
     rng, refused = random.Random(6), 0
-    for _ in range(300):
+    for _ in range(CASES):
         data = bytearray(whole)
         for _ in range(rng.randint(1, 3)):
             at = rng.randrange(len(data))
@@ -164,10 +167,11 @@ def test_random_damage_is_refused_or_understood(
         code = main(["config", "get", "generate.top-p"])
         out, err = capsys.readouterr()
         if code == 0:
-            assert out == "" or float(out) >= 0 or "-" in out
+            top_p = tomllib.loads(data.decode()).get("generate", {}).get("top-p")
+            assert out == ("" if top_p is None else f"{float(top_p)}\n")
         else:
             refused += 1
             assert (code, out) == (4, "")
             assert err.startswith(f"error: {path}: ")
             assert err.count("\n") <= 2
-    assert 0 < refused < 300
+    assert 0 < refused < CASES
