@@ -39,6 +39,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["state", ""], ["build", "info", "diff", "export", "import", "verify"]),
         (["config", ""], ["get", "set", "unset", "list"]),
         (["config", "set", "thr"], ["threads"]),
+        (["config", "set", "quiet", ""], ["yes", "no"]),
+        (["config", "set", "color", "a"], ["auto", "always"]),
+        (["config", "set", "model", "d"], ["demo"]),
+        (["config", "set", "generate.template", "g"], ["g1-flower", "g1"]),
+        (["config", "set", "threads", ""], []),
+        (["config", "get", "threads", ""], []),
+        (["generate", "--think", "o"], ["only", "off"]),
+        (["chat", "--think", "o"], ["off"]),
+        (["generate", "--model=de"], ["--model=demo"]),
+        (["generate", "--stats=de"], []),
         (["completion", "z"], ["zsh"]),
         (["eval", ""], ["lambada"]),
         (["eval", "lambada", ""], []),
@@ -92,6 +102,7 @@ def test_bash(cache: Path, tmp_path: Path) -> None:
         "rwkv tok": ["tokenize"],
         "rwkv config ": ["get", "set", "unset", "list"],
         "rwkv show owner/repo-x:s": ["small.pth", "sub/m.safetensors"],
+        "rwkv show --model=owner/repo-x:s": ["small.pth", "sub/m.safetensors"],
     }
     program = "source <(rwkv completion bash)\n"
     for line in expected:
@@ -103,6 +114,9 @@ def test_bash(cache: Path, tmp_path: Path) -> None:
 def test_fish(cache: Path, tmp_path: Path) -> None:
     program = "rwkv completion fish | source; complete -C 'rwkv quantize demo --to int'"
     assert in_shell(tmp_path, "fish", program) == ["int4", "int8"]
+    (tmp_path / "int.txt").write_text("")
+    program = "rwkv completion fish | source; complete -C 'rwkv generate -f in'; complete -C 'rwkv generate --model=d'"
+    assert in_shell(tmp_path, "fish", program) == ["int.txt", "--model=demo"]
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh")
