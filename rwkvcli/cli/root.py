@@ -76,7 +76,10 @@ def load_verb(name: str) -> Any:
     module = importlib.import_module(f"rwkvcli.cli.{name}")
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     function = getattr(module, name)
-    app.command(name, cls=VerbCommand, epilog=module.EXAMPLES, add_help_option=False)(function)
+    context = getattr(module, "CONTEXT", None)
+    app.command(
+        name, cls=VerbCommand, epilog=module.EXAMPLES, add_help_option=False, context_settings=context
+    )(function)
     return convert_plainly(typer.main.get_command(app), function)
 
 
