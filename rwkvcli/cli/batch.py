@@ -65,9 +65,7 @@ class LineReader:
             self._next_file()
 
     def _next_file(self) -> None:
-        handle = self._files.pop(0)
-        if handle != 0:
-            os.close(handle)
+        os.close(self._files.pop(0))
         self._begun = False
         if self._buffer:
             self._buffer += b"\n"  # a last line without an end
@@ -123,11 +121,8 @@ def run_lines(
                 write(result)
             raise
     if stats:
-        seconds = time.perf_counter() - begin
-        console.note(
-            f"{batch.given} lines, {batch.failed} failed; prompts {batch.prompt_tokens} tokens, generation "
-            f"{batch.completion_tokens} tokens in {seconds:.2f} s ({batch.completion_tokens / seconds:.1f} tokens/s)"
-        )
+        told = throughput(batch.prompt_tokens, batch.completion_tokens, time.perf_counter() - begin)
+        console.note(f"{batch.given} lines, {batch.failed} failed; {told}")
     if batch.failed:
         lines = "line" if batch.given == 1 else "lines"
         raise LinesFailed(
@@ -135,12 +130,20 @@ def run_lines(
         )
 
 
+def throughput(prompt: int, completion: int, seconds: float) -> str:
+    """Tokens and speed of several texts made together."""
+    speed = completion / seconds
+    return (
+        f"prompts {prompt} tokens, generation {completion} tokens in {seconds:.2f} s ({speed:.1f} tokens/s)"
+    )
+
+
 def _opened(name: str) -> int:
     """A descriptor of the file `name`."""
     if name == STDIN:
         if sys.stdin is None:
             return os.open(os.devnull, os.O_RDONLY)
-        return sys.stdin.fileno()
+        return os.dup(sys.stdin.fileno())
     try:
         path = Path(name).expanduser()
         if path.is_dir():

@@ -59,7 +59,7 @@ def changed(settings: Settings, argument: str) -> tuple[Settings, int | None, st
 
 def told(talk: Conversation) -> Iterator[str]:
     """The settings in force, a line each."""
-    usual = talk.template.settings(chat=True)
+    usual = talk.usual
     for name in SETTINGS:
         key = name.replace("-", "_")
         if name == "seed":

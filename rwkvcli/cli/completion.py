@@ -17,7 +17,7 @@ EXAMPLES = """
   rwkv completion fish > ~/.config/fish/completions/rwkv.fish
 """
 
-# Words are split at spaces only: bash takes the colon of owner/repo:file for a border.
+# Words are split at spaces only: bash takes the colon of owner/repo:file and the sign of --model=demo for borders.
 _BASH = r"""_rwkv() {
     local line="${COMP_LINE:0:COMP_POINT}" words current prefix
     read -ra words <<<"$line"
@@ -25,8 +25,8 @@ _BASH = r"""_rwkv() {
     current="${words[${#words[@]}-1]}"
     local IFS=$'\n'
     COMPREPLY=($(rwkv completion suggest -- "${words[@]:1}" 2>/dev/null))
-    if [[ $current == *:* ]]; then
-        prefix="${current%"${current##*:}"}"
+    if [[ $current == *[:=]* ]]; then
+        prefix="${current%"${current##*[:=]}"}"
         COMPREPLY=("${COMPREPLY[@]#"$prefix"}")
     fi
 }
@@ -48,9 +48,14 @@ fi
 """
 _FISH = r"""function __rwkv_suggest
     set -l words (commandline -opc) (commandline -ct)
-    rwkv completion suggest -- $words[2..-1] 2>/dev/null
+    set -l found (rwkv completion suggest -- $words[2..-1] 2>/dev/null)
+    if set -q found[1]
+        printf '%s\n' $found
+    else
+        __fish_complete_path (commandline -ct)
+    end
 end
-complete -c rwkv -a '(__rwkv_suggest)'
+complete -c rwkv -f -a '(__rwkv_suggest)'
 """
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 _TAKE_MODEL = ("show", "quantize", "doctor", "pull", "bench")
@@ -92,6 +97,9 @@ def suggestions(words: Sequence[str]) -> list[str]:
         values = _values_of(verb, before[-1])
         if values is not None:
             return _fitting(values, current)
+    if current.startswith("--") and "=" in current:
+        flag, _, begun = current.partition("=")
+        return [f"{flag}={value}" for value in _fitting(_values_of(verb, flag) or [], begun)]
     if current.startswith("-"):
         return _fitting(_options(verb), current)
     if verb is None:
@@ -135,7 +143,7 @@ def _values_of(verb: str | None, flag: str) -> list[str] | None:
         case "ffn_value":
             return ["auto", "tile", "kn"]
         case "think":
-            return ["show", "hide", "fast", "off"]
+            return ["show", "hide", *(["only"] if verb == "generate" else []), "fast", "off"]
         case "form":
             return ["md", "jsonl"]
         case "sampler_order":
@@ -162,6 +170,8 @@ def _arguments(verb: str, before: Sequence[str]) -> Sequence[str]:
 
         if not before:
             return ["get", "set", "unset", "list"]
+        if before[0] == "set" and len(before) == 2 and before[1] in KEYS:
+            return _values_of_setting(before[1])
         return list(KEYS) if len(before) == 1 and before[0] != "list" else []
     if verb in ("chat", "sessions"):
         from rwkvcli.services.sessions import names
@@ -172,6 +182,16 @@ def _arguments(verb: str, before: Sequence[str]) -> Sequence[str]:
             return ["list", "export", "rm"]
         return names() if before[0] != "list" else []
     return _models() if verb in _TAKE_MODEL else []
+
+
+def _values_of_setting(key: str) -> Sequence[str]:
+    """What `rwkv config set KEY` may be told."""
+    from rwkvcli.services.configuration import KEYS
+
+    if KEYS[key].kind is bool:
+        return ["yes", "no"]
+    *verb, name = key.split(".")
+    return KEYS[key].choices or _values_of(verb[0] if verb else None, f"--{name}") or []
 
 
 def _models() -> list[str]:

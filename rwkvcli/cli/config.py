@@ -21,6 +21,10 @@ EXAMPLES = """
 """
 
 
+CONTEXT = {"ignore_unknown_options": True}
+"""A value may be negative: `config set generate.max-tokens -1`."""
+
+
 class Action(StrEnum):
     """What can be done with the settings."""
 

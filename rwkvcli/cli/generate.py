@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rwkvcli.cli.batch import LineReader, run_lines, sources
+from rwkvcli.cli.batch import LineReader, run_lines, sources, throughput
 from rwkvcli.cli.console import Console, is_terminal
 from rwkvcli.cli.options import Misuse, TemplateOption, with_settings
 from rwkvcli.cli.prompt import STDIN, argument_bytes, argument_text, gather_prompt
@@ -21,6 +23,7 @@ from rwkvcli.errors import Cancelled, TimedOut
 
 if TYPE_CHECKING:
     from rwkvcli.services import generation
+    from rwkvcli.services.answering import Part
     from rwkvcli.services.generation import Generation
 
 EXAMPLES = """
@@ -28,11 +31,25 @@ EXAMPLES = """
   echo "It was a fine morning, and" | rwkv generate -m model-int4.safetensors
   cat report.txt | rwkv generate -m model.safetensors --chat "Summarise this:" > summary.txt
   rwkv generate -m model.safetensors -s "Answer in one word." "The capital of France?"
+  rwkv generate -m g1.safetensors --think show "How many days are there in seven weeks?"
   rwkv generate -m demo --json --seed 1 "Once upon a time" | jq .usage
   rwkv generate -m demo --temperature 0.8 --top-p 0.5 --ban "the end" --timeout 30 "It was"
   rwkv generate -m model.safetensors --jsonl -b 16 < prompts.jsonl > answers.jsonl
   rwkv generate -m demo --save-state tale.state "Once upon a time" && rwkv generate -m demo --state tale.state --update
 """
+
+_OPEN, _CLOSE = "<think>\n", "\n</think>\n\n"
+_TAG = "<think"
+
+
+class Think(StrEnum):
+    """What `--think` takes."""
+
+    show = "show"
+    hide = "hide"
+    only = "only"
+    fast = "fast"
+    off = "off"
 
 
 @with_settings
@@ -60,6 +77,14 @@ def generate(
         ),
     ] = None,
     template: TemplateOption = None,
+    think: Annotated[
+        Think | None,
+        typer.Option(
+            "--think",
+            metavar="WAY",
+            help="Reasoning models: show or hide their thoughts, or only think; fast: no thoughts; off: as they like. Implies --chat.",
+        ),
+    ] = None,
     max_tokens: Annotated[
         int,
         typer.Option(
@@ -77,6 +102,17 @@ def generate(
     stream_json: Annotated[
         bool, typer.Option("--stream-json", help="A line of JSON per piece of text, and one at the end.")
     ] = False,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            "--logprobs",
+            metavar="K",
+            min=0,
+            max=100,
+            help="JSON: the log-probability of every token, and the K likeliest in its place.",
+            show_default=False,
+        ),
+    ] = None,
     state: Annotated[
         str | None,
         typer.Option("--state", metavar="FILE", help="Continue from a saved state; FILE stays as it is."),
@@ -126,6 +162,12 @@ def generate(
     With --chat the text is a message, written in the form that the model was trained on, and the answer is
     what comes. What the sampler is not told is as usual for the model's family.
 
+    With --think show the thoughts come first, between <think> and </think>; with --json they are "thinking", beside
+    "text". With --think only the text ends where they do.
+
+    With --logprobs the JSON has "logprobs", of every token: id, text, logprob (natural, by the model alone, before
+    temperature, penalties and the rest), and "top", the likeliest.
+
     --save-state writes what the model remembers then to FILE. With --state the text continues what that file
     has seen; without any text it goes on where it was left, with the same options exactly as if it had not
     been interrupted. --update is both with one file.
@@ -138,6 +180,8 @@ def generate(
     console = Console(settings)
     if timeout is not None and not 0 < timeout < 1e9:
         raise typer.BadParameter("not a number of seconds above 0", param_hint="'--timeout'")
+    if logprobs is not None and not (settings.json or stream_json or jsonl):
+        raise Misuse("--logprobs stands in JSON: ask for that by --json, --stream-json or --jsonl")
     target = _target(state, save_state, update)
     if jsonl or count is not None:
         _check_many(settings, jsonl, count, echo=echo, stream_json=stream_json, saves=target is not None)
@@ -158,9 +202,11 @@ def generate(
             max_tokens,
             sampling,
             tuple(map(argument_text, stop or [])),
-            chat or system is not None,
+            chat or system is not None or think is not None,
             argument_bytes(system).decode("utf-8", "surrogateescape") if system is not None else None,
             template,
+            think.value if think is not None else None,
+            logprobs,
         )
         generation.check_device(settings.device)
         if target is not None:
@@ -173,7 +219,7 @@ def generate(
         run.timings.load = time.perf_counter() - loading
         console.detail(f"{found.path}: {model.backend.description}, template {run.template.name}")
         if count is not None:
-            _write_alternatives(console, model, text, wanted, count, start)
+            _write_alternatives(console, model, text, wanted, count, start, stats=stats)
             return
         if target is None and reader is None:
             _write(console, run, stream_json=stream_json, echo=echo)
@@ -230,13 +276,20 @@ def _write_alternatives(
     wanted: generation.Settings,
     count: int,
     start: Any,
+    *,
+    stats: bool,
 ) -> None:
     """Several texts from one prompt, as a list."""
     from rwkvcli.services.batching import alternatives
 
+    begin = time.perf_counter()
     made = alternatives(model, text, wanted, count, start)
     reports = [{**one.report(), "model": console.settings.model} for one in made]
     console.line(json.dumps(reports, ensure_ascii=False))
+    if stats:
+        tokens = sum(one.completion_tokens for one in made)
+        told = throughput(made[0].prompt_tokens, tokens, time.perf_counter() - begin)
+        console.note(f"{count} texts; {told}")
 
 
 def _save(console: Console, run: Generation, target: Path) -> None:
@@ -274,9 +327,11 @@ def _answer(console: Console, run: Generation, *, stream_json: bool, echo: bool)
 
     if begin:
         event("text", {"text": begin})
+    shows = run.settings.think in ("show", "only")
     try:
-        for piece in run:
-            event("text", {"text": piece})
+        for part in run.parts():
+            if shows or not part.thinking:
+                event("thinking" if part.thinking else "text", {"text": part.text})
     except (TimedOut, KeyboardInterrupt, Cancelled) as error:
         run.finish_reason = "timeout" if isinstance(error, TimedOut) else "interrupted"
         raise
@@ -293,15 +348,33 @@ def _stream(console: Console, run: Generation, begin: str) -> None:
     """Write the pieces as they come; a terminal's prompt begins on a line of its own, whatever happens."""
     last = "\n"
     try:
-        if begin:
-            console.write(begin)
-            last = begin[-1]
-        for piece in run:
+        for piece in _pieces(run, begin):
             console.write(piece)
             last = piece[-1]
     finally:
         if console.out_is_terminal and last != "\n":
             console.write("\n")
+
+
+def _pieces(run: Generation, begin: str) -> Iterator[str]:
+    """What stdout gets: `begin`, and the text, with its thoughts where they are wanted."""
+    if begin:
+        yield begin
+    think, before = run.settings.think, run.told_before
+    for part in run.parts():
+        if think == "show":
+            yield from _between(before, part, begin)
+        before = part.thinking
+        if not part.thinking or think in ("show", "only"):
+            yield part.text
+
+
+def _between(before: bool | None, part: Part, begin: str) -> Iterator[str]:
+    """The tags around thoughts. The end of an echoed prompt has opened them already."""
+    if part.thinking and before is None:
+        yield _OPEN.removeprefix(_TAG) if begin.endswith(_TAG) else _OPEN
+    elif before and not part.thinking:
+        yield _CLOSE
 
 
 def _stats(run: Generation) -> str:

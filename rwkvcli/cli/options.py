@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Annotated, Any, overload
 
@@ -143,18 +143,18 @@ def with_settings(function: Callable[..., None] | None = None, *, stored: bool =
 
     @wraps(function)
     def verb(ctx: typer.Context, **values: Any) -> None:
-        before = ctx.find_root().params
+        root = ctx.find_root()
         for flag in _EAGER:
             values.pop(flag.name)
         defaults = _stored(function.__name__) if stored else {}
-        chosen = {}
-        for field in fields(Settings):
-            after = values.pop(field.name)
-            value = after if after is not None else before.get(field.name)
+        chosen: dict[str, Any] = {"model_was_named": values["model"] is not None or _was_typed(root, "model")}
+        for option in _GLOBALS:
+            after = values.pop(option.name)
+            value = after if after is not None else root.params.get(option.name)
             if value is None:
-                value = defaults.get(field.name)
+                value = defaults.get(option.name)
             if value is not None:
-                chosen[field.name] = value
+                chosen[option.name] = value
         if "color" in chosen:
             chosen["color"] = Color(chosen["color"])
         for name in values.keys() & defaults.keys():
@@ -175,6 +175,12 @@ def with_settings(function: Callable[..., None] | None = None, *, stored: bool =
     ]
     _set_parameters(verb, [_CONTEXT, *kept, *(g.parameter(False) for g in _GLOBALS), *_EAGER])
     return verb
+
+
+def _was_typed(ctx: Any, name: str) -> bool:
+    """Whether the command line says what the option `name` is."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _stored(verb: str) -> dict[str, Any]:

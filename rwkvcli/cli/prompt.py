@@ -16,7 +16,8 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def gather_prompt(argument: str | None, files: Sequence[str], *, keep_newline: bool = False) -> bytes | None:
-    """Stdin, then the files, then the argument, joined by one blank line. None: nobody gave anything.
+    """Stdin, then the files, then the argument, joined by one blank line; empty ones are none. None: nobody gave
+    anything.
 
     Stdin is read when it is no terminal, or where `-` stands for it. Bytes that are not UTF-8
     stay. `keep_newline`: the newline at the end of stdin and files stays too.
@@ -34,7 +35,7 @@ def gather_prompt(argument: str | None, files: Sequence[str], *, keep_newline: b
         parts.append(_read_stdin(keep_newline, asked=True))
     elif argument is not None:
         parts.append(argument_bytes(argument))
-    return b"\n\n".join(parts) if parts else None
+    return b"\n\n".join(filter(None, parts)) if parts else None
 
 
 def argument_bytes(argument: str) -> bytes:

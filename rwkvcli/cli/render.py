@@ -266,6 +266,11 @@ def _facts(found: dict[str, Any], sizes: dict[str, Any]) -> Iterator[tuple[str, 
         yield "made from", ", ".join(str(value) for value in told if value)
 
 
+def _number(value: Any, form: str) -> str:
+    """A number in `form`; what should be one and is not, as it is."""
+    return format(value, form) if isinstance(value, int | float) else str(value)
+
+
 def _classes(classes: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """The report that the file carries, as a table; what is odd in it is shown as it is."""
     yield ("class", "format", "weights", "bits", "size", "error")
@@ -275,8 +280,8 @@ def _classes(classes: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield (
             name,
             "+".join(map(str, values.get("encodings", []))),
-            str(values.get("weights", "")),
-            str(values.get("bits", "")),
+            _number(values.get("weights", ""), ","),
+            _number(values.get("bits", ""), ".2f"),
             size(values["bytes"]) if isinstance(values.get("bytes"), int) else "",
             f"{100 * error:.3g} %" if isinstance(error, float) and error else "-",
         )

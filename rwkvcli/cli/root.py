@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -60,6 +59,8 @@ class VerbGroup(Page, TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the verb that `args` begins with; an unknown one is a usage error that names the nearest."""
         if args and args[0] not in VERBS and not args[0].startswith("-"):
+            import difflib
+
             near = difflib.get_close_matches(args[0], VERBS, n=1)
             ctx.fail(f"no verb `{args[0]}`" + (f"; did you mean `{near[0]}`?" if near else ""))
         return super().resolve_command(ctx, args)
@@ -75,7 +76,10 @@ def load_verb(name: str) -> Any:
     module = importlib.import_module(f"rwkvcli.cli.{name}")
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     function = getattr(module, name)
-    app.command(name, cls=VerbCommand, epilog=module.EXAMPLES, add_help_option=False)(function)
+    context = getattr(module, "CONTEXT", None)
+    app.command(
+        name, cls=VerbCommand, epilog=module.EXAMPLES, add_help_option=False, context_settings=context
+    )(function)
     return convert_plainly(typer.main.get_command(app), function)
 
 

@@ -26,3 +26,5 @@ class Settings:
     verbose: bool = False
     json: bool = False
     color: Color = Color.auto
+    model_was_named: bool = False
+    """Whether the command line names the model, rather than the environment or the configuration."""

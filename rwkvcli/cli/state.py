@@ -244,7 +244,8 @@ def _verify(console: Console, paths: list[Path]) -> None:
     from rwkvcli.cli.download import model_file
     from rwkvcli.services import states
 
-    name = console.settings.model
+    # a default is not meant: the state may be of any model
+    name = console.settings.model if console.settings.model_was_named else None
     model = model_file(console, name).path if name is not None else None
     for path in paths:
         found = states.verify(path, model)

@@ -24,6 +24,21 @@ def score(logits: Float32, targets: Sequence[int] | Int32) -> tuple[Float64, Int
         return _kernels.score(logits, targets)
 
 
+def likeliest(logits: Float32, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
+    """Of float32 logits [V]: the log-probability (nats) of `token`, and the `count` likeliest tokens with theirs, the
+    likeliest first, of equal ones the first. Raises FormatError for logits that are no numbers.
+    """
+    chosen = float(score(logits[None], [token])[0][0])
+    count = min(count, len(logits))
+    if not count:
+        return chosen, []
+    total = float(logits[token]) - chosen  # the logarithm of the sum of all exponentials
+    least = np.partition(logits, -count)[-count]
+    above = np.flatnonzero(logits >= least)
+    best = above[np.argsort(-logits[above], kind="stable")][:count]
+    return chosen, [(int(i), float(logits[i]) - total) for i in best]
+
+
 def divergence(base: Float32, logits: Float32) -> Float64:
     """Kullback-Leibler divergence (nats, >= 0) of each row of `logits` [T, V] from the same row of `base`: what
     it costs on average to expect `logits` where `base` holds.

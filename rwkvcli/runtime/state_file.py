@@ -63,7 +63,8 @@ class Pause:
     sampler: Mapping[str, Any] | None = None
     """`Sampler.state()`; None: nothing was drawn."""
     text: Mapping[str, Any] | None = None
-    """`TextStream.state()`: half a character, what may become a stop string."""
+    """`TextStream.state()`: half a character, what may become a stop string; of an answer also `answer`,
+    `ThoughtSplitter.state()`."""
     ended: bool = False
     """Whether the model, or a stop string, ended the text."""
 

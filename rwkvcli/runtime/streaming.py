@@ -136,14 +136,13 @@ class AnswerTrim:
 
 
 class TextStream:
-    """From the bytes of tokens to the text that is shown: whole characters, nothing past a stop string, and with
-    `trim` an answer without the white space around it. Raises UsageError for an empty stop string.
+    """From the bytes of tokens to the text that is shown: whole characters, nothing past a stop string. Raises
+    UsageError for an empty stop string.
     """
 
-    def __init__(self, stop: Sequence[str] = (), trim: AnswerTrim | None = None) -> None:
+    def __init__(self, stop: Sequence[str] = ()) -> None:
         self._characters = Utf8Stream()
         self._matcher = StopMatcher(stop)
-        self._trim = trim
         self._recent = bytearray()  # since nothing was held back the last time
         self._passed = ""  # what the matcher let through of it
 
@@ -170,15 +169,12 @@ class TextStream:
         self._recent += data
         text = self._matcher.push(self._characters.push(data))
         self._passed += text
-        text = self._trimmed(text)
-        return text if self.matched is None else text + self._end()
+        return text
 
     def flush(self) -> str:
         """What was held back, at the end of the text."""
         text = self._matcher.push(self._characters.flush())
-        if self.matched is None:
-            text += self._matcher.flush()
-        return self._trimmed(text) + self._end()
+        return text if self.matched is not None else text + self._matcher.flush()
 
     def before_stop(self) -> bytes:
         """After a match: the bytes between the last settled moment and the stop string."""
@@ -186,29 +182,16 @@ class TextStream:
 
     def state(self) -> dict[str, Any]:
         """What is held back, to go on later. Ready for JSON."""
-        state: dict[str, Any] = {"text": self._matcher.held_text, "bytes": self._characters.held.hex()}
-        if self._trim is not None:
-            state["answer"] = self._trim.state()
-        return state
+        return {"text": self._matcher.held_text, "bytes": self._characters.held.hex()}
 
     def restore(self, state: Mapping[str, Any]) -> str:
         """Go on where `state()` was taken. Returns the text that can be shown now: with other stop strings than
         before it may be some. Raises FormatError if it is not such a state."""
-        text, data, answer = state.get("text"), state.get("bytes"), state.get("answer", {})
+        text, data = state.get("text"), state.get("bytes")
         try:
             held = bytes.fromhex(data) if isinstance(data, str) else None
         except ValueError:
             held = None
-        if not isinstance(text, str) or held is None or not isinstance(answer, dict):
+        if not isinstance(text, str) or held is None:
             raise FormatError("not the state of a text")
-        if answer and self._trim is not None:
-            self._trim.restore(answer)
-        elif answer:
-            text = str(answer.get("held", "")) + text
-        return self._trimmed(self._matcher.push(text)) + self.push(held)
-
-    def _trimmed(self, text: str) -> str:
-        return text if self._trim is None else self._trim.push(text)
-
-    def _end(self) -> str:
-        return "" if self._trim is None else self._trim.flush()
+        return self._matcher.push(text) + self.push(held)

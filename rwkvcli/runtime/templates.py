@@ -22,6 +22,8 @@ UNNAMED = "none"
 
 THINK = ("on", "fast", "off")
 """What a reasoning model is to do before its answer: think, go past it with empty thoughts, or nothing special."""
+WAYS = {"show": "on", "hide": "on", "only": "on", "fast": "fast", "off": "off"}
+"""How a person asks for it, and which of THINK that is: show, hide and only differ in what becomes of the thoughts."""
 THINK_LEAD = ">"
 """The end of a tag that was begun without it: closed, it would be another token than the model was trained on."""
 
@@ -53,6 +55,7 @@ class Template:
     collapse: bool = False
     thinking: str | None = None
     fast: str | None = None
+    reasoning: Mapping[str, Any] = field(default_factory=dict)
 
     def render(self, turns: Sequence[Turn], system: str | None = None) -> str:
         """The text up to where the model's next answer begins; `begin` and the vocabulary are the caller's."""
@@ -80,9 +83,19 @@ class Template:
         """A finished answer, after `message`, as the conversation goes on."""
         return self.answer.replace("{reply}", reply.strip())
 
-    def settings(self, chat: bool) -> dict[str, Any]:
-        """Defaults for the sampler."""
-        return {**self.sampling, **(self.chat if chat else {})}
+    def settings(self, chat: bool, think: str = "off") -> dict[str, Any]:
+        """Defaults for the sampler; `think` as in THINK."""
+        thinks = think == "on" and self.thinking is not None
+        return {**self.sampling, **(self.chat if chat else {}), **(self.reasoning if thinks else {})}
+
+    def check_way(self, way: str) -> None:
+        """Raise UsageError if this family cannot be asked to think in the way `way`, one of WAYS."""
+        if way not in WAYS:
+            raise UsageError(f"no way to think {way!r}", hint=f"one of {', '.join(WAYS)}")
+        if WAYS[way] == "on" and self.thinking is None:
+            raise UsageError(
+                f"models of the family {self.name} do not think", hint="leave that setting out, or `off`"
+            )
 
     def lead_of(self, think: str) -> str:
         """What the model may write before its thoughts or its answer, after `message(text, think)`."""

@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from rwkvcli.runtime.decoding import Finish, decode
-from rwkvcli.runtime.streaming import AnswerTrim, Utf8Stream
+from rwkvcli.runtime.streaming import Utf8Stream
 from rwkvcli.runtime.templates import Template
+from rwkvcli.runtime.thoughts import Part, ThoughtSplitter
+
+__all__ = ["Answer", "Part"]
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,15 +25,6 @@ if TYPE_CHECKING:
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.sampling import Sampler
     from rwkvcli.runtime.state import State
-
-_OPEN, _CLOSE = "<think>", "</think>"
-
-
-class Part(NamedTuple):
-    """A piece of an answer: of the thoughts before it, or of the answer proper. It may be empty."""
-
-    text: str
-    thinking: bool = False
 
 
 class _Mark(NamedTuple):
@@ -121,47 +115,3 @@ class Answer:
             else:
                 self.reply += part.text
             yield part
-
-
-class ThoughtSplitter:
-    """Tells thoughts from the answer after them, both without white space around.
-
-    `begun`: the prompt has opened the thoughts already. `lead` is what may come first and is neither. Without
-    `begun`, a text that opens with `<think>` begins with thoughts all the same.
-    """
-
-    def __init__(self, begun: bool, lead: str) -> None:
-        self._lead = lead
-        self._thinks: bool | None = True if begun else None
-        self._held = ""
-        self._trim = AnswerTrim(lead)
-
-    def push(self, text: str) -> list[Part]:
-        """What can be told now."""
-        text, self._held = self._held + text, ""
-        if self._thinks is None:
-            seen = text.lstrip()
-            if len(seen) < len(_OPEN) and _OPEN.startswith(seen):
-                self._held = text
-                return []
-            self._thinks = seen.startswith(_OPEN)
-            text = seen.removeprefix(_OPEN) if self._thinks else text
-        if not self._thinks:
-            return self._parts(self._trim.push(text), False)
-        thoughts, closed, answer = text.partition(_CLOSE)
-        if not closed:
-            keep = next((n for n in range(len(_CLOSE) - 1, 0, -1) if text.endswith(_CLOSE[:n])), 0)
-            self._held = text[len(text) - keep :]
-            return self._parts(self._trim.push(text[: len(text) - keep]), True)
-        parts = self._parts(self._trim.push(thoughts) + self._trim.flush(), True)
-        self._thinks, self._trim = False, AnswerTrim()
-        return parts + self._parts(self._trim.push(answer), False)
-
-    def flush(self) -> list[Part]:
-        """What was held back."""
-        text, self._held = self._held, ""
-        return self._parts(self._trim.push(text) + self._trim.flush(), bool(self._thinks))
-
-    @staticmethod
-    def _parts(text: str, thinking: bool) -> list[Part]:
-        return [Part(text, thinking)] if text else []

@@ -20,26 +20,46 @@ class Key(NamedTuple):
     kind: type
     about: str
     choices: tuple[str, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
+
+    def takes(self, value: Any) -> bool:
+        """Whether `value`, of the right kind, is one of those that it can be."""
+        if self.kind in (int, float):
+            return math.isfinite(value) and self.low <= value <= self.high
+        return not self.choices or value in self.choices
+
+    @property
+    def wanted(self) -> str:
+        """What it can be, for messages."""
+        if self.choices:
+            return ", ".join(self.choices)
+        kind = {int: "a whole number", float: "a number", bool: "yes or no", str: "text"}[self.kind]
+        return (
+            kind
+            + (f" from {self.low:g}" if self.low > -math.inf else "")
+            + (f" to {self.high:g}" if self.high < math.inf else "")
+        )
 
 
 KEYS: dict[str, Key] = {
     "model": Key(str, "the model, when -m is not given"),
     "device": Key(str, "where models run"),
-    "threads": Key(int, "CPU threads"),
+    "threads": Key(int, "CPU threads", low=1, high=1024),
     "offline": Key(bool, "use no network"),
     "quiet": Key(bool, "print nothing but the answer and errors"),
     "verbose": Key(bool, "say more"),
     "color": Key(str, "when to use colour", ("auto", "always", "never")),
-    "generate.max-tokens": Key(int, "tokens to generate at most"),
+    "generate.max-tokens": Key(int, "tokens to generate at most; -1: no limit", low=-1),
     "generate.template": Key(str, "form of a conversation, in place of the model's own"),
-    "generate.temperature": Key(float, "0 is greedy"),
-    "generate.top-k": Key(int, "0: off"),
+    "generate.temperature": Key(float, "0 is greedy", low=0),
+    "generate.top-k": Key(int, "0: off", low=0),
     "generate.top-p": Key(float, "1: off"),
-    "generate.min-p": Key(float, "0: off"),
+    "generate.min-p": Key(float, "0: off", low=0, high=1),
     "generate.typical": Key(float, "1: off"),
     "generate.presence-penalty": Key(float, "0: off"),
     "generate.frequency-penalty": Key(float, "0: off"),
-    "generate.penalty-decay": Key(float, "of the counts, per token"),
+    "generate.penalty-decay": Key(float, "of the counts, per token", low=0, high=1),
     "generate.repetition-penalty": Key(float, "1: off"),
     "generate.sampler-order": Key(str, "of cuts and temperature", ("rwkv", "temperature-first")),
     "generate.timeout": Key(float, "seconds until it is given up"),
@@ -93,17 +113,17 @@ def environment_of(key: str) -> str | None:
 
 def parsed(key: str, text: str) -> Any:
     """`text` from a command line as the value of `key`. Raises UsageError."""
-    kind, _, choices = known(key)
+    setting = known(key)
     try:
-        if kind is bool:
+        if setting.kind is bool:
             if text.lower() not in _TRUE + _FALSE:
                 raise ValueError
             return text.lower() in _TRUE
-        value = kind(text)
+        value = setting.kind(text)
     except ValueError:
-        raise UsageError(f"{key} takes {_kind_name(kind)}, not `{text}`") from None
-    if (choices and value not in choices) or (isinstance(value, float) and not math.isfinite(value)):
-        raise UsageError(f"{key} takes {', '.join(choices) or 'a number'}, not `{text}`")
+        value = None
+    if value is None or not setting.takes(value):
+        raise UsageError(f"{key} takes {setting.wanted}, not `{text}`")
     return value
 
 
@@ -156,19 +176,12 @@ def _text(path: Path) -> str:
 def _fitting(key: str, value: Any, path: Path) -> Any:
     if key not in KEYS:
         raise FormatError(f"{path}: no setting {key[:60]!r}", hint="`rwkv config list` shows all")
-    kind, _, choices = KEYS[key]
-    if kind is float and type(value) is int:
+    setting = KEYS[key]
+    if setting.kind is float and type(value) is int and abs(value) < 1 << 53:
         value = float(value)
-    fits = type(value) is kind and (not choices or value in choices)
-    if not fits or (isinstance(value, float) and not math.isfinite(value)):
-        raise FormatError(
-            f"{path}: {key} takes {', '.join(choices) or _kind_name(kind)}, not {str(value)[:60]!r}"
-        )
+    if type(value) is not setting.kind or not setting.takes(value):
+        raise FormatError(f"{path}: {key} takes {setting.wanted}, not {str(value)[:60]!r}")
     return value
-
-
-def _kind_name(kind: type) -> str:
-    return {int: "a whole number", float: "a number", bool: "yes or no", str: "text"}[kind]
 
 
 def _literal(value: Any) -> str:

@@ -109,6 +109,13 @@ class Conversation:
         return named(name) if name is not None else self.model.template
 
     @property
+    def usual(self) -> dict[str, Any]:
+        """What the sampler is set to where nothing else is said."""
+        from rwkvcli.runtime.templates import WAYS
+
+        return self.template.settings(chat=True, think=WAYS[self.settings.think or "off"])
+
+    @property
     def snapshots(self) -> Snapshots:
         """The states that are kept."""
         return self._snapshots
@@ -117,16 +124,15 @@ class Conversation:
         """Use other settings from the next turn on, and if given another seed. Raises UsageError, and changes nothing."""
         from rwkvcli.runtime.decoding import check_limits
         from rwkvcli.runtime.sampling import Sampler, SamplingParams
-        from rwkvcli.runtime.templates import named
+        from rwkvcli.runtime.templates import WAYS, named
 
         template = named(settings.template) if settings.template is not None else self.model.template
         if settings.think is not None and settings.think not in THINK:
             raise UsageError(f"no way to think {settings.think!r}", hint=f"one of {', '.join(THINK)}")
-        if settings.think in ("show", "hide") and template.thinking is None:
-            raise UsageError(
-                f"models of the family {template.name} do not think", hint="leave that setting out, or `off`"
-            )
-        params = SamplingParams.of(template.settings(chat=True), {**settings.sampling, "seed": seed})
+        if settings.think is not None:
+            template.check_way(settings.think)
+        usual = template.settings(chat=True, think=WAYS[settings.think or "off"])
+        params = SamplingParams.of(usual, {**settings.sampling, "seed": seed})
         Sampler(params, self.model.tokenizer.vocab_size, self.model.tokenizer)
         check_limits(settings.max_tokens, settings.stop)
         changed = settings != self.settings
@@ -170,11 +176,12 @@ class Conversation:
         self, text: str, parent: Turn | None, seed: int | None, stopped: Callable[[], bool]
     ) -> Iterator[Part]:
         from rwkvcli.runtime.sampling import Sampler, SamplingParams
+        from rwkvcli.runtime.templates import WAYS
 
         settings, template, tokenizer = self.settings, self.template, self.model.tokenizer
         system = self.history.system
-        think = {"show": "on", "hide": "on", "fast": "fast"}.get(settings.think or "", "off")
-        params = SamplingParams.of(template.settings(chat=True), {**settings.sampling, "seed": seed})
+        think = WAYS[settings.think or "off"]
+        params = SamplingParams.of(self.usual, {**settings.sampling, "seed": seed})
         sampler = Sampler(params, tokenizer.vocab_size, tokenizer)
         if seed is None and parent is not None:
             sampler.restore({"seed": parent.seed, "draws": parent.draws})

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkvcli.errors import UsageError
+from rwkvcli.errors import FormatError, UsageError
+from rwkvcli.runtime.thoughts import CLOSE, Part, ThoughtSplitter
 
 if TYPE_CHECKING:
     from rwkvcli.runtime.backend import Float32
-    from rwkvcli.runtime.decoding import Continuation, Finish, Piece
+    from rwkvcli.runtime.decoding import Continuation, Finish
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.state import State
     from rwkvcli.services.store import LocalModel
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 def load_model(found: LocalModel, device: str | None = None, threads: int | None = None) -> Model:
     """The model in the file `found`. Raises what `Model.load` raises; a checkpoint is refused as one."""
-    from rwkvcli.errors import FormatError
     from rwkvcli.runtime.model import Model
     from rwkvcli.services.inspection import refuse_checkpoint
 
@@ -77,7 +77,8 @@ class Settings:
     `sampling` holds settings of `rwkvcli.runtime.sampling.SamplingParams` by name; what is None or missing is as
     usual for the model's family. `chat`: the text is a person's message, written as the family expects it, and
     what comes is the answer, without white space around it. `system` goes before it. `template` names a family
-    in place of the model's own.
+    in place of the model's own. `think`: how an answer is thought over, one of `rwkvcli.runtime.templates.WAYS`; with
+    `only` the text ends where the thoughts do. None: the plain form, and the answer as it comes.
     """
 
     max_tokens: int = 512
@@ -87,6 +88,9 @@ class Settings:
     chat: bool = False
     system: str | None = None
     template: str | None = None
+    think: str | None = None
+    logprobs: int | None = None
+    """How many of the likeliest tokens are told at every token of the text; None: nothing is told of them."""
 
 
 @dataclass
@@ -100,7 +104,8 @@ class Timings:
 
 @dataclass
 class Generation:
-    """A text in the making: iterate over it for its pieces; the rest is final at the end.
+    """A text in the making: iterate over it for its pieces, or over `parts()` for thoughts as well; the rest is final
+    at the end.
 
     Making one raises UsageError for settings out of range, and FormatError for a model of an unknown family;
     nothing is evaluated before the first piece is asked for. `seed` is the one in use, so that the text can
@@ -129,30 +134,41 @@ class Generation:
     finish_reason: str = "interrupted"
     """`stop`, `length`, or what ended it from outside: `interrupted`, `timeout`."""
     text: str = ""
+    thinking: str = ""
+    """Thoughts before the text, if `think` of the settings tells them from it."""
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    """Of every token that was drawn, if wanted: id, text, logprob (nats, by the model alone, before anything that the
+    sampler does), and the likeliest in its place, `top`, in the same form."""
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:
         from rwkvcli.runtime.sampling import Sampler, SamplingParams
-        from rwkvcli.runtime.streaming import AnswerTrim, TextStream
-        from rwkvcli.runtime.templates import named
+        from rwkvcli.runtime.streaming import TextStream
+        from rwkvcli.runtime.templates import WAYS, named
 
         settings, tokenizer = self.settings, self.model.tokenizer
         self.template = named(settings.template) if settings.template is not None else self.model.template
-        params = SamplingParams.of(self.template.settings(settings.chat), settings.sampling)
+        if settings.think is not None:
+            self.template.check_way(settings.think)
+        self._think = WAYS[settings.think or "off"]
+        defaults = self.template.settings(settings.chat, self._think)
+        params = SamplingParams.of(defaults, settings.sampling)
         self._sampler = Sampler(params, tokenizer.vocab_size, tokenizer)
-        stop = (*settings.stop, *(self.template.stop if settings.chat else ()))
-        self._stream = TextStream(stop, AnswerTrim(self.template.lead) if settings.chat else None)
+        self._stream = TextStream(self._stops())
+        self._splitter = self._answer_splitter()
         self._logits: Float32 | None = None
         self._run: Continuation | None = None
         self._finish: Finish | None = None
         self._before: State | None = None
+        self.told_before: bool | None = None
+        """Of a text that is gone on with: whether the last of it that was told is a thought. None: nothing was told."""
         self._opened = 0.0
         if self.state is None:
             self.state = self.model.new_state()
         if not self.text_given and self.state.tokens_seen:
             self.text_given = None
         self._pause = self.state.pause
-        self._held = self._go_on() if self.text_given is None else ""
+        self._held = self._go_on() if self.text_given is None else []
         if self._pause is not None and self._pause.sampler is not None:
             self._sampler.restore(self._draws(self._pause.sampler, params.seed))
         self.seed = self._sampler.seed
@@ -161,17 +177,19 @@ class Generation:
 
     def __iter__(self) -> Iterator[str]:
         """Evaluate the prompt, then yield pieces of text (never half a character) as they come."""
+        return (part.text for part in self.parts() if not part.thinking)
+
+    def parts(self) -> Iterator[Part]:
+        """The same, thoughts included."""
         self.read()
         assert self.state is not None and self._run is not None
         run = self._run
-        yield from filter(None, [self.text])
+        yield from self._held
         while not self.done:
             self.check()
             if run.unfed and not run.full:
                 self.was_fed(self.model.forward(list(run.unfed), self.state))
-            text = self.draw()
-            if text:
-                yield text
+            yield from self.draw()
 
     def read(self) -> None:
         """Evaluate the prompt. What a run before this one held back is in `text` then."""
@@ -211,26 +229,31 @@ class Generation:
         self._run.was_fed()
         self._logits = logits
 
-    def draw(self) -> str:
-        """Draw the next token, or end the text. Returns what can be shown then; it is in `text` too."""
+    def draw(self) -> list[Part]:
+        """Draw the next token, or end the text. Returns what can be shown then; it is in `text` and `thinking` too."""
         run, stream = self._run, self._stream
         assert run is not None and self.state is not None
         if self._logits is None or stream.matched is not None:  # the text that is gone on with has ended
-            text = self._end(run.end("stop"))
+            piece = run.end("stop")
         elif run.full:
-            text = self._end(run.end(keep=self.keep))
+            piece = run.end(keep=self.keep)
         else:
             settled = stream.settled
             piece = run.draw(self._logits)
+            if self.settings.logprobs is not None and piece.token is not None:
+                self.logprobs.append(self._judged(self._logits, piece.token, self.settings.logprobs))
             if self.keep and settled:
                 # the token may begin a stop string, of which the state is to know nothing
                 unsure = stream.matched is not None or not stream.settled
                 self._before = self.state.copy() if unsure else None
             self.completion_tokens += 1
-            text = piece.text if piece.finish is None else self._end(piece)
-        self.text += text
+        finish = piece.finish
+        if finish is not None:
+            self._finish, self.finish_reason, self.completion_tokens = finish, finish.reason, finish.tokens
+        goes_on = finish is None or (self.keep and finish.reason == "length")
+        parts = self._tell(piece.text, ended=not goes_on)
         self.timings.decode = time.perf_counter() - self._opened
-        return text
+        return parts
 
     def settle(self) -> State:
         """The state after all of the text, with what a next run needs to go on from here; also after a run that
@@ -250,7 +273,10 @@ class Generation:
         elif run.unfed:
             self._logits = self.model.forward(list(run.unfed), state)
             run.was_fed()
-        state.pause = Pause(self._logits, sampler, self._stream.state(), ended)
+        text = self._stream.state()
+        if self._splitter is not None:
+            text["answer"] = self._splitter.state()
+        state.pause = Pause(self._logits, sampler, text, ended)
         self.state = state
         return state
 
@@ -289,10 +315,52 @@ class Generation:
 
         tokenizer, limit = self.model.tokenizer, self.settings.max_tokens
         self._run, self.begun = Continuation(tokenizer, self._sampler, limit, self._stream), True
-        self.text += self._held
+        self._note(self._held)
         self._opened = time.perf_counter()
 
-    def _go_on(self) -> str:
+    def _stops(self) -> tuple[str, ...]:
+        """What ends the text."""
+        own = self.template.stop if self.settings.chat else ()
+        return (*self.settings.stop, *own, *([CLOSE] if self.settings.think == "only" else []))
+
+    def _answer_splitter(self) -> ThoughtSplitter | None:
+        """What makes an answer of what the model writes. None: nothing is made of it."""
+        if not self.settings.chat:
+            return None
+        return ThoughtSplitter(self._think == "on", self.template.lead_of(self._think), looks=False)
+
+    def _tell(self, text: str, *, ended: bool = False) -> list[Part]:
+        """What can be told of the text now that `text` came, and when it `ended` all that was held back."""
+        if self._splitter is None:
+            parts = [Part(text)] if text else []
+        else:
+            parts = self._splitter.push(text)
+            if ended:
+                parts += self._splitter.flush()
+        self._note(parts)
+        return parts
+
+    def _judged(self, logits: Float32, token: int, count: int) -> dict[str, Any]:
+        """One of `logprobs`."""
+        from rwkvcli.runtime.scoring import likeliest
+
+        tokenizer = self.model.tokenizer
+
+        def said(token: int, logprob: float) -> dict[str, Any]:
+            text = tokenizer.decode_bytes((token,)).decode("utf-8", "replace")
+            return {"id": token, "text": text, "logprob": round(logprob, 6)}
+
+        own, others = likeliest(logits[: tokenizer.vocab_size], token, count)
+        return {**said(token, own), "top": [said(*other) for other in others]}
+
+    def _note(self, parts: list[Part]) -> None:
+        for part in parts:
+            if part.thinking:
+                self.thinking += part.text
+            else:
+                self.text += part.text
+
+    def _go_on(self) -> list[Part]:
         """Take over where the state was left: the text that was held back then, and can be shown now."""
         pause = self._pause
         if pause is None or (pause.logits is None and not pause.ended):
@@ -301,7 +369,18 @@ class Generation:
                 hint="give PROMPT, or pipe text in",
             )
         self._logits = None if pause.ended else pause.logits
-        return self._stream.restore(pause.text) if pause.text is not None else ""
+        if pause.text is None:
+            return []
+        answer, before = pause.text.get("answer", {}), ""
+        if not isinstance(answer, Mapping):
+            raise FormatError("not the state of an answer")
+        if answer and self._splitter is not None:
+            self._splitter.restore(answer)
+            self.told_before = self._splitter.told
+        elif answer:
+            before = str(answer.get("held", ""))
+        text = before + self._stream.restore(pause.text)
+        return self._splitter.push(text) if self._splitter is not None else [Part(text)]
 
     def _draws(self, saved: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
         """The sampler's state to go on with: another seed begins its own draws, a new text its own counts."""
@@ -314,27 +393,22 @@ class Generation:
         text, settings = self.text_given, self.settings
         if text is None or not settings.chat:
             return text or b""
-        from rwkvcli.runtime.templates import Turn
         from rwkvcli.runtime.tokenizer import text_to_bytes
 
         assert self.state is not None
         message = text.decode("utf-8", "surrogateescape")  # bytes that are not UTF-8 come through
-        rendered = text_to_bytes(self.template.render([Turn(message)], settings.system))
+        turn = self.template.message(message, self._think)
+        rendered = text_to_bytes(self.template.opening(settings.system) + turn)
         if not self.state.tokens_seen:
             return rendered
         answered = self._pause is not None and self._pause.text is not None and "answer" in self._pause.text
         return (self.template.tail.encode() if answered else b"\n\n") + rendered
 
-    def _end(self, piece: Piece) -> str:
-        assert piece.finish is not None
-        self._finish = piece.finish
-        self.finish_reason = piece.finish.reason
-        self.completion_tokens = piece.finish.tokens
-        return piece.text
-
     def report(self) -> dict[str, Any]:
-        """The JSON form: text, finish_reason, seed, usage, timings (seconds and tokens/s), model."""
+        """The JSON form: text, finish_reason, seed, usage, timings (seconds and tokens/s), model; and where they are
+        wanted, thinking and logprobs."""
         prompt, decode = self.timings.prompt, self.timings.decode
+        thinking = {"thinking": self.thinking} if self.settings.think in ("show", "only") else {}
         return {
             "text": self.text,
             "finish_reason": self.finish_reason,
@@ -348,4 +422,6 @@ class Generation:
                 "decode_per_s": round(self.completion_tokens / decode, 2) if decode else None,
             },
             "model": str(self.model.file.path),
+            **thinking,
+            **({"logprobs": self.logprobs} if self.settings.logprobs is not None else {}),
         }

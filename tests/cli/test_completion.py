@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cli_runner import RWKV, environment, rwkv
+from cli_runner import RWKV, environment, inside
 
 from rwkvcli.cli.completion import SCRIPTS, suggestions
 from rwkvcli.cli.root import VERBS
@@ -39,6 +39,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["state", ""], ["build", "info", "diff", "export", "import", "verify"]),
         (["config", ""], ["get", "set", "unset", "list"]),
         (["config", "set", "thr"], ["threads"]),
+        (["config", "set", "quiet", ""], ["yes", "no"]),
+        (["config", "set", "color", "a"], ["auto", "always"]),
+        (["config", "set", "model", "d"], ["demo"]),
+        (["config", "set", "generate.template", "g"], ["g1-flower", "g1"]),
+        (["config", "set", "threads", ""], []),
+        (["config", "get", "threads", ""], []),
+        (["generate", "--think", "o"], ["only", "off"]),
+        (["chat", "--think", "o"], ["off"]),
+        (["generate", "--model=de"], ["--model=demo"]),
+        (["generate", "--stats=de"], []),
         (["completion", "z"], ["zsh"]),
         (["eval", ""], ["lambada"]),
         (["eval", "lambada", ""], []),
@@ -65,9 +75,9 @@ def test_every_option_of_every_verb_is_suggested() -> None:
 
 def test_scripts() -> None:
     for shell, script in SCRIPTS.items():
-        done = rwkv("completion", shell)
+        done = inside("completion", shell)
         assert (done.code, done.out, done.err) == (0, script, "")
-    wrong = rwkv("completion", "tcsh")
+    wrong = inside("completion", "tcsh")
     assert (wrong.code, wrong.out) == (2, "")
     assert "no script for `tcsh`; there are bash, zsh, fish" in wrong.err
 
@@ -87,27 +97,26 @@ def in_shell(tmp_path: Path, shell: str, program: str) -> list[str]:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-@pytest.mark.parametrize(
-    ("line", "replies"),
-    [
-        ("rwkv quantize demo --to in", ["int8", "int4"]),
-        ("rwkv tok", ["tokenize"]),
-        ("rwkv config ", ["get", "set", "unset", "list"]),
-        ("rwkv show owner/repo-x:s", ["small.pth", "sub/m.safetensors"]),
-    ],
-)
-def test_bash(cache: Path, tmp_path: Path, line: str, replies: list[str]) -> None:
-    program = (
-        f'source <(rwkv completion bash); COMP_LINE="{line}"; COMP_POINT=${{#COMP_LINE}}; _rwkv; '
-        'printf "%s\\n" "${COMPREPLY[@]}"'
-    )
-    assert in_shell(tmp_path, "bash", program) == replies
+def test_bash(cache: Path, tmp_path: Path) -> None:
+    expected = {
+        "rwkv tok": ["tokenize"],
+        "rwkv config ": ["get", "set", "unset", "list"],
+        "rwkv show owner/repo-x:s": ["small.pth", "sub/m.safetensors"],
+        "rwkv show --model=owner/repo-x:s": ["small.pth", "sub/m.safetensors"],
+    }
+    program = "source <(rwkv completion bash)\n"
+    for line in expected:
+        program += f'COMP_LINE="{line}"; COMP_POINT=${{#COMP_LINE}}; _rwkv; echo "${{COMPREPLY[@]}}"\n'
+    assert in_shell(tmp_path, "bash", program) == [" ".join(replies) for replies in expected.values()]
 
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="no fish")
 def test_fish(cache: Path, tmp_path: Path) -> None:
     program = "rwkv completion fish | source; complete -C 'rwkv quantize demo --to int'"
     assert in_shell(tmp_path, "fish", program) == ["int4", "int8"]
+    (tmp_path / "int.txt").write_text("")
+    program = "rwkv completion fish | source; complete -C 'rwkv generate -f in'; complete -C 'rwkv generate --model=d'"
+    assert in_shell(tmp_path, "fish", program) == ["int.txt", "--model=demo"]
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_runner import Terminal, environment, rwkv
+from cli_runner import Terminal, environment, inside, rwkv
 
 from rwkvcli import __version__
 from rwkvcli.cli.root import VERBS
@@ -27,36 +27,42 @@ HEAVY = (
 )
 
 
-def imported(*args: str) -> set[str]:
-    """Top-level names of what the command imports."""
-    program = (
-        "import sys, json\nfrom rwkvcli.cli.app import main\nmain(sys.argv[1:])\n"
-        "sys.stderr.write(json.dumps([name.split('.')[0] for name in sys.modules]))"
-    )
+IMPORTS = """
+import sys, json
+from rwkvcli.cli.app import main
+for line in json.loads(sys.argv[1]):
+    main(line)
+    print(json.dumps([name.split(".")[0] for name in sys.modules]), file=sys.stderr)
+"""
+
+
+def imported(*lines: list[str]) -> list[set[str]]:
+    """Top-level names of what is imported after each of these command lines, in one process."""
     done = subprocess.run(
-        [sys.executable, "-P", "-c", program, *args],
+        [sys.executable, "-P", "-c", IMPORTS, json.dumps(lines)],
         env=environment(),
         capture_output=True,
         stdin=subprocess.DEVNULL,
         check=True,
         timeout=60,
     )
-    return set(json.loads(done.stderr.splitlines()[-1]))
+    return [set(json.loads(line)) for line in done.stderr.splitlines()]
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)])
-def test_help_imports_nothing_heavy(args: list[str]) -> None:
-    assert not imported(*args) & set(HEAVY)
+def test_help_imports_nothing_heavy() -> None:
+    lines = [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)]
+    for line, names in zip(lines, imported(*lines), strict=True):
+        assert not names & set(HEAVY), line
 
 
 def test_generating_imports_neither_torch_nor_what_only_downloads_need(model: Path) -> None:
-    names = imported("generate", "-m", str(model), "--max-tokens", "2", "hello")
+    (names,) = imported(["generate", "-m", str(model), "--max-tokens", "2", "hello"])
     assert "numpy" in names
     assert not names & (set(HEAVY) - {"numpy"})
 
 
 def test_help_of_the_program_names_every_verb_and_its_line() -> None:
-    page = rwkv("--help")
+    page = inside("--help")
     assert (page.code, page.err) == (0, "")
     for verb, line in VERBS.items():
         assert f"  {verb:<{max(map(len, VERBS))}}  {line}\n" in page.out
@@ -66,7 +72,7 @@ def test_help_of_the_program_names_every_verb_and_its_line() -> None:
 def test_help_of_a_verb_begins_with_the_line_that_the_program_shows(verb: str) -> None:
     module = importlib.import_module(f"rwkvcli.cli.{verb}")
     assert inspect.getdoc(getattr(module, verb)).splitlines()[0] == VERBS[verb]
-    page = rwkv(verb, "-h")
+    page = inside(verb, "-h")
     assert (page.code, page.err) == (0, "")
     assert page.out.startswith(f"Usage: rwkv {verb} [OPTIONS]")
     assert VERBS[verb] in page.out
@@ -74,9 +80,8 @@ def test_help_of_a_verb_begins_with_the_line_that_the_program_shows(verb: str) -
 
 
 def test_version() -> None:
-    for args in (["--version"], ["generate", "--version"]):
-        assert rwkv(*args) == rwkv("--version")
-    assert rwkv("--version").out == f"rwkv {__version__}\n"
+    assert inside("--version").out == f"rwkv {__version__}\n"
+    assert inside("generate", "--version") == inside("--version")
 
 
 def test_no_verb_shows_the_help_on_stderr() -> None:
@@ -86,14 +91,14 @@ def test_no_verb_shows_the_help_on_stderr() -> None:
 
 
 def test_unknown_verbs_and_options() -> None:
-    done = rwkv("qantize", "x")
+    done = inside("qantize", "x")
     assert (done.code, done.out) == (2, "")
     assert done.err == (
         "Usage: rwkv [OPTIONS] VERB ...\n"
         "error: no verb `qantize`; did you mean `quantize`?\n"
         "hint: `rwkv --help` explains it\n"
     )
-    done = rwkv("show", "--tensor")
+    done = inside("show", "--tensor")
     assert (done.code, done.out) == (2, "")
     assert "error: no such option: --tensor" in done.err
 
@@ -121,22 +126,22 @@ def test_unknown_verbs_and_options() -> None:
     ],
 )
 def test_bad_values_are_usage_errors(args: list[str], message: str) -> None:
-    done = rwkv(*args)
+    done = inside(*args)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"Usage: rwkv {args[0]} ")
     assert message in done.err
 
 
 def test_options_work_before_and_after_the_verb_and_beat_the_environment(model: Path) -> None:
-    as_json = rwkv("show", model, "--json")
+    as_json = inside("show", model, "--json")
     assert json.loads(as_json.out)["kind"] == "model"
-    assert rwkv("--json", "show", model) == as_json
-    assert rwkv("show", model, env={"RWKV_JSON": "1"}) == as_json
-    assert rwkv("-m", model, "show", "--json") == as_json
-    assert rwkv("-m", "nowhere.pth", "show", "--json", "-m", model) == as_json
-    assert rwkv("-m", model, "show", "--json", env={"RWKV_MODEL": "nowhere.pth"}) == as_json
-    assert rwkv("show", "--json", env={"RWKV_MODEL": str(model)}) == as_json
-    wrong = rwkv("show", model, env={"RWKV_THREADS": "two"})
+    assert inside("--json", "show", model) == as_json
+    assert inside("show", model, env={"RWKV_JSON": "1"}) == as_json
+    assert inside("-m", model, "show", "--json") == as_json
+    assert inside("-m", "nowhere.pth", "show", "--json", "-m", model) == as_json
+    assert inside("-m", model, "show", "--json", env={"RWKV_MODEL": "nowhere.pth"}) == as_json
+    assert inside("show", "--json", env={"RWKV_MODEL": str(model)}) == as_json
+    wrong = inside("show", model, env={"RWKV_THREADS": "two"})
     assert (wrong.code, wrong.out) == (2, "")
     assert (
         "error: invalid value for environment variable RWKV_THREADS: `two` is not a whole number\n"
@@ -158,7 +163,7 @@ def test_python_m_is_the_command() -> None:
         text=True,
         check=True,
     )
-    assert done.stdout == rwkv("--version").out
+    assert done.stdout == f"rwkv {__version__}\n"
 
 
 def test_help_in_a_terminal_is_plain_text() -> None:

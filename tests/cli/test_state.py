@@ -86,9 +86,15 @@ def test_info_and_verify(built: Path) -> None:
     assert done.out == "manual.state: sound, 570 tokens seen\non.state: sound, 575 tokens seen\n"
     done = rwkv("state", "verify", "on.state", *MODEL, "--json", cwd=built)
     assert json.loads(done.out) == {"path": "on.state", "sound": True, "model": "small.safetensors"}
-    other = rwkv("state", "verify", "on.state", "-m", "demo", cwd=built)
-    assert (other.code, other.out) == (4, "")
-    assert other.err.startswith("error: on.state: the state of another model (small.pth, RWKV-7, ")
+    for args in (
+        ["state", "verify", "on.state", "-m", "demo"],
+        ["-m", "demo", "state", "verify", "on.state"],
+    ):
+        other = rwkv(*args, cwd=built)
+        assert (other.code, other.out) == (4, "")
+        assert other.err.startswith("error: on.state: the state of another model (small.pth, RWKV-7, ")
+    default = rwkv("state", "verify", "on.state", cwd=built, env={"RWKV_MODEL": "demo"})
+    assert (default.code, default.out) == (0, "on.state: sound, 575 tokens seen\n")
 
 
 def test_every_damaged_byte_is_found(built: Path) -> None:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from rwkvcli.runtime.sampling import Sampler, SamplingParams
 from rwkvcli.runtime.templates import Template, named
+from rwkvcli.runtime.thoughts import Part, ThoughtSplitter
 from rwkvcli.runtime.tokenizer import WorldTokenizer
-from rwkvcli.services.answering import Answer, Part, ThoughtSplitter
+from rwkvcli.services.answering import Answer
 
 WORLD = WorldTokenizer()
 
