@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pexpect
 import pyte
@@ -55,6 +58,34 @@ def rwkv(
         **more,
     )
     return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def rwkv_inside(
+    *args: str | Path,
+    stdin: bytes | str = b"",
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+) -> Outcome:
+    """The same within this process: many times as fast, for what is not about processes, signals or terminals."""
+    from rwkvcli.cli.app import main
+
+    streams = [
+        io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", newline="\n")
+        for data in (stdin.encode() if isinstance(stdin, str) else stdin, b"", b"")
+    ]
+    names = ("stdin", "stdout", "stderr")
+    with contextlib.ExitStack() as stack:
+        for name, stream in zip(names, streams, strict=True):
+            stack.enter_context(mock.patch.object(sys, name, stream))
+        stack.enter_context(mock.patch.dict(os.environ, environment(**(env or {})), clear=True))
+        if cwd is not None:
+            stack.enter_context(contextlib.chdir(cwd))
+        code = main(list(map(str, args)))
+    texts = []
+    for stream in streams[1:]:
+        stream.flush()
+        texts.append(stream.buffer.getvalue().decode())  # type: ignore[attr-defined]
+    return Outcome(code, *texts)
 
 
 def start(*args: str | Path, cwd: Path | None = None, **more: Any) -> subprocess.Popen[bytes]:
