@@ -22,7 +22,7 @@ WORDS = ["Hello, who are you?", "The weather is fine.", "And then?", "Good bye."
 
 @pytest.fixture(scope="module")
 def demo() -> Model:
-    return Model.load("demo")
+    return Model.load("demo", threads=1)
 
 
 def begin(demo: Model, seed: int = 1, settings: Settings = SHORT) -> Conversation:
