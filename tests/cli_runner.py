@@ -12,6 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pexpect
 import pyte
@@ -61,41 +62,35 @@ def rwkv(
     return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-def inside(
+def rwkv_inside(
     *args: str | Path,
     stdin: bytes | str = b"",
     cwd: Path | None = None,
     env: dict[str, str] | None = None,
 ) -> Outcome:
-    """The same as `rwkv` in this process: for tests of what a command says and does, and not of locales, signals,
-    descriptors, imports, or what a library settles when it is first imported.
+    """The same within this process, many times as fast: for tests of what a command says and does, and not of locales,
+    signals, descriptors, imports, or what a library settles when it is first imported.
     """
     from rwkvcli.cli.app import main
 
-    before, here = dict(os.environ), Path.cwd()
-    streams = sys.stdin, sys.stdout, sys.stderr
     out, err = io.BytesIO(), io.BytesIO()
-    with tempfile.TemporaryFile() as file, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(tempfile.TemporaryFile())  # which has a descriptor, as the real one does
         file.write(stdin.encode() if isinstance(stdin, str) else stdin)
         file.seek(0)
-        stack.callback(os.chdir, here)
-        stack.callback(_set_environment, before)
-        _set_environment(environment(**(env or {})))
-        os.chdir(cwd or here)
-        try:
-            sys.stdin = io.TextIOWrapper(file, encoding="utf-8")
-            sys.stdout, sys.stderr = io.TextIOWrapper(out), io.TextIOWrapper(err)
-            code = main(list(map(str, args)))
-            sys.stderr.flush()
-            return Outcome(code, out.getvalue().decode(), err.getvalue().decode())
-        finally:
-            sys.stdin.detach()
-            sys.stdin, sys.stdout, sys.stderr = streams
-
-
-def _set_environment(variables: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(variables)
+        streams = {
+            "stdin": io.TextIOWrapper(file, encoding="utf-8"),
+            "stdout": io.TextIOWrapper(out, encoding="utf-8", newline="\n"),
+            "stderr": io.TextIOWrapper(err, encoding="utf-8", newline="\n"),
+        }
+        for name, stream in streams.items():
+            stack.enter_context(mock.patch.object(sys, name, stream))
+        stack.enter_context(mock.patch.dict(os.environ, environment(**(env or {})), clear=True))
+        stack.enter_context(contextlib.chdir(cwd or Path.cwd()))
+        code = main(list(map(str, args)))
+        streams["stdout"].flush()
+        streams["stderr"].flush()
+        return Outcome(code, out.getvalue().decode(), err.getvalue().decode())
 
 
 def start(*args: str | Path, cwd: Path | None = None, **more: Any) -> subprocess.Popen[bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,16 @@ class LiveTerminal:
         cwd: Path | None = None,
         rows: int = 40,
         columns: int = 80,
+        shell: str | None = None,
     ) -> None:
+        """`shell`: a program that is there to start the command, by `send(self.command)`."""
         everything = environment(**{"TERM": "xterm-256color", **(env or {})})
         everything.pop("COLUMNS")
+        words = [*RWKV, *map(str, args)]
+        self.command = shlex.join(words) + "\r"
+        program, *rest = words if shell is None else shlex.split(shell)
         self.child = pexpect.spawn(
-            sys.executable, [*RWKV[1:], *map(str, args)], cwd=cwd, env=everything,  # type: ignore[arg-type]
-            dimensions=(rows, columns), timeout=30,
+            program, rest, cwd=cwd, env=everything, dimensions=(rows, columns), timeout=30,  # type: ignore[arg-type]
         )  # fmt: skip
         self.child.delaybeforesend = None
         self.raw = b""

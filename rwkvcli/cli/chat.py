@@ -17,6 +17,7 @@ from rwkvcli.cli.sampling import with_sampling
 from rwkvcli.cli.settings import Settings
 
 if TYPE_CHECKING:
+    from rwkvcli.runtime.model import Model
     from rwkvcli.services.conversation import Settings as ChatSettings
 
 EXAMPLES = """
@@ -37,7 +38,7 @@ class Think(StrEnum):
     off = "off"
 
 
-@with_settings
+@with_settings(own_stored=False)  # a session's settings stand between the flags and the person's defaults
 @with_sampling
 def chat(
     settings: Settings,
@@ -83,6 +84,7 @@ def chat(
     In a terminal: Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves, /help lists
     the commands (/undo, /retry, /branch, /read ...). After every turn the conversation is saved, and `rwkv
     chat NAME` goes on with it at once, however long it is. A NAME that is a model is taken as the model.
+    `rwkv config set chat.temperature 0.8` and the like are for conversations that begin.
 
     Without a terminal each line of stdin is a turn; stdout gets the answers alone, a conversation without a
     NAME is not saved, and nothing is a command.
@@ -122,15 +124,20 @@ def chat(
         }
         if stop is not None:
             flags["stop"] = tuple(map(argument_text, stop))
-        wanted = _under(flags, sampling, session.settings() if session is not None else ChatSettings())
+        begins = session is None or session.is_new
+        usual, usual_system = _preferred(model, template) if begins else (ChatSettings(), None)
+        saved = session.settings() if session is not None and not begins else usual
+        wanted = _under(flags, sampling, saved)
         if session is not None:
             talk = session.converse(model, model_name, wanted, seed)
         else:
             talk = Conversation(model, Snapshots(model), settings=wanted, seed=seed)
+        if system is not None and talk.history.head is not None:
+            raise Misuse("-s begins a conversation, and this one has begun: /system begins it anew")
         if system is not None:
-            if talk.history.head is not None:
-                raise Misuse("-s begins a conversation, and this one has begun: /system begins it anew")
-            talk.restart(argument_bytes(system).decode("utf-8", "surrogateescape"))
+            talk.restart(argument_bytes(system).decode("utf-8", "surrogateescape") or None)
+        elif usual_system:
+            talk.restart(usual_system)
         if in_terminal:
             from rwkvcli.cli.chat_terminal import run
 
@@ -149,6 +156,30 @@ def _under(flags: dict[str, Any], sampling: dict[str, Any], saved: ChatSettings)
     said = {name: value for name, value in flags.items() if value is not None}
     chosen = {name: value for name, value in sampling.items() if value is not None}
     return replace(saved, **said, sampling={**saved.sampling, **chosen})
+
+
+def _preferred(model: Model, template: str | None) -> tuple[ChatSettings, str | None]:
+    """What the person's configuration says for conversations with `model`, written as `template`: the settings, and the
+    instructions."""
+    from rwkvcli.runtime.templates import named
+    from rwkvcli.services import configuration
+    from rwkvcli.services.conversation import Settings as ChatSettings
+
+    table = "chat."
+    said = {
+        key.removeprefix(table).replace("-", "_"): value
+        for key, value in configuration.load().items()
+        if key.startswith(table)
+    }
+    system = said.pop("system", None)
+    own = {name: said.pop(name) for name in ("template", "think", "max_tokens") if name in said}
+    name = template or own.get("template")
+    family = named(name) if name is not None else model.template
+    if own.get("think") in ("show", "hide") and family.thinking is None:
+        del own["think"]  # it is meant for the models that can
+    if "sampler_order" in said:
+        said["order"] = said.pop("sampler_order")
+    return ChatSettings(sampling=said, **own), system
 
 
 def _explicit_model(settings: Settings) -> str | None:

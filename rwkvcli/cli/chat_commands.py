@@ -191,16 +191,12 @@ def _read(chat: Chat, argument: str) -> None:
 
     path = _path(argument, "/read FILE")
     before = chat.talk.state().tokens_seen
-    stopped = False
     with Interruption() as interruption, ReadingBar(chat.console, path.name) as bar:
-        try:
-            chat.talk.read(path, bar.update)
-        except KeyboardInterrupt:
-            stopped = True
-    count = chat.talk.state().tokens_seen - before
-    chat.tell(
-        f"{'stopped: ' if stopped else ''}{count:,} tokens of {path.name} were read; /undo forgets them"
-    )
+        interruption.raises = False
+        turn = chat.talk.read(path, bar.update, interruption.asked)
+    stopped = "stopped: " if turn.finish == "interrupted" else ""
+    count = turn.tokens_seen - before
+    chat.tell(f"{stopped}{count:,} tokens of {path.name} were read; /undo forgets them")
     interruption.settle(ctrl_c=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import threading
@@ -131,13 +132,31 @@ def terminal_restored() -> Iterator[list[Any] | None]:
 
 
 @contextmanager
-def no_echo() -> Iterator[None]:
-    """What is typed meanwhile is not shown in the middle of the answer; it is there for the next message."""
-    with terminal_restored() as before:
-        if before is not None:
-            import termios
+def no_echo(*, in_lines: bool) -> Iterator[None]:
+    """What is typed meanwhile is not shown in the middle of the answer; it is there for the next message.
 
-            local = 3  # of the attributes: the flags of the line discipline
-            quiet = [*before[:local], before[local] & ~termios.ECHO, *before[local + 1 :]]
-            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, quiet)
-        yield
+    `in_lines`: that is read as lines, as the terminal itself edits them; else key by key, Ctrl-D too.
+    """
+    with terminal_restored() as before:
+        if before is None:
+            yield
+            return
+        import signal
+        import termios
+
+        handle, local = sys.stdin.fileno(), 3  # of the attributes: the flags of the line discipline
+        off = termios.ECHO | (0 if in_lines else termios.ICANON)
+        quiet = [*before[:local], before[local] & ~off, *before[local + 1 :]]
+
+        def be_quiet(*_: object) -> None:
+            if os.tcgetpgrp(handle) == os.getpgrp():  # in the background it would be stopped again
+                termios.tcsetattr(handle, termios.TCSADRAIN, quiet)
+
+        be_quiet()
+        resumed = signal.signal(
+            signal.SIGCONT, be_quiet
+        )  # a shell sets the terminal to its own liking meanwhile
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGCONT, resumed)

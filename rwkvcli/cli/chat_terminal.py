@@ -109,7 +109,7 @@ class Chat:
         )
         before = self.talk.history.head
         try:
-            with no_echo(), Interruption() as interruption, suppress(KeyboardInterrupt):
+            with no_echo(in_lines=self._dumb), Interruption() as interruption, suppress(KeyboardInterrupt):
                 parts = begin(interruption.asked)
                 next(parts)
                 interruption.raises = False

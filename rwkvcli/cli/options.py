@@ -131,22 +131,26 @@ def with_root_options(function: Callable[[typer.Context], None]) -> Callable[...
 @overload
 def with_settings(function: Callable[..., None]) -> Callable[..., None]: ...
 @overload
-def with_settings(*, stored: bool) -> Callable[[Callable[..., None]], Callable[..., None]]: ...
-def with_settings(function: Callable[..., None] | None = None, *, stored: bool = True) -> Any:
+def with_settings(
+    *, stored: bool = True, own_stored: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]: ...
+def with_settings(
+    function: Callable[..., None] | None = None, *, stored: bool = True, own_stored: bool = True
+) -> Any:
     """Replace the parameter `settings` of a verb by the global options, and hand them over as `Settings`.
 
     What neither flags nor the environment say is looked up in the person's configuration, the verb's own
-    options too; not with `stored=False`.
+    options too; not with `stored=False`, and the verb's own not with `own_stored=False`.
     """
     if function is None:
-        return partial(with_settings, stored=stored)
+        return partial(with_settings, stored=stored, own_stored=own_stored)
 
     @wraps(function)
     def verb(ctx: typer.Context, **values: Any) -> None:
         root = ctx.find_root()
         for flag in _EAGER:
             values.pop(flag.name)
-        defaults = _stored(function.__name__) if stored else {}
+        defaults = _stored(function.__name__ if own_stored else None) if stored else {}
         chosen: dict[str, Any] = {"model_was_named": values["model"] is not None or _was_typed(root, "model")}
         for option in _GLOBALS:
             after = values.pop(option.name)
@@ -183,8 +187,8 @@ def _was_typed(ctx: Any, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _stored(verb: str) -> dict[str, Any]:
-    """What the configuration says for `verb`: {name of a parameter: value}."""
+def _stored(verb: str | None) -> dict[str, Any]:
+    """What the configuration says for `verb`, or for all of them alone: {name of a parameter: value}."""
     from rwkvcli.services import configuration
 
     found: dict[str, Any] = {}

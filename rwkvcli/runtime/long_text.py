@@ -38,6 +38,11 @@ def read_text(stream: BinaryIO) -> Iterator[bytes]:
         yield held
 
 
+def in_pieces(text: bytes) -> Iterator[bytes]:
+    """A text that is in memory, for `encode_long`."""
+    return (text[at : at + PIECE] for at in range(0, len(text), PIECE))
+
+
 def encode_long(tokenizer: Tokenizer, text: Iterable[bytes]) -> Iterator[Encoded]:
     """Ids of the text that the pieces `text` make up; of memory only about PIECE bytes are used.
 

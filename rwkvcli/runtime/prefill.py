@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvcli.runtime.long_text import PIECE, encode_long
+from rwkvcli.runtime.long_text import encode_long
 
 if TYPE_CHECKING:
     from rwkvcli.runtime.model import Model
@@ -29,11 +29,11 @@ OnTokens = Callable[[int, int], None]
 def feed(
     model: Model,
     state: State,
-    text: bytes,
+    text: Iterable[bytes],
     before: list[int],
     on_tokens: OnTokens | None = None,
 ) -> Float32 | None:
-    """Feed the ids `before` and then `text` to the state. Returns float32 logits [V] of the last token.
+    """Feed the ids `before` and then the text that the pieces `text` make up. Returns float32 logits [V] of the last token.
 
     `on_tokens` is called after every call of the engine; what it raises ends the feeding there, with the state
     as told. None: there was nothing to feed.
@@ -43,8 +43,7 @@ def feed(
     if before:
         logits = model.forward(before, state)
         fed = len(before)
-    pieces = (text[at : at + PIECE] for at in range(0, len(text), PIECE))
-    for encoded, size in encode_long(model.tokenizer, pieces):
+    for encoded, size in encode_long(model.tokenizer, text):
         ids = np.asarray(encoded, np.int32)
         at = 0
         while at < len(ids):

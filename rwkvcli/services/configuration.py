@@ -67,6 +67,16 @@ KEYS: dict[str, Key] = {
 }
 """Global options by their name, options of a verb below the verb's."""
 
+_SAMPLER = ("temperature", "top-k", "top-p", "min-p", "typical", "presence-penalty", "frequency-penalty",
+            "penalty-decay", "repetition-penalty", "sampler-order")  # fmt: skip
+KEYS |= {
+    "chat.system": Key(str, "instructions that a conversation begins with"),
+    "chat.template": Key(str, "form of a conversation, in place of the model's own"),
+    "chat.think": Key(str, "thoughts of reasoning models", ("show", "hide", "fast", "off")),
+    "chat.max-tokens": Key(int, "tokens of an answer at most"),
+    **{f"chat.{name}": KEYS[f"generate.{name}"] for name in _SAMPLER},
+}
+
 
 def config_path() -> Path:
     """RWKV_CONFIG, or `rwkv/config.toml` in the user's configuration folder."""

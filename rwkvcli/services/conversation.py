@@ -219,24 +219,23 @@ class Conversation:
         self._seed = None
         self._commit(turn, answer.state)
 
-    def read(self, path: Path, on_progress: Progress | None = None) -> Turn:
-        """Have the model read a text file as it stands, in bounded memory. Ctrl-C keeps what was read till then.
+    def read(
+        self, path: Path, on_progress: Progress | None = None, stopped: Callable[[], bool] = lambda: False
+    ) -> Turn:
+        """Have the model read a text file as it stands, in bounded memory: a turn of its own.
 
-        `on_progress(done, total)` in bytes. Raises SourceNotFound, UsageError (not a text), and
-        KeyboardInterrupt, after what was read has become a turn.
+        `on_progress(done, total)` in bytes. `stopped` is asked now and then; what was read till then is kept.
+        Raises SourceNotFound, UsageError (not a text), NotUtf8; everything is then as it was.
         """
-        from rwkvcli.services import reading
+        from rwkvcli.services.reading import Reading
 
         head = self.history.head
         opening = self.template.opening(self.history.system) if head is None else ""
-        run = reading.Reading(self.model, self._state_after(head).copy(), path, opening, self.template.begin)
-        try:
-            run.run(on_progress)
-        finally:
-            if run.done:
-                self._commit(self._other("read", path, run.state, finish=run.finish), run.state)
-        assert self.history.head is not None
-        return self.history.head
+        run = Reading(self.model, self._state_after(head).copy(), path, opening, self.template.begin)
+        finish = "stop" if run.run(on_progress, stopped) else "interrupted"
+        turn = self._other("read", path, run.state, finish)
+        self._commit(turn, run.state)
+        return turn
 
     def load(self, path: Path) -> None:
         """Begin anew with a state from a file. Raises as `State.load`."""

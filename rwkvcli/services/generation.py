@@ -289,6 +289,7 @@ class Generation:
         return state
 
     def _feed(self) -> None:
+        from rwkvcli.runtime.long_text import in_pieces
         from rwkvcli.runtime.prefill import feed
 
         assert self.state is not None
@@ -308,7 +309,7 @@ class Generation:
         self.check()
         before = [tokenizer.eos_id] if begins else []
         self.prompt_tokens = len(before)
-        self._logits = feed(self.model, self.state, self.prompt, before, fed)
+        self._logits = feed(self.model, self.state, in_pieces(self.prompt), before, fed)
 
     def _open(self) -> None:
         from rwkvcli.runtime.decoding import Continuation

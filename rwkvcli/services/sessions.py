@@ -205,7 +205,12 @@ class Session:
                 raise UsageError(f"session {self.name} was begun by another process")
         fresh = [turn for number, turn in history.turns.items() if number > self._last]
         for turn in fresh:
-            talk.snapshots.write(turn)
+            try:
+                talk.snapshots.write(turn)
+            except OSError:
+                if not turn.replayable:
+                    raise
+                # a disk that is full for a state may have room for a line, from which the state can be made again
         if fresh or self.is_new:
             self._append(fresh)
         self.pointer = _Pointer(

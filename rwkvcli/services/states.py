@@ -49,6 +49,7 @@ class Building:
 
     def run(self) -> State:
         """Read it all. The state can then be continued with or without further text."""
+        from rwkvcli.runtime.long_text import in_pieces
         from rwkvcli.runtime.prefill import feed
         from rwkvcli.runtime.state_file import Pause
 
@@ -59,7 +60,7 @@ class Building:
                 self.check()
 
         self.check()
-        logits = feed(self.model, self.state, self.text, [], fed)
+        logits = feed(self.model, self.state, in_pieces(self.text), [], fed)
         self.state.pause = Pause(logits)
         return self.state
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_runner import rwkv
+from cli_runner import rwkv_inside
 from live_terminal import LiveTerminal
 
 if sys.platform == "win32":
@@ -43,7 +43,7 @@ def left(chat: Chatter, place: dict[str, str]) -> list[str]:
     """Leave; the messages and answers that were saved."""
     chat.send("/exit\r")
     assert chat.finish() == 0
-    out = rwkv("sessions", "export", "trip", "--format", "jsonl", env=place).out
+    out = rwkv_inside("sessions", "export", "trip", "--format", "jsonl", env=place).out
     return [json.loads(line)["content"] for line in out.splitlines()]
 
 

@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cli_runner import Outcome, environment, rwkv, start
+from cli_runner import Outcome, environment, rwkv, rwkv_inside, start
 
 SHORT = ["--max-tokens", "24"]
 
@@ -20,13 +21,12 @@ def place(tmp_path: Path) -> dict[str, str]:
 
 
 def chat(place: dict[str, str], stdin: str | bytes, *args: str, **more: str) -> Outcome:
-    return rwkv("chat", *args, stdin=stdin, env={**place, **more})
+    return rwkv_inside("chat", *args, stdin=stdin, env={**place, **more})
 
 
 def test_each_line_is_a_turn_and_answers_stand_alone(place: dict[str, str]) -> None:
-    done = chat(
-        place, "\ufeffHello\r\n\n  And you?  \nlast without an end", "-m", "demo", "--seed", "1", *SHORT
-    )
+    lines = "\ufeffHello\r\n\n  And you?  \nlast without an end"
+    done = rwkv("chat", "-m", "demo", "--seed", "1", *SHORT, stdin=lines, env=place)
     assert (done.code, done.err) == (0, "")
     assert len(done.out.splitlines()) == 3 and done.out.endswith("\n")
     assert not Path(place["RWKV_SESSIONS"]).exists()
@@ -45,7 +45,7 @@ def test_a_named_conversation_goes_on_where_it_was(place: dict[str, str]) -> Non
     as_json = json.loads(chat(place, "Four \udcff".encode("utf-8", "surrogateescape"), "trip", "--json").out)
     assert as_json["usage"] == {"prompt_tokens": len("User: Four x\n\nAssistant:"), "completion_tokens": 24}
     assert as_json["finish_reason"] == "length"
-    listed = json.loads(rwkv("sessions", "--json", env=place).out)
+    listed = json.loads(rwkv_inside("sessions", "--json", env=place).out)
     assert [(item["name"], item["model"], item["turns"]) for item in listed] == [("trip", "demo", 4)]
     # a default model does not count against the one of the session, one that is asked for does
     assert chat(place, "Five\n", "trip", RWKV_MODEL="nowhere.pth").code == 0
@@ -57,21 +57,21 @@ def test_a_named_conversation_goes_on_where_it_was(place: dict[str, str]) -> Non
 
 
 def test_sessions_of_the_shell(place: dict[str, str], tmp_path: Path) -> None:
-    assert rwkv("sessions", env=place) == Outcome(
+    assert rwkv_inside("sessions", env=place) == Outcome(
         0, "", f"no conversations in {place['RWKV_SESSIONS']}: `rwkv chat NAME` begins one\n"
     )
     answer = chat(place, "Hello\n", "trip", "-m", "demo", "-s", "Be brief.", *SHORT).out.strip()
-    assert rwkv("sessions", "list", env=place).out.splitlines()[1].split()[:3] == ["trip", "demo", "1"]
-    out = rwkv("sessions", "export", "trip", "--format", "jsonl", env=place).out
+    assert rwkv_inside("sessions", "list", env=place).out.splitlines()[1].split()[:3] == ["trip", "demo", "1"]
+    out = rwkv_inside("sessions", "export", "trip", "--format", "jsonl", env=place).out
     assert [json.loads(line)["content"] for line in out.splitlines()] == ["Be brief.", "Hello", answer]
     file = tmp_path / "trip.md"
-    assert rwkv("sessions", "export", "trip", "-o", file, env=place) == Outcome(0, "", "")
+    assert rwkv_inside("sessions", "export", "trip", "-o", file, env=place) == Outcome(0, "", "")
     assert file.read_text() == f"# trip\n\n> Be brief.\n\n## User\n\nHello\n\n## Assistant\n\n{answer}\n"
-    assert "exists already" in rwkv("sessions", "export", "trip", "-o", file, env=place).err
-    assert rwkv("sessions", "rm", "trip", env=place) == Outcome(0, "", "trip was removed\n")
-    assert rwkv("sessions", "rm", "trip", env=place).code == 3
+    assert "exists already" in rwkv_inside("sessions", "export", "trip", "-o", file, env=place).err
+    assert rwkv_inside("sessions", "rm", "trip", env=place) == Outcome(0, "", "trip was removed\n")
+    assert rwkv_inside("sessions", "rm", "trip", env=place).code == 3
     for words in (["rm"], ["export", "a", "b"], ["list", "a"], ["move"]):
-        assert rwkv("sessions", *words, env=place).code == 2
+        assert rwkv_inside("sessions", *words, env=place).code == 2
 
 
 def test_the_second_process_on_a_session_is_told(place: dict[str, str]) -> None:
@@ -86,7 +86,7 @@ def test_the_second_process_on_a_session_is_told(place: dict[str, str]) -> None:
         f"error: session trip is open in another process ({process.pid})\n"
         "hint: end that one, or begin another session\n"
     )
-    assert rwkv("sessions", "rm", "trip", env=place).code == 2
+    assert rwkv_inside("sessions", "rm", "trip", env=place).code == 2
     process.communicate(timeout=30)
     assert chat(place, "Hello\n", "trip").code == 0
 
@@ -106,9 +106,43 @@ def test_a_signal_keeps_the_answer_as_far_as_it_came(
     process.send_signal(signum)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (code, b"")
-    done = rwkv("sessions", "export", "trip", "--format", "jsonl", env=place)
+    done = rwkv_inside("sessions", "export", "trip", "--format", "jsonl", env=place)
     (_, reply) = [json.loads(line) for line in done.out.splitlines()]
     assert reply["content"] == (first + out).decode().removesuffix("\n")
+
+
+def test_what_the_configuration_says_is_for_conversations_that_begin(
+    place: dict[str, str], tmp_path: Path
+) -> None:
+    config = tmp_path / "config.toml"
+    lines = ["model = 'demo'", "[chat]", "temperature = 0", "max-tokens = 9", "system = 'Be brief.'",
+             "think = 'hide'", "sampler-order = 'temperature-first'"]  # fmt: skip
+
+    def told(stdin: str, *args: str) -> Any:
+        done = rwkv_inside("chat", *args, "--json", stdin=stdin, env={**place, "RWKV_CONFIG": str(config)})
+        assert (done.code, done.err) == (0, ""), done.err
+        return json.loads(done.out)
+
+    config.write_text("\n".join(lines))
+    first = told("Hello", "trip")
+    assert first["usage"]["completion_tokens"] == 9
+    assert told("Hello", "--seed", "3")["text"] == first["text"]
+    assert told("Hello", "--temperature", "2", "--seed", "3")["text"] != first["text"]
+    alone = rwkv_inside("chat", "-m", "demo", "-s", "Be brief.", "--temperature", "0", "--max-tokens", "9",
+                        stdin="Hello")  # fmt: skip
+    assert alone.out == first["text"] + "\n"
+    config.write_text("\n".join([*lines[:2], "max-tokens = 5", "system = 'Be long.'"]))
+    assert told("And you?", "trip")["usage"]["completion_tokens"] == 9  # it goes on with its own settings
+    assert told("Hello", "--max-tokens", "7")["usage"]["completion_tokens"] == 7
+    assert told("Hello")["usage"]["completion_tokens"] == 5
+    assert told("Hello")["usage"]["prompt_tokens"] == len("Be long.\n\nUser: Hello\n\nAssistant:")
+    assert told("Hello", "-s", "")["usage"]["prompt_tokens"] == len("User: Hello\n\nAssistant:")
+    config.write_text("[chat]\ntop-p = -1\n")
+    wrong = rwkv_inside("chat", "demo", stdin="Hello", env={"RWKV_CONFIG": str(config)})
+    assert (wrong.code, wrong.err) == (
+        2,
+        "error: top_p must be above 0, not -1.0\nhint: 1 is off; for greedy use temperature 0\n",
+    )
 
 
 def test_what_makes_no_sense(place: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import termios
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_runner import rwkv
+from cli_runner import rwkv_inside
 from live_terminal import LiveTerminal
 
 if sys.platform == "win32":
@@ -33,7 +34,7 @@ def opened(place: dict[str, str], *args: str, **more: object) -> LiveTerminal:
 
 
 def messages(place: dict[str, str], name: str = "trip") -> list[str]:
-    out = rwkv("sessions", "export", name, "--format", "jsonl", env=place).out
+    out = rwkv_inside("sessions", "export", name, "--format", "jsonl", env=place).out
     return [json.loads(line)["content"] for line in out.splitlines()]
 
 
@@ -160,14 +161,17 @@ def test_waiting_takes_no_processor_time(place: dict[str, str]) -> None:
 
 
 def test_a_slow_terminal_does_not_slow_the_model(place: dict[str, str]) -> None:
-    terminal = opened(place, "-m", "demo", "--max-tokens", "6000", *ENDLESS[2:])
+    terminal = opened(place, "-m", "demo", "--max-tokens", "500", *ENDLESS[2:])
     terminal.send("Hello\r")
-    # nothing is drawn here meanwhile: the buffer of the pseudo-terminal (4 kB) is full long before the end
+    terminal.until(lambda text: len(text) > 450)
+    terminal.send("\x13")  # Ctrl-S: from here on the terminal takes nothing
     end = time.monotonic() + 60
     journal = Path(place["RWKV_SESSIONS"]) / "trip" / "turns.jsonl"
     while not (journal.exists() and journal.stat().st_size) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert journal.stat().st_size > 6000
+        terminal.pump(0.05)
+    assert "(ended by its length" not in terminal.text()
+    assert len(messages(place)[1]) == 499  # the answer is whole, and saved
+    terminal.send("\x11")
     terminal.until("(ended by its length")
     terminal.prompt()
     terminal.send("\x04")
@@ -201,20 +205,46 @@ def test_a_dumb_terminal_gets_plain_text(place: dict[str, str]) -> None:
     assert b"\x1b" not in terminal.raw
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell with job control")
 def test_suspended_and_taken_up_again(place: dict[str, str]) -> None:
-    terminal = opened(place, "-m", "demo", "--max-tokens", "2000", *ENDLESS[2:])
-    terminal.send("Hello\r")
-    terminal.until(lambda text: len(text) > 600)
-    os.kill(terminal.child.pid, signal.SIGSTOP)
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{terminal.child.pid}/stat").read_text().rsplit(")")[-1].split()[0] != "T":
-        assert time.monotonic() < deadline
-        terminal.pump(0.01)
-    os.kill(terminal.child.pid, signal.SIGCONT)
-    terminal.until("(ended by its length")
+    terminal = LiveTerminal(
+        "chat", "trip", "-m", "demo", "--max-tokens", "1000", *ENDLESS[2:], shell="bash --norc -i",
+        env={**place, "PS1": "", "PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    terminal.send(terminal.command)
     terminal.prompt()
-    terminal.send("\x04")
+    terminal.send("half")
+    terminal.until(">>> half")
+    terminal.send("\x1a")
+    terminal.until("Stopped")
+    terminal.send("stty -a\r")
+    assert " icanon" in terminal.until(" echo ")
+    terminal.send("clear; fg\r")
+    terminal.until(">>> half")
+    terminal.send(" a message\r")
+    terminal.until(lambda text: len(text.partition("a message\n")[2]) > 200)
+    terminal.send("\x1a")
+    terminal.until("Stopped")
+    terminal.send("fg; echo left\r")
+    terminal.until(lambda text: len(text.rpartition("fg; echo left\n")[2]) > 200)
+    terminal.send("next\x04\x7f")
+    terminal.until("(ended by its length")
+    shown = terminal.until(lambda text: text.endswith(">>> nex"))
+    assert "next" not in shown
+    assert messages(place)[0] == "half a message"
+    terminal.send("\x03\x04")
+    terminal.until("left")
+    terminal.send("exit\r")
     assert terminal.finish() == 0
+
+
+def test_what_is_typed_during_an_answer_comes_after_it(place: dict[str, str]) -> None:
+    terminal = opened(place, "-m", "demo", "--max-tokens", "300", *ENDLESS[2:])
+    terminal.send("Hello\r")
+    terminal.until(lambda text: len(text) > 500)
+    terminal.send("Again\r\x04")
+    assert terminal.finish() == 0
+    assert messages(place)[::2] == ["Hello", "Again"]
 
 
 def test_what_is_no_longer_there_to_be_saved_to(place: dict[str, str]) -> None:

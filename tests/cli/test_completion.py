@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cli_runner import RWKV, environment, inside
+from cli_runner import RWKV, environment, rwkv_inside
 
 from rwkvcli.cli.completion import SCRIPTS, suggestions
 from rwkvcli.cli.root import VERBS
@@ -75,9 +75,9 @@ def test_every_option_of_every_verb_is_suggested() -> None:
 
 def test_scripts() -> None:
     for shell, script in SCRIPTS.items():
-        done = inside("completion", shell)
+        done = rwkv_inside("completion", shell)
         assert (done.code, done.out, done.err) == (0, script, "")
-    wrong = inside("completion", "tcsh")
+    wrong = rwkv_inside("completion", "tcsh")
     assert (wrong.code, wrong.out) == (2, "")
     assert "no script for `tcsh`; there are bash, zsh, fish" in wrong.err
 

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from cli_runner import Outcome, inside
+from cli_runner import Outcome, rwkv_inside
 
 from rwkvcli.cli.app import main
 from rwkvcli.services import configuration
@@ -17,7 +17,7 @@ CASES = 150
 
 
 def run(path: Path, *args: str, **env: str) -> Outcome:
-    return inside(*args, env={"RWKV_CONFIG": str(path), **env})
+    return rwkv_inside(*args, env={"RWKV_CONFIG": str(path), **env})
 
 
 def test_set_get_unset(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_runner import environment, inside, rwkv
+from cli_runner import environment, rwkv, rwkv_inside
 
 from rwkvcli.cli.app import main
 from rwkvcli.runtime import machine
@@ -30,7 +30,7 @@ def test_what_this_machine_has(tmp_path: Path) -> None:
 
 
 def test_json_and_a_model(model: Path) -> None:
-    found = json.loads(inside("doctor", model, "--json", "-t", "1").out)
+    found = json.loads(rwkv_inside("doctor", model, "--json", "-t", "1").out)
     assert (found["threads"]["count"], found["threads"]["why"]) == (1, "as asked")
     assert found["cpu"]["level"] == found["cpu"]["levels"][-1]
     judged = found["model"]
@@ -41,7 +41,7 @@ def test_json_and_a_model(model: Path) -> None:
     assert 0 < judged["bytes_per_token"] < judged["bytes"] + 2 * judged["state_bytes"]
     expected = judged["gb_per_s"] * 1e9 / judged["bytes_per_token"]
     assert judged["tokens_per_s"] == pytest.approx(expected, rel=0.01)
-    text = inside("doctor", "-m", model).out
+    text = rwkv_inside("doctor", "-m", model).out
     assert "it fits" in text
     assert "with every weight read" in text
 
@@ -64,9 +64,9 @@ def test_what_is_missing_comes_with_the_line_that_installs_it(monkeypatch: pytes
 
 
 def test_refusals(pth: Path) -> None:
-    done = inside("doctor", "nowhere.st")
+    done = rwkv_inside("doctor", "nowhere.st")
     assert (done.code, done.out) == (3, "")
-    done = inside("doctor", pth)
+    done = rwkv_inside("doctor", pth)
     assert (done.code, done.out) == (4, "")
     assert "is a checkpoint, not a model file" in done.err
 

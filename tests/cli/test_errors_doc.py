@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runner import RWKV, environment, inside
+from cli_runner import RWKV, environment, rwkv_inside
 from quant_models import checkpoint
 from vocabularies import byte_level_json
 
@@ -86,7 +86,7 @@ def run(command: str, place: Path) -> tuple[str, str, int]:
     """stdout, stderr and exit code of a shell command in `place`; paths there are shown relative to it."""
     folders = {"HF_HUB_CACHE": str(place / "hub"), "RWKV_SESSIONS": str(place / "sessions")}
     if command.startswith("rwkv ") and not _NEEDS_A_PROCESS.search(command):
-        done = inside(*shlex.split(command)[1:], cwd=place, env=folders)
+        done = rwkv_inside(*shlex.split(command)[1:], cwd=place, env=folders)
         return done.out, done.err.replace(f"{place}/", ""), done.code
     env = environment(**folders)
     env["PATH"] = f"{place / 'bin'}:{env['PATH']}"

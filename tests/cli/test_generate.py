@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runner import RWKV, Terminal, environment, inside, rwkv, start
+from cli_runner import RWKV, Terminal, environment, rwkv, rwkv_inside, start
 
 from quant.container.reader import ModelFile
 from rwkvcli import Model
@@ -52,7 +52,7 @@ def test_the_prompt_is_stdin_then_files_then_the_argument(
     folder: Path, stdin: bytes, args: list[str], prompt: bytes
 ) -> None:
     (folder / "file.txt").write_bytes(b"\xef\xbb\xbffile\r\nlines\r\n")
-    done = inside("generate", "-m", "small.safetensors", *SHORT, *args, stdin=stdin, cwd=folder)
+    done = rwkv_inside("generate", "-m", "small.safetensors", *SHORT, *args, stdin=stdin, cwd=folder)
     assert (done.code, done.err) == (0, "")
     assert done.out == generated(folder / "small.safetensors", prompt)
 
@@ -67,7 +67,7 @@ def test_the_prompt_is_stdin_then_files_then_the_argument(
 )
 def test_keep_newline(folder: Path, stdin: bytes, args: list[str], prompt: bytes) -> None:
     (folder / "file.txt").write_bytes(b"file\r\n")
-    done = inside(
+    done = rwkv_inside(
         "generate", "-m", "small.safetensors", *SHORT, "--keep-newline", *args, stdin=stdin, cwd=folder
     )
     assert (done.code, done.err) == (0, "")
@@ -82,7 +82,7 @@ def test_echo_writes_the_prompt_as_it_came(folder: Path) -> None:
     out, err = process.communicate(prompt + b"\n", timeout=60)
     assert (process.returncode, err) == (0, b"")
     assert out == prompt + generated(folder / "small.safetensors", prompt).encode()
-    done = inside("generate", "-m", "small.safetensors", *SHORT, "--echo", "--json", "hello", cwd=folder)
+    done = rwkv_inside("generate", "-m", "small.safetensors", *SHORT, "--echo", "--json", "hello", cwd=folder)
     assert json.loads(done.out)["text"] == "hello" + generated(folder / "small.safetensors", b"hello")
 
 
@@ -95,26 +95,26 @@ def answered(prompt: str, stop: Sequence[str] = ("\n\n",), **more: Any) -> str:
 
 def test_chat_writes_the_message_as_the_model_expects_it() -> None:
     message = "  How do\n\n\nyou do? "
-    done = inside("generate", "-m", "demo", *CHAT, "--chat", message)
+    done = rwkv_inside("generate", "-m", "demo", *CHAT, "--chat", message)
     assert (done.code, done.err) == (0, "")
     assert done.out == answered("User: How do\nyou do?\n\nAssistant:")
-    echoed = inside("generate", "-m", "demo", *CHAT, "--chat", "--echo", message)
+    echoed = rwkv_inside("generate", "-m", "demo", *CHAT, "--chat", "--echo", message)
     assert echoed.out.startswith("User: How do\nyou do?\n\nAssistant:" + done.out[:5])
-    piped = inside("generate", "-m", "demo", *CHAT, "--chat", "Summarise:", stdin="a text\n")
+    piped = rwkv_inside("generate", "-m", "demo", *CHAT, "--chat", "Summarise:", stdin="a text\n")
     assert piped.out == answered("User: a text\nSummarise:\n\nAssistant:")
 
 
 def test_a_system_text_implies_chat() -> None:
-    done = inside("generate", "-m", "demo", *CHAT, "-s", "Be brief.", "Hello")
+    done = rwkv_inside("generate", "-m", "demo", *CHAT, "-s", "Be brief.", "Hello")
     assert done.out == answered("Be brief.\n\nUser: Hello\n\nAssistant:")
-    assert done == inside("generate", "-m", "demo", *CHAT, "--chat", "--system", "Be brief.", "Hello")
+    assert done == rwkv_inside("generate", "-m", "demo", *CHAT, "--chat", "--system", "Be brief.", "Hello")
 
 
 def test_another_template() -> None:
-    done = inside("generate", "-m", "demo", *CHAT, "--chat", "--template", "raven", "Hello")
+    done = rwkv_inside("generate", "-m", "demo", *CHAT, "--chat", "--template", "raven", "Hello")
     family = {"temperature": 1.2, "top_p": 0.5, "presence_penalty": 0.4, "frequency_penalty": 0.4}
     assert done.out == answered("Bob: Hello\n\nAlice:", stop=["\n\nBob:", "\nBob:"], **family)
-    wrong = inside("generate", "-m", "demo", "--template", "alpaca", "Hello")
+    wrong = rwkv_inside("generate", "-m", "demo", "--template", "alpaca", "Hello")
     assert (wrong.code, wrong.out) == (2, "")
     assert wrong.err.startswith("error: no template 'alpaca'\nhint: there are raven, ")
 
@@ -136,7 +136,7 @@ def test_every_setting_of_the_sampler_reaches_it() -> None:
         (everything, settings),
         (["--top-p", "0.6", "--typical", "0.8"], {"top_p": 0.6, "typical": 0.8}),
     ):
-        done = inside("generate", "-m", "demo", "--max-tokens", "60", "--seed", "11", *args, "It was")
+        done = rwkv_inside("generate", "-m", "demo", "--max-tokens", "60", "--seed", "11", *args, "It was")
         assert (done.code, done.err) == (0, "")
         assert done.out == "".join(model.generate("It was", max_tokens=60, seed=11, **wanted))
         for name in wanted:
@@ -147,14 +147,14 @@ def test_every_setting_of_the_sampler_reaches_it() -> None:
 
 def test_stream_json(folder: Path) -> None:
     args = ["generate", "-m", "small.safetensors", *SHORT, "--stream-json", "hello"]
-    done = inside(*args, cwd=folder)
+    done = rwkv_inside(*args, cwd=folder)
     assert (done.code, done.err) == (0, "")
     events = [json.loads(line) for line in done.out.splitlines()]
     assert [event["type"] for event in events] == ["text"] * (len(events) - 1) + ["end"]
     text = "".join(event["text"] for event in events[:-1])
     assert text == events[-1]["text"] == generated(folder / "small.safetensors", b"hello")
     assert list(events[-1])[1:] == ["text", "finish_reason", "seed", "usage", "timings", "model"]
-    assert inside(*args, "--json", cwd=folder).out.startswith('{"type": "text"')
+    assert rwkv_inside(*args, "--json", cwd=folder).out.startswith('{"type": "text"')
 
 
 ENDLESS = ["generate", "-m", "demo", "--max-tokens", "-1", "--logit-bias", "0=-inf", "--seed", "1"]
@@ -179,7 +179,7 @@ def test_a_time_limit_ends_a_long_prompt_too() -> None:
 
 
 def test_a_model_that_ends_its_text_says_so(folder: Path) -> None:
-    done = inside("generate", "-m", "demo", "--logit-bias", "0=90", "--json", "It was")
+    done = rwkv_inside("generate", "-m", "demo", "--logit-bias", "0=90", "--json", "It was")
     answer = json.loads(done.out)
     assert (answer["text"], answer["finish_reason"]) == ("", "stop")
     assert answer["usage"]["completion_tokens"] == 0
@@ -206,7 +206,7 @@ def test_file_names_are_bytes(folder: Path, name: bytes, env: dict[str, str]) ->
     assert (done.returncode, done.stdout) == (0, os.fsencode(made) + b"\n"), done.stderr
     with ModelFile.open(folder / made) as file:
         assert file.source["file"] == (name + b".pth").decode("utf-8", "replace")
-    run = rwkv if env else inside
+    run = rwkv if env else rwkv_inside
     for verb in (["show", made], ["generate", "-m", made, *SHORT, "hello"]):
         used = run(*verb, cwd=folder, env=env)
         assert (used.code, used.err) == (0, "")
@@ -215,7 +215,7 @@ def test_file_names_are_bytes(folder: Path, name: bytes, env: dict[str, str]) ->
 
 
 def test_json(folder: Path) -> None:
-    done = inside("generate", "-m", "small.safetensors", *SHORT, "--json", "hello", cwd=folder)
+    done = rwkv_inside("generate", "-m", "small.safetensors", *SHORT, "--json", "hello", cwd=folder)
     assert (done.code, done.err) == (0, "")
     assert done.out.count("\n") == 1
     answer = json.loads(done.out)
@@ -227,42 +227,44 @@ def test_json(folder: Path) -> None:
 
 
 def test_a_seed_repeats_and_without_one_it_is_told(folder: Path) -> None:
-    first = json.loads(inside("generate", "-m", "small.safetensors", "--json", "hi", cwd=folder).out)
+    first = json.loads(rwkv_inside("generate", "-m", "small.safetensors", "--json", "hi", cwd=folder).out)
     seed = str(first["seed"])
-    second = inside("generate", "-m", "small.safetensors", "--json", "--seed", seed, "hi", cwd=folder)
+    second = rwkv_inside("generate", "-m", "small.safetensors", "--json", "--seed", seed, "hi", cwd=folder)
     assert json.loads(second.out)["text"] == first["text"]
 
 
 def test_stop_strings_end_the_text(folder: Path) -> None:
-    whole = inside(
+    whole = rwkv_inside(
         "generate", "-m", "small.safetensors", "--temperature", "0", "--max-tokens", "40", "a", cwd=folder
     )
     stop = whole.out[10:13]
     cut = whole.out[: whole.out.index(stop)]
     args = ["generate", "-m", "small.safetensors", "--temperature", "0", "--max-tokens", "40", "a"]
-    done = inside(*args, "--stop", "never in it", "--stop", stop, "--json", cwd=folder)
+    done = rwkv_inside(*args, "--stop", "never in it", "--stop", stop, "--json", cwd=folder)
     answer = json.loads(done.out)
     assert (answer["text"], answer["finish_reason"]) == (cut, "stop")
 
 
 def test_no_tokens_is_no_text(folder: Path) -> None:
-    done = inside("generate", "-m", "small.safetensors", "--max-tokens", "0", "hello", cwd=folder)
+    done = rwkv_inside("generate", "-m", "small.safetensors", "--max-tokens", "0", "hello", cwd=folder)
     assert (done.code, done.out, done.err) == (0, "", "")
 
 
 def test_stats_are_one_line_on_stderr(folder: Path) -> None:
-    done = inside("generate", "-m", "small.safetensors", *SHORT, "--stats", "hello", cwd=folder)
+    done = rwkv_inside("generate", "-m", "small.safetensors", *SHORT, "--stats", "hello", cwd=folder)
     assert done.code == 0
     assert re.fullmatch(
         r"load [\d.]+ s; prompt 5 tokens in [\d.]+ s \([\d.]+ tokens/s\); "
         r"generation 8 tokens in [\d.]+ s \([\d.]+ tokens/s\); ended by length; seed 7\n",
         done.err,
     )
-    assert inside("-q", "generate", "-m", "small.safetensors", *SHORT, "--stats", "x", cwd=folder).err == ""
+    assert (
+        rwkv_inside("-q", "generate", "-m", "small.safetensors", *SHORT, "--stats", "x", cwd=folder).err == ""
+    )
 
 
 def test_verbose_tells_the_device(folder: Path) -> None:
-    done = inside("generate", "-m", "small.safetensors", *SHORT, "-v", "-t", "1", "hello", cwd=folder)
+    done = rwkv_inside("generate", "-m", "small.safetensors", *SHORT, "-v", "-t", "1", "hello", cwd=folder)
     assert done.code == 0
     assert re.fullmatch(r"small\.safetensors: cpu, \w+, 1 thread, template bytes\n", done.err)
 
@@ -308,14 +310,14 @@ def test_threads_change_nothing(folder: Path) -> None:
     ],
 )
 def test_refusals(folder: Path, args: list[str], code: int, err: str) -> None:
-    done = inside("generate", "-m", "small.safetensors", *args, "hello", cwd=folder)
+    done = rwkv_inside("generate", "-m", "small.safetensors", *args, "hello", cwd=folder)
     assert (done.code, done.out) == (code, "")
     assert done.err.startswith(err)
     assert done.err.count("\n") <= 2
 
 
 def test_nothing_to_continue_is_a_usage_error_and_never_a_wait(folder: Path) -> None:
-    done = inside("generate", "-m", "small.safetensors", cwd=folder)
+    done = rwkv_inside("generate", "-m", "small.safetensors", cwd=folder)
     assert (done.code, done.out) == (2, "")
     assert done.err == (
         "Usage: rwkv generate [OPTIONS] [PROMPT]\n"
@@ -325,7 +327,7 @@ def test_nothing_to_continue_is_a_usage_error_and_never_a_wait(folder: Path) -> 
     terminal = Terminal("generate", "-m", "small.safetensors", cwd=folder).finish()
     assert terminal.code == 2
     assert "stdin is a terminal" in terminal.out
-    missing = inside("generate", "hello", cwd=folder)
+    missing = rwkv_inside("generate", "hello", cwd=folder)
     assert (missing.code, missing.out) == (2, "")
     assert "no model: give one with -m, for example `-m demo`" in missing.err
 
@@ -346,7 +348,7 @@ def test_a_terminal_gets_a_last_newline(folder: Path) -> None:
         "generate", "-m", "demo", "--temperature", "0", "--max-tokens", "12", "It was", cwd=folder
     )
     assert terminal.finish().code == 0
-    text = inside("generate", "-m", "demo", "--temperature", "0", "--max-tokens", "12", "It was").out
+    text = rwkv_inside("generate", "-m", "demo", "--temperature", "0", "--max-tokens", "12", "It was").out
     assert terminal.raw.decode().replace("\r\n", "\n") == text.removesuffix("\n") + "\n"
 
 

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cli_runner import Terminal, rwkv, start
+from cli_runner import Terminal, rwkv, rwkv_inside, start
 
 from rwkvcli import Model, State
 
@@ -22,31 +22,33 @@ def whole(tokens: int, prompt: str = "It was", **more: object) -> str:
 
 
 def test_saved_resumed_and_updated(tmp_path: Path) -> None:
-    begun = rwkv(*DEMO, "--max-tokens", "10", "--save-state", "a", "It was", cwd=tmp_path)
+    begun = rwkv_inside(*DEMO, "--max-tokens", "10", "--save-state", "a", "It was", cwd=tmp_path)
     assert (begun.code, begun.err) == (0, "")
     kept = (tmp_path / "a").read_bytes()
     texts = [begun.out]
     for args in (["--save-state", "b"], ["--state", "b", "--update"], ["--state", "b", "--update"]):
         source = [] if "--state" in args else ["--state", "a"]
-        done = rwkv(*DEMO, "--max-tokens", "10", *source, *args, cwd=tmp_path)
+        done = rwkv_inside(*DEMO, "--max-tokens", "10", *source, *args, cwd=tmp_path)
         assert (done.code, done.err) == (0, "")
         texts.append(done.out)
     assert "".join(texts) == whole(40)
     assert (tmp_path / "a").read_bytes() == kept
-    again = rwkv(*DEMO, "--max-tokens", "30", "--state", "a", "--save-state", "c", cwd=tmp_path)
+    again = rwkv_inside(*DEMO, "--max-tokens", "30", "--state", "a", "--save-state", "c", cwd=tmp_path)
     assert begun.out + again.out == whole(40)
     assert (tmp_path / "c").read_bytes() == (tmp_path / "b").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
 def test_new_text_after_a_state(tmp_path: Path) -> None:
-    rwkv(*DEMO, "--max-tokens", "0", "--save-state", "a", "It was", cwd=tmp_path)
-    done = rwkv(*DEMO, "--max-tokens", "10", "--state", "a", "--json", stdin=" a fine day\n", cwd=tmp_path)
+    rwkv_inside(*DEMO, "--max-tokens", "0", "--save-state", "a", "It was", cwd=tmp_path)
+    done = rwkv_inside(
+        *DEMO, "--max-tokens", "10", "--state", "a", "--json", stdin=" a fine day\n", cwd=tmp_path
+    )
     assert done.code == 0
     answer = json.loads(done.out)
     assert answer["text"] == whole(10, "It was a fine day")
     assert answer["usage"]["prompt_tokens"] == len(" a fine day")
-    resumed = rwkv(*DEMO, "--max-tokens", "10", "--state", "a", "--json", cwd=tmp_path)
+    resumed = rwkv_inside(*DEMO, "--max-tokens", "10", "--state", "a", "--json", cwd=tmp_path)
     assert json.loads(resumed.out)["usage"]["prompt_tokens"] == 0
 
 
@@ -69,12 +71,12 @@ def test_a_run_that_was_ended_goes_on_token_for_token(
     model = Model.load("demo")
     state = State.load(tmp_path / "s", model)
     assert state.tokens_seen == len("It was" + text)
-    done = rwkv(*ENDLESS[:-4], "--max-tokens", "30", *ENDLESS[-2:], "--state", "s", cwd=tmp_path)
+    done = rwkv_inside(*ENDLESS[:-4], "--max-tokens", "30", *ENDLESS[-2:], "--state", "s", cwd=tmp_path)
     assert text + done.out == whole(len(text) + 30, logit_bias={0: -float("inf")})
 
 
 def test_a_time_limit_keeps_the_state(tmp_path: Path) -> None:
-    done = rwkv(*ENDLESS, "--timeout", "1.5", "--save-state", "s", "--json", "It was", cwd=tmp_path)
+    done = rwkv_inside(*ENDLESS, "--timeout", "1.5", "--save-state", "s", "--json", "It was", cwd=tmp_path)
     assert done.code == 124
     assert done.err == "error: not finished after 1.5 s\nhint: --timeout gives it more time\n"
     answer = json.loads(done.out)
@@ -94,14 +96,14 @@ def test_a_long_text_is_stopped_with_what_was_read(tmp_path: Path) -> None:
     state = State.load(tmp_path / "s", model)
     assert f"s holds {state.tokens_seen} of 4940000 bytes" in done.out
     assert 0 < state.tokens_seen < 4_940_000
-    none = rwkv("generate", "-m", "demo", "--state", "s", cwd=tmp_path)
+    none = rwkv_inside("generate", "-m", "demo", "--state", "s", cwd=tmp_path)
     assert (none.code, none.out) == (2, "")
     assert none.err.startswith("error: the state was not left inside a text")
 
 
 def test_a_state_is_refused_by_name(folder: Path) -> None:
     model = ["generate", "-m", "small.safetensors"]
-    assert rwkv(*DEMO, "--max-tokens", "1", "--save-state", "demo.state", "x", cwd=folder).code == 0
+    assert rwkv_inside(*DEMO, "--max-tokens", "1", "--save-state", "demo.state", "x", cwd=folder).code == 0
     data = bytearray((folder / "demo.state").read_bytes())
     data[-20] ^= 1
     (folder / "damaged.state").write_bytes(data)
@@ -119,11 +121,11 @@ def test_a_state_is_refused_by_name(folder: Path) -> None:
         ("bin", 3, "bin is a folder, not a file"),
     ):
         (folder / "bin").mkdir(exist_ok=True)
-        done = rwkv(*model, "--state", name, "hello", cwd=folder)
+        done = rwkv_inside(*model, "--state", name, "hello", cwd=folder)
         assert (done.code, done.out) == (code, ""), done.err
         assert done.err.splitlines()[0] == f"error: {message}"
         assert done.err.count("\n") <= 2
-    done = rwkv(*DEMO, "--state", "damaged.state", "hello", cwd=folder)
+    done = rwkv_inside(*DEMO, "--state", "damaged.state", "hello", cwd=folder)
     assert (done.code, done.err) == (
         4, "error: damaged.state: its checksum is wrong: the state file is damaged\n",
     )  # fmt: skip
@@ -145,14 +147,14 @@ def test_a_state_is_refused_by_name(folder: Path) -> None:
 )
 def test_combinations_that_make_no_sense(folder: Path, args: list[str], message: str) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    done = rwkv("generate", "-m", "small.safetensors", *args, cwd=folder)
+    done = rwkv_inside("generate", "-m", "small.safetensors", *args, cwd=folder)
     assert (done.code, done.out) == (2, "")
     assert message in done.err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_disk_that_is_full_leaves_the_old_state(tmp_path: Path) -> None:
-    rwkv(*DEMO, "--max-tokens", "3", "--save-state", "s", "x", cwd=tmp_path)
+    rwkv_inside(*DEMO, "--max-tokens", "3", "--save-state", "s", "x", cwd=tmp_path)
     before = (tmp_path / "s").read_bytes()
     done = rwkv(
         *DEMO, "--max-tokens", "3", "--state", "s", "--update", cwd=tmp_path,
@@ -164,7 +166,7 @@ def test_a_disk_that_is_full_leaves_the_old_state(tmp_path: Path) -> None:
 
 def test_nothing_read_is_nothing_written(tmp_path: Path) -> None:
     """A run that fails, or whose reader has gone, leaves the state as it was."""
-    rwkv(*DEMO, "--max-tokens", "3", "--save-state", "s", "x", cwd=tmp_path)
+    rwkv_inside(*DEMO, "--max-tokens", "3", "--save-state", "s", "x", cwd=tmp_path)
     before = (tmp_path / "s").read_bytes()
     process = start(*ENDLESS, "--state", "s", "--update", cwd=tmp_path, stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_runner import Terminal, environment, inside, rwkv
+from cli_runner import Terminal, environment, rwkv, rwkv_inside
 
 from rwkvcli import __version__
 from rwkvcli.cli.root import VERBS
@@ -62,7 +62,7 @@ def test_generating_imports_neither_torch_nor_what_only_downloads_need(model: Pa
 
 
 def test_help_of_the_program_names_every_verb_and_its_line() -> None:
-    page = inside("--help")
+    page = rwkv_inside("--help")
     assert (page.code, page.err) == (0, "")
     for verb, line in VERBS.items():
         assert f"  {verb:<{max(map(len, VERBS))}}  {line}\n" in page.out
@@ -72,7 +72,7 @@ def test_help_of_the_program_names_every_verb_and_its_line() -> None:
 def test_help_of_a_verb_begins_with_the_line_that_the_program_shows(verb: str) -> None:
     module = importlib.import_module(f"rwkvcli.cli.{verb}")
     assert inspect.getdoc(getattr(module, verb)).splitlines()[0] == VERBS[verb]
-    page = inside(verb, "-h")
+    page = rwkv_inside(verb, "-h")
     assert (page.code, page.err) == (0, "")
     assert page.out.startswith(f"Usage: rwkv {verb} [OPTIONS]")
     assert VERBS[verb] in page.out
@@ -80,8 +80,8 @@ def test_help_of_a_verb_begins_with_the_line_that_the_program_shows(verb: str) -
 
 
 def test_version() -> None:
-    assert inside("--version").out == f"rwkv {__version__}\n"
-    assert inside("generate", "--version") == inside("--version")
+    assert rwkv_inside("--version").out == f"rwkv {__version__}\n"
+    assert rwkv_inside("generate", "--version") == rwkv_inside("--version")
 
 
 def test_no_verb_shows_the_help_on_stderr() -> None:
@@ -91,14 +91,14 @@ def test_no_verb_shows_the_help_on_stderr() -> None:
 
 
 def test_unknown_verbs_and_options() -> None:
-    done = inside("qantize", "x")
+    done = rwkv_inside("qantize", "x")
     assert (done.code, done.out) == (2, "")
     assert done.err == (
         "Usage: rwkv [OPTIONS] VERB ...\n"
         "error: no verb `qantize`; did you mean `quantize`?\n"
         "hint: `rwkv --help` explains it\n"
     )
-    done = inside("show", "--tensor")
+    done = rwkv_inside("show", "--tensor")
     assert (done.code, done.out) == (2, "")
     assert "error: no such option: --tensor" in done.err
 
@@ -126,22 +126,22 @@ def test_unknown_verbs_and_options() -> None:
     ],
 )
 def test_bad_values_are_usage_errors(args: list[str], message: str) -> None:
-    done = inside(*args)
+    done = rwkv_inside(*args)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"Usage: rwkv {args[0]} ")
     assert message in done.err
 
 
 def test_options_work_before_and_after_the_verb_and_beat_the_environment(model: Path) -> None:
-    as_json = inside("show", model, "--json")
+    as_json = rwkv_inside("show", model, "--json")
     assert json.loads(as_json.out)["kind"] == "model"
-    assert inside("--json", "show", model) == as_json
-    assert inside("show", model, env={"RWKV_JSON": "1"}) == as_json
-    assert inside("-m", model, "show", "--json") == as_json
-    assert inside("-m", "nowhere.pth", "show", "--json", "-m", model) == as_json
-    assert inside("-m", model, "show", "--json", env={"RWKV_MODEL": "nowhere.pth"}) == as_json
-    assert inside("show", "--json", env={"RWKV_MODEL": str(model)}) == as_json
-    wrong = inside("show", model, env={"RWKV_THREADS": "two"})
+    assert rwkv_inside("--json", "show", model) == as_json
+    assert rwkv_inside("show", model, env={"RWKV_JSON": "1"}) == as_json
+    assert rwkv_inside("-m", model, "show", "--json") == as_json
+    assert rwkv_inside("-m", "nowhere.pth", "show", "--json", "-m", model) == as_json
+    assert rwkv_inside("-m", model, "show", "--json", env={"RWKV_MODEL": "nowhere.pth"}) == as_json
+    assert rwkv_inside("show", "--json", env={"RWKV_MODEL": str(model)}) == as_json
+    wrong = rwkv_inside("show", model, env={"RWKV_THREADS": "two"})
     assert (wrong.code, wrong.out) == (2, "")
     assert (
         "error: invalid value for environment variable RWKV_THREADS: `two` is not a whole number\n"

@@ -8,19 +8,19 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_runner import inside, rwkv, start
+from cli_runner import rwkv, rwkv_inside, start
 
 DEMO = ["generate", "-m", "demo", "--seed", "3", "--max-tokens", "10"]
 JSONL = [*DEMO, "--jsonl"]
 
 
 def text_of(*args: str) -> str:
-    return inside(*args).out
+    return rwkv_inside(*args).out
 
 
 def test_lines_of_stdin_and_files(tmp_path: Path) -> None:
     lines = '"Once"\n\n{"prompt": "It was", "id": "b", "max_tokens": 5}\r\n"Once"'
-    done = inside(*JSONL, stdin="\ufeff" + lines)
+    done = rwkv_inside(*JSONL, stdin="\ufeff" + lines)
     assert (done.code, done.err) == (0, "")
     first, second, third = map(json.loads, done.out.splitlines())
     assert first["text"] == text_of(*DEMO, "Once")
@@ -31,7 +31,7 @@ def test_lines_of_stdin_and_files(tmp_path: Path) -> None:
     assert first["model"] == "demo"
     (tmp_path / "a.jsonl").write_text(lines)
     (tmp_path / "b.jsonl").write_text('"Twice"\n')
-    both = inside(*JSONL, "-b", "1", "-f", "a.jsonl", "-f", "b.jsonl", cwd=tmp_path)
+    both = rwkv_inside(*JSONL, "-b", "1", "-f", "a.jsonl", "-f", "b.jsonl", cwd=tmp_path)
     texts = [json.loads(line)["text"] for line in both.out.splitlines()]
     assert texts[:3] == [first["text"], second["text"], third["text"]]
     assert texts[3] == text_of(*DEMO, "--seed", "6", "Twice")
@@ -98,8 +98,8 @@ def test_a_time_limit() -> None:
 
 
 def test_every_line_continues_the_state(tmp_path: Path) -> None:
-    assert inside("state", "build", "-m", "demo", "-o", "s", stdin="It was a ", cwd=tmp_path).code == 0
-    done = inside(*JSONL, "--state", "s", stdin='"fine"\n"bad"\n', cwd=tmp_path)
+    assert rwkv_inside("state", "build", "-m", "demo", "-o", "s", stdin="It was a ", cwd=tmp_path).code == 0
+    done = rwkv_inside(*JSONL, "--state", "s", stdin='"fine"\n"bad"\n', cwd=tmp_path)
     texts = [json.loads(line)["text"] for line in done.out.splitlines()]
     assert texts == [
         text_of(*DEMO, "It was a fine"),
@@ -108,13 +108,13 @@ def test_every_line_continues_the_state(tmp_path: Path) -> None:
 
 
 def test_alternatives() -> None:
-    done = inside(*DEMO, "-N", "3", "--json", "It was")
+    done = rwkv_inside(*DEMO, "-N", "3", "--json", "It was")
     assert (done.code, done.err) == (0, "")
     made = json.loads(done.out)
     assert [one["text"] for one in made] == [text_of(*DEMO, "--seed", s, "It was") for s in ("3", "4", "5")]
     assert [one["seed"] for one in made] == [3, 4, 5]
     assert made[0]["model"] == "demo"
-    told = inside(*DEMO, "-N", "3", "--json", "--stats", "It was").err
+    told = rwkv_inside(*DEMO, "-N", "3", "--json", "--stats", "It was").err
     assert told.startswith("3 texts; prompts 6 tokens, generation 30 tokens in ")
 
 
@@ -133,6 +133,6 @@ def test_alternatives() -> None:
     ],
 )
 def test_refusals(args: list[str], code: int, message: str, tmp_path: Path) -> None:
-    done = inside(*DEMO, *args, stdin='"a"\n', cwd=tmp_path)
+    done = rwkv_inside(*DEMO, *args, stdin='"a"\n', cwd=tmp_path)
     assert (done.code, done.out) == (code, "")
     assert message in done.err

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runner import Terminal, environment, rwkv, start
+from cli_runner import Terminal, environment, rwkv_inside, start
 from quant_models import checkpoint, quantized
 
 from quant.checkpoints import open_checkpoint
@@ -28,7 +28,7 @@ MODEL = ["-m", "small.safetensors"]
 def built(folder: Path) -> Path:
     """A folder with manual.state, which has read TEXT."""
     (folder / "manual.txt").write_text(TEXT + "\n")
-    done = rwkv("state", "build", *MODEL, "-f", "manual.txt", "-o", "manual.state", cwd=folder)
+    done = rwkv_inside("state", "build", *MODEL, "-f", "manual.txt", "-o", "manual.state", cwd=folder)
     assert (done.code, done.out) == (0, "manual.state\n")
     assert done.err.startswith("570 tokens seen, ")
     return folder
@@ -37,8 +37,8 @@ def built(folder: Path) -> Path:
 def test_a_built_state_continues_as_the_text_would(built: Path) -> None:
     short = ["--seed", "2", "--max-tokens", "20"]
     for new in ([], ["And then"]):
-        done = rwkv("generate", *MODEL, *short, "--state", "manual.state", *new, cwd=built)
-        whole = rwkv("generate", *MODEL, *short, TEXT + "".join(new), cwd=built)
+        done = rwkv_inside("generate", *MODEL, *short, "--state", "manual.state", *new, cwd=built)
+        whole = rwkv_inside("generate", *MODEL, *short, TEXT + "".join(new), cwd=built)
         assert (done.code, done.err) == (0, "")
         assert done.out == whole.out
     model = Model.load(built / "small.safetensors")
@@ -51,7 +51,7 @@ def test_a_built_state_continues_as_the_text_would(built: Path) -> None:
 
 def test_the_same_text_gives_the_same_bytes(built: Path) -> None:
     def build(*args: str) -> bytes:
-        done = rwkv("-q", "state", "build", *MODEL, *args, "-o", "x.state", "--force", cwd=built)
+        done = rwkv_inside("-q", "state", "build", *MODEL, *args, "-o", "x.state", "--force", cwd=built)
         assert (done.code, done.err) == (0, "")
         return (built / "x.state").read_bytes()
 
@@ -65,35 +65,35 @@ def test_the_same_text_gives_the_same_bytes(built: Path) -> None:
 
 
 def test_info_and_verify(built: Path) -> None:
-    done = rwkv("state", "info", "manual.state", "--json", cwd=built)
+    done = rwkv_inside("state", "info", "manual.state", "--json", cwd=built)
     found = json.loads(done.out)
     assert found["tokens_seen"] == 570
     assert found["bytes"] == (built / "manual.state").stat().st_size
     assert (found["goes_on"], found["ended"], found["seed"], found["draws"]) == (True, False, None, 0)
     assert found["model"]["version"] == "7"
     assert found["source"] == "small.pth"
-    page = rwkv("state", "info", "manual.state", cwd=built).out
+    page = rwkv_inside("state", "info", "manual.state", cwd=built).out
     assert "RWKV-7, made from small.pth" in page
     assert "it goes on where it was left" in page
     args = ["generate", *MODEL, "--seed", "9", "--max-tokens", "5", "--presence-penalty", "1"]
-    assert rwkv(*args, "--state", "manual.state", "--save-state", "on.state", cwd=built).code == 0
-    later = json.loads(rwkv("state", "info", "on.state", "--json", cwd=built).out)
+    assert rwkv_inside(*args, "--state", "manual.state", "--save-state", "on.state", cwd=built).code == 0
+    later = json.loads(rwkv_inside("state", "info", "on.state", "--json", cwd=built).out)
     assert (later["tokens_seen"], later["seed"], later["draws"]) == (575, 9, 5)
     assert later["penalized"] > 0
-    assert "seed 9, 5 draws" in rwkv("state", "info", "on.state", cwd=built).out
-    done = rwkv("state", "verify", "manual.state", "on.state", cwd=built)
+    assert "seed 9, 5 draws" in rwkv_inside("state", "info", "on.state", cwd=built).out
+    done = rwkv_inside("state", "verify", "manual.state", "on.state", cwd=built)
     assert (done.code, done.err) == (0, "")
     assert done.out == "manual.state: sound, 570 tokens seen\non.state: sound, 575 tokens seen\n"
-    done = rwkv("state", "verify", "on.state", *MODEL, "--json", cwd=built)
+    done = rwkv_inside("state", "verify", "on.state", *MODEL, "--json", cwd=built)
     assert json.loads(done.out) == {"path": "on.state", "sound": True, "model": "small.safetensors"}
     for args in (
         ["state", "verify", "on.state", "-m", "demo"],
         ["-m", "demo", "state", "verify", "on.state"],
     ):
-        other = rwkv(*args, cwd=built)
+        other = rwkv_inside(*args, cwd=built)
         assert (other.code, other.out) == (4, "")
         assert other.err.startswith("error: on.state: the state of another model (small.pth, RWKV-7, ")
-    default = rwkv("state", "verify", "on.state", cwd=built, env={"RWKV_MODEL": "demo"})
+    default = rwkv_inside("state", "verify", "on.state", cwd=built, env={"RWKV_MODEL": "demo"})
     assert (default.code, default.out) == (0, "on.state: sound, 575 tokens seen\n")
 
 
@@ -110,17 +110,17 @@ def test_every_damaged_byte_is_found(built: Path) -> None:
         with pytest.raises(FormatError):
             verify(built / "bad.state")
     (built / "bad.state").write_bytes(data[:-7])
-    done = rwkv("state", "verify", "bad.state", cwd=built)
+    done = rwkv_inside("state", "verify", "bad.state", cwd=built)
     assert (done.code, done.out) == (4, "")
     assert done.err == "error: bad.state: not a state file, or a damaged one\n"
 
 
 def test_diff(built: Path) -> None:
-    same = rwkv("state", "diff", "manual.state", "manual.state", "--json", cwd=built)
+    same = rwkv_inside("state", "diff", "manual.state", "manual.state", "--json", cwd=built)
     found = json.loads(same.out)
     assert (found["equal"], found["relative"], found["same_model"]) == (True, 0.0, True)
-    assert rwkv("state", "build", *MODEL, "-o", "b.state", stdin="other", cwd=built).code == 0
-    found = json.loads(rwkv("state", "diff", "manual.state", "b.state", "--json", cwd=built).out)
+    assert rwkv_inside("state", "build", *MODEL, "-o", "b.state", stdin="other", cwd=built).code == 0
+    found = json.loads(rwkv_inside("state", "diff", "manual.state", "b.state", "--json", cwd=built).out)
     a, b = (
         State.load(built / n, Model.load(built / "small.safetensors")) for n in ("manual.state", "b.state")
     )
@@ -128,12 +128,12 @@ def test_diff(built: Path) -> None:
     expected = math.sqrt(((x - y) ** 2).sum() / (((x**2).sum() + (y**2).sum()) / 2))
     assert found["layers"][1]["att.state"] == pytest.approx(expected)
     assert (found["equal"], found["tokens_seen"]) == (False, [570, 5])
-    page = rwkv("state", "diff", "manual.state", "b.state", cwd=built).out.splitlines()
+    page = rwkv_inside("state", "diff", "manual.state", "b.state", cwd=built).out.splitlines()
     assert page[0].split() == ["layer", "att.state", "att.x_prev", "ffn.x_prev"]
     assert len(page) == 4
     assert page[-1].endswith("; 570 and 5 tokens seen")
-    rwkv("state", "build", "-m", "demo", "-o", "d.state", stdin="other", cwd=built)
-    other = rwkv("state", "diff", "manual.state", "d.state", cwd=built)
+    rwkv_inside("state", "build", "-m", "demo", "-o", "d.state", stdin="other", cwd=built)
+    other = rwkv_inside("state", "diff", "manual.state", "d.state", cwd=built)
     assert (other.code, other.out) == (4, "")
     assert "are states of other sizes" in other.err
 
@@ -154,7 +154,7 @@ def test_tuned_states_are_imported(folder: Path, name: str) -> None:
         write_pth(folder / name, stored, "bf16")
     else:
         write_safetensors(folder / name, stored, "f16")
-    done = rwkv("state", "import", name, *MODEL, "-o", "new.state", cwd=folder)
+    done = rwkv_inside("state", "import", name, *MODEL, "-o", "new.state", cwd=folder)
     assert (done.code, done.out) == (0, "new.state\n")
     assert ("[head, key, value]" in done.err) == turned
     model = Model.load(folder / "small.safetensors")
@@ -163,7 +163,7 @@ def test_tuned_states_are_imported(folder: Path, name: str) -> None:
     for key, value in state.to_numpy().items():
         wanted = matrices.get(key.replace(".state", ".time_state"))
         assert (value == (0 if wanted is None else wanted)).all()
-    other = rwkv(
+    other = rwkv_inside(
         "state",
         "import",
         name,
@@ -176,7 +176,7 @@ def test_tuned_states_are_imported(folder: Path, name: str) -> None:
     assert other.code == 0
     swapped = State.load(folder / "o.state", model).to_numpy()["blocks.0.att.state"]
     assert (swapped == matrices["blocks.0.att.time_state"].transpose(0, 2, 1)).all()
-    used = rwkv(
+    used = rwkv_inside(
         "generate", *MODEL, "--state", "new.state", "--seed", "1", "--max-tokens", "9", "x", cwd=folder
     )
     assert used.out == "".join(model.generate("x", 9, seed=1, state=state))
@@ -186,7 +186,7 @@ def test_export_and_back(built: Path) -> None:
     model = Model.load(built / "small.safetensors")
     whole = State.load(built / "manual.state", model).to_numpy()
     for name, exact in (("o.pth", True), ("o.safetensors", True), ("o.st", False)):
-        done = rwkv("state", "export", "manual.state", "-o", name, cwd=built)
+        done = rwkv_inside("state", "export", "manual.state", "-o", name, cwd=built)
         assert (done.code, done.out) == (0, f"{name}\n")
         with open_checkpoint(built / name) as file:
             assert file.names == ("blocks.0.att.time_state", "blocks.1.att.time_state")
@@ -196,20 +196,20 @@ def test_export_and_back(built: Path) -> None:
                 assert (found == expected).all()
             else:
                 assert (found.transpose(0, 2, 1) == expected.astype(np.float16)).all()
-        back = rwkv("state", "import", name, *MODEL, "-o", "back.state", "--force", cwd=built)
+        back = rwkv_inside("state", "import", name, *MODEL, "-o", "back.state", "--force", cwd=built)
         assert back.code == 0
         matrix = State.load(built / "back.state", model).to_numpy()["blocks.1.att.state"]
         assert (matrix == (expected if exact else expected.astype(np.float16))).all()
-    again = rwkv("state", "export", "manual.state", "-o", "o.pth", cwd=built)
+    again = rwkv_inside("state", "export", "manual.state", "-o", "o.pth", cwd=built)
     assert (again.code, again.err.splitlines()[0]) == (2, "error: o.pth exists already")
-    odd = rwkv("state", "export", "manual.state", "-o", "o.bin", cwd=built)
+    odd = rwkv_inside("state", "export", "manual.state", "-o", "o.bin", cwd=built)
     assert (odd.code, odd.err.splitlines()[0]) == (2, "error: o.bin: no such format")
 
 
 def test_tuned_states_of_other_models_are_refused(built: Path) -> None:
     matrices = tuned(built)
     write_pth(built / "v6-small.pth", matrices)
-    done = rwkv("state", "import", "v6-small.pth", *MODEL, "-o", "w.state", cwd=built)
+    done = rwkv_inside("state", "import", "v6-small.pth", *MODEL, "-o", "w.state", cwd=built)
     assert done.code == 0
     assert done.err.endswith("warning: its name speaks of RWKV-6, and the model is RWKV-7\n")
     write_pth(built / "short.pth", dict(list(matrices.items())[:1]))
@@ -222,7 +222,7 @@ def test_tuned_states_of_other_models_are_refused(built: Path) -> None:
         ("nan.pth", "nan.pth: tensor blocks.0.att.time_state has 8192 values that are NaN or infinite"),
         ("manual.txt", "manual.txt is not a checkpoint"),
     ):
-        done = rwkv("state", "import", name, *MODEL, "-o", "n.state", cwd=built)
+        done = rwkv_inside("state", "import", name, *MODEL, "-o", "n.state", cwd=built)
         assert (done.code, done.out) == (4, "")
         assert done.err.splitlines()[0] == f"error: {message}"
         assert not (built / "n.state").exists()
@@ -230,11 +230,11 @@ def test_tuned_states_of_other_models_are_refused(built: Path) -> None:
 
 def test_rwkv_4_has_no_matrices(tmp_path: Path) -> None:
     quantized(checkpoint(tmp_path / "v4.pth", synthetic_arch("4", 2, 64, 256)), tmp_path / "v4.st", "f32")
-    done = rwkv("state", "build", "-m", "v4.st", "-o", "a.state", stdin="text", cwd=tmp_path)
+    done = rwkv_inside("state", "build", "-m", "v4.st", "-o", "a.state", stdin="text", cwd=tmp_path)
     assert done.code == 0
-    done = rwkv("state", "export", "a.state", "-o", "a.pth", cwd=tmp_path)
+    done = rwkv_inside("state", "export", "a.state", "-o", "a.pth", cwd=tmp_path)
     assert (done.code, done.err) == (2, "error: a.state: an RWKV-4 state has no matrices to export\n")
-    page = rwkv("state", "diff", "a.state", "a.state", cwd=tmp_path).out
+    page = rwkv_inside("state", "diff", "a.state", "a.state", cwd=tmp_path).out
     assert page.split("\n")[0].split() == ["layer", "att.aa", "att.bb", "att.pp", "att.x_prev", "ffn.x_prev"]
 
 
@@ -254,7 +254,7 @@ def test_rwkv_4_has_no_matrices(tmp_path: Path) -> None:
     ],
 )
 def test_misuse(folder: Path, args: list[str], message: str) -> None:
-    done = rwkv("state", *args, *(MODEL if args[0] == "build" else []), cwd=folder)
+    done = rwkv_inside("state", *args, *(MODEL if args[0] == "build" else []), cwd=folder)
     assert (done.code, done.out) == (2, "")
     assert f"error: {message}" in done.err or message in done.err
 
@@ -286,8 +286,8 @@ def test_a_state_is_written_whole_or_not_at_all(built: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=30)
         if (built / "manual.state").read_bytes() != before:
-            assert rwkv("state", "verify", "manual.state", cwd=built).code == 0
-    assert rwkv(*args, cwd=built).code == 0  # what a killed process left behind is in nobody's way
+            assert rwkv_inside("state", "verify", "manual.state", cwd=built).code == 0
+    assert rwkv_inside(*args, cwd=built).code == 0  # what a killed process left behind is in nobody's way
     assert not list(built.glob(".*"))
 
 
@@ -299,20 +299,49 @@ def test_the_python_of_the_document_runs(tmp_path: Path, monkeypatch: pytest.Mon
     assert State.load("morning.state", Model.load("demo")).tokens_seen == 26
 
 
+_GENERATE = """
+from rwkvcli.cli.app import main
+assert main(["generate", "-m", "tiny.st", "-f", "t.txt", "--max-tokens", "2", "--save-state", "s"]) == 0
+"""
+_CHAT = """
+from pathlib import Path
+from rwkvcli import Model
+from rwkvcli.services.conversation import Conversation
+from rwkvcli.services.snapshots import Snapshots
+model = Model.load("tiny.st")
+talk = Conversation(model, Snapshots(model))
+assert talk.read(Path("t.txt")).finish == "stop"
+talk.state().save(Path("s"))
+"""
+_PEAK = """
+import sys
+status = open("/proc/self/status").read()  # ru_maxrss begins with that of the process that started this one
+print(status.split("VmHWM:")[1].split()[0], file=sys.stderr)
+"""
+
+
 @pytest.mark.slow
-def test_five_megabytes_take_no_more_memory_than_a_page(tmp_path: Path) -> None:
-    quantized(checkpoint(tmp_path / "v4.pth", synthetic_arch("4", 1, 16, 256)), tmp_path / "v4.st", "f32")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(
+    ("code", "growth"), [(_GENERATE, 24_000), (_CHAT, 12_000)], ids=["generate -f", "/read"]
+)
+@pytest.mark.parametrize("vocabulary", [256, 65536])
+def test_five_megabytes_take_no_more_memory_than_a_page(
+    tmp_path: Path, vocabulary: int, code: str, growth: int
+) -> None:
+    made = checkpoint(tmp_path / "tiny.pth", synthetic_arch("4", 1, 16, vocabulary))
+    quantized(made, tmp_path / "tiny.st", "f32")
     peaks = []
-    for size in (5_000, 5_000_000):
-        (tmp_path / "t.txt").write_bytes(b"It was fine. " * (size // 13))
-        code = (
-            "import resource, sys; from rwkvcli.cli.app import main; "
-            "assert main(['generate', '-m', 'v4.st', '-f', 't.txt', '--max-tokens', '2', '--save-state', 's']) == 0; "
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
-        )
+    for size in (50_000, 5_000_000):
+        text = ("It was fine. " * size)[:size].encode()
+        (tmp_path / "t.txt").write_bytes(text)
         done = subprocess.run(
-            [sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment(), capture_output=True, check=True,
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-P", "-c", code + _PEAK], cwd=tmp_path, env=environment(), capture_output=True,
+            check=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         peaks.append(int(done.stderr.split()[-1]))
-    assert peaks[1] - peaks[0] < 64_000, peaks  # kB: the text a few times, no list of ids
+    model = Model.load(tmp_path / "tiny.st")
+    expected = len(model.tokenizer.encode_bytes(text)) + 2 if code == _GENERATE else None
+    tokens = State.load(tmp_path / "s", model).tokens_seen
+    assert tokens == (expected or len(model.tokenizer.encode_bytes(text.rstrip() + b"\n\n")))
+    assert peaks[1] - peaks[0] < growth, peaks  # kB: for `generate` the text a few times, and no list of ids

@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from cli_runner import Terminal, inside, rwkv, start
+from cli_runner import Terminal, rwkv, rwkv_inside, start
 
 from rwkvcli.runtime.tokenizer import WorldTokenizer
 
@@ -70,4 +70,4 @@ def test_a_suspended_generation_goes_on_where_it_was() -> None:
     process.send_signal(signal.SIGCONT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, b"")
-    assert (first + out).decode() == inside(*args).out
+    assert (first + out).decode() == rwkv_inside(*args).out

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from cli_runner import Outcome, inside
+from cli_runner import Outcome, rwkv_inside
 from scripted import ScriptModel
 
 from rwkvcli.services import generation
@@ -32,9 +32,9 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ],
 )
 def test_what_stdout_gets(prompts: list[str], way: str, out: str) -> None:
-    assert inside(*ASK, "--think", way) == Outcome(0, out, "")
+    assert rwkv_inside(*ASK, "--think", way) == Outcome(0, out, "")
     assert prompts == ["User: What is it?\n\nAssistant: <think"]
-    echoed = inside(*ASK, "--think", way, "--echo").out
+    echoed = rwkv_inside(*ASK, "--think", way, "--echo").out
     assert echoed == prompts[0] + (">\n" + out.removeprefix("<think>\n") if way == "show" else out)
 
 
@@ -44,19 +44,21 @@ def test_json(prompts: list[str]) -> None:
         ("hide", "It is\na dog.", None),
         ("only", "", "Four legs."),
     ):
-        done = inside(*ASK, "--think", way, "--json")
+        done = rwkv_inside(*ASK, "--think", way, "--json")
         answer = json.loads(done.out)
         assert (done.code, done.err) == (0, "")
         assert (answer["text"], answer.get("thinking"), answer["finish_reason"]) == (text, thinking, "stop")
-        events = [json.loads(line) for line in inside(*ASK, "--think", way, "--stream-json").out.splitlines()]
+        events = [
+            json.loads(line) for line in rwkv_inside(*ASK, "--think", way, "--stream-json").out.splitlines()
+        ]
         assert events[-1]["type"] == "end"
         for kind, whole in (("text", text), ("thinking", thinking)):
             assert "".join(event["text"] for event in events[:-1] if event["type"] == kind) == (whole or "")
         (line,) = map(
-            json.loads, inside(*ASK[:-1], "--think", way, "--jsonl", stdin='"Hm?"').out.splitlines()
+            json.loads, rwkv_inside(*ASK[:-1], "--think", way, "--jsonl", stdin='"Hm?"').out.splitlines()
         )
         assert (line["text"], line.get("thinking")) == (text, thinking)
-        (one,) = json.loads(inside(*ASK, "--think", way, "-N", "1", "--json").out)
+        (one,) = json.loads(rwkv_inside(*ASK, "--think", way, "-N", "1", "--json").out)
         assert (one["text"], one.get("thinking")) == (text, thinking)
 
 
@@ -71,16 +73,16 @@ def test_a_cut_run_goes_on_with_one_pair_of_tags(prompts: list[str], monkeypatch
     monkeypatch.setattr(generation, "load_state", lambda *_: kept[0])
     for tokens in (1, 2, 4):
         ask = [*ASK[:-1], "--think", "show", "--max-tokens", str(tokens)]
-        whole = inside(*ask, "--save-state", "s", ASK[-1]).out
+        whole = rwkv_inside(*ask, "--save-state", "s", ASK[-1]).out
         while not kept[0].pause.ended:
-            whole += inside(*ask, "--state", "s", "--save-state", "s").out
+            whole += rwkv_inside(*ask, "--state", "s", "--save-state", "s").out
         assert whole == "<think>\nFour legs.\n</think>\n\nIt is\na dog."
 
 
 def test_a_model_that_does_not_think() -> None:
-    done = inside(*ASK, "--think", "show")
+    done = rwkv_inside(*ASK, "--think", "show")
     assert done == Outcome(
         2, "", "error: models of the family bytes do not think\nhint: leave that setting out, or `off`\n"
     )
-    assert inside(*ASK, "--think", "off", "--max-tokens", "3").code == 0
-    assert "`loud` is not one of show, hide, only, fast, off" in inside(*ASK, "--think", "loud").err
+    assert rwkv_inside(*ASK, "--think", "off", "--max-tokens", "3").code == 0
+    assert "`loud` is not one of show, hide, only, fast, off" in rwkv_inside(*ASK, "--think", "loud").err

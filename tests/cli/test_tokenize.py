@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cli_runner import Terminal, inside, start
+from cli_runner import Terminal, rwkv_inside, start
 from quant_models import checkpoint
 from vocabularies import byte_level_json
 
@@ -29,18 +29,18 @@ WORLD = ("--tokenizer", "world")
     ],
 )
 def test_world_ids_and_back(text: str, ids: str) -> None:
-    done = inside("tokenize", *WORLD, text)
+    done = rwkv_inside("tokenize", *WORLD, text)
     assert (done.code, done.out, done.err) == (0, ids + "\n", "")
-    back = inside("detokenize", *WORLD, stdin=done.out)
+    back = rwkv_inside("detokenize", *WORLD, stdin=done.out)
     assert (back.code, back.out, back.err) == (0, text, "")
 
 
 def test_forms_of_output() -> None:
-    assert inside("tokenize", "-m", "demo", "--count", "Hello").out == "5\n"
-    assert inside("tokenize", "-m", "demo", "--count", "--json", "Hello").out == '{"count": 5}\n'
+    assert rwkv_inside("tokenize", "-m", "demo", "--count", "Hello").out == "5\n"
+    assert rwkv_inside("tokenize", "-m", "demo", "--count", "--json", "Hello").out == '{"count": 5}\n'
     whole = {"ids": [72, 195, 169], "count": 3, "tokens": ["H", "\ufffd", "\ufffd"]}
-    assert json.loads(inside("tokenize", "-m", "demo", "--json", "Hé").out) == whole
-    assert json.loads(inside("detokenize", "-m", "demo", "--json", "72 195,169").out) == {
+    assert json.loads(rwkv_inside("tokenize", "-m", "demo", "--json", "Hé").out) == whole
+    assert json.loads(rwkv_inside("detokenize", "-m", "demo", "--json", "72 195,169").out) == {
         "text": "Hé",
         "count": 3,
     }
@@ -48,9 +48,9 @@ def test_forms_of_output() -> None:
 
 def test_the_text_rules_are_those_of_generate(tmp_path: Path) -> None:
     (tmp_path / "f.txt").write_bytes(b"\xef\xbb\xbfa\r\n")
-    done = inside("tokenize", "-m", "demo", "-f", "f.txt", "c", stdin=b"\xff\n", cwd=tmp_path)
+    done = rwkv_inside("tokenize", "-m", "demo", "-f", "f.txt", "c", stdin=b"\xff\n", cwd=tmp_path)
     assert done.out == "255 10 10 97 10 10 99\n"
-    done = inside("tokenize", "-m", "demo", "-f", "f.txt", "--keep-newline", cwd=tmp_path)
+    done = rwkv_inside("tokenize", "-m", "demo", "-f", "f.txt", "--keep-newline", cwd=tmp_path)
     assert done.out == "97 10\n"
 
 
@@ -64,9 +64,9 @@ def test_bytes_come_back_as_they_were() -> None:
 
 
 def test_a_checkpoints_size_names_its_vocabulary(pth: Path, tmp_path: Path) -> None:
-    assert inside("tokenize", "-m", pth, "AB").out == "65 66\n"
+    assert rwkv_inside("tokenize", "-m", pth, "AB").out == "65 66\n"
     other = checkpoint(tmp_path / "other.pth", synthetic_arch("7", 1, 64, 400, 64))
-    done = inside("tokenize", "-m", other, "AB")
+    done = rwkv_inside("tokenize", "-m", other, "AB")
     assert (done.code, done.out) == (2, "")
     assert "names no tokenizer" in done.err
 
@@ -74,20 +74,20 @@ def test_a_checkpoints_size_names_its_vocabulary(pth: Path, tmp_path: Path) -> N
 def test_a_tokenizer_json_in_the_model_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(byte_level_json())
     checkpoint(tmp_path / "m.pth", synthetic_arch("4", 1, 64, 400))
-    made = inside(
+    made = rwkv_inside(
         "quantize", "m.pth", "--to", "f16", "-o", "m.st", "--tokenizer", "tokenizer.json", cwd=tmp_path
     )
     assert made.code == 0
     text = "The cat sat on the mat. Où est-il? 你好"
     ids = " ".join(map(str, JsonTokenizer(byte_level_json()).encode(text)))
     for source in (["-m", "m.st"], ["--tokenizer", "tokenizer.json"]):
-        done = inside("tokenize", *source, text, cwd=tmp_path)
+        done = rwkv_inside("tokenize", *source, text, cwd=tmp_path)
         assert (done.code, done.out, done.err) == (0, ids + "\n", "")
-        assert inside("detokenize", *source, stdin=ids, cwd=tmp_path).out == text
-    refused = inside("tokenize", "-m", "m.st", stdin=b"a\xff", cwd=tmp_path)
+        assert rwkv_inside("detokenize", *source, stdin=ids, cwd=tmp_path).out == text
+    refused = rwkv_inside("tokenize", "-m", "m.st", stdin=b"a\xff", cwd=tmp_path)
     assert (refused.code, refused.out) == (2, "")
     assert refused.err.startswith("error: byte 1 of the text is not UTF-8\nhint: ")
-    assert inside("generate", "-m", "m.st", "--max-tokens", "5", "The cat", cwd=tmp_path).code == 0
+    assert rwkv_inside("generate", "-m", "m.st", "--max-tokens", "5", "The cat", cwd=tmp_path).code == 0
 
 
 @pytest.mark.parametrize(
@@ -103,23 +103,23 @@ def test_a_tokenizer_json_in_the_model_file(tmp_path: Path) -> None:
     ],
 )
 def test_refusals(tmp_path: Path, args: list[str], code: int, message: str) -> None:
-    done = inside(*args, cwd=tmp_path)
+    done = rwkv_inside(*args, cwd=tmp_path)
     assert (done.code, done.out) == (code, "")
     assert message in done.err
 
 
 def test_quantize_names_a_template_and_checks_the_tokenizer(folder: Path) -> None:
-    made = inside(
+    made = rwkv_inside(
         "-q", "quantize", "small.pth", "--to", "int8", "-o", "r.st", "--template", "raven", cwd=folder
     )
     assert made.code == 0
-    assert json.loads(inside("show", "r.st", "--json", cwd=folder).out)["template"] == "raven"
-    told = inside("generate", "-m", "r.st", "-v", "--max-tokens", "1", "x", cwd=folder)
+    assert json.loads(rwkv_inside("show", "r.st", "--json", cwd=folder).out)["template"] == "raven"
+    told = rwkv_inside("generate", "-m", "r.st", "-v", "--max-tokens", "1", "x", cwd=folder)
     assert told.err.endswith("template raven\n")
-    wrong = inside("quantize", "small.pth", "--to", "int8", "--template", "x", cwd=folder)
+    wrong = rwkv_inside("quantize", "small.pth", "--to", "int8", "--template", "x", cwd=folder)
     assert (wrong.code, wrong.out) == (2, "")
     (folder / "t.json").write_bytes(byte_level_json())
-    large = inside("quantize", "small.pth", "--to", "int8", "--tokenizer", "t.json", cwd=folder)
+    large = rwkv_inside("quantize", "small.pth", "--to", "int8", "--tokenizer", "t.json", cwd=folder)
     assert (large.code, large.out) == (4, "")
     assert large.err.startswith("error: the tokenizer has 312 ids, but the model only 256")
     assert not (folder / "small-int8.safetensors").exists()

@@ -36,7 +36,9 @@ def test_feeding_is_one_forward_and_can_be_stopped(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(prefill, "_FIRST", 100)
     state = model.new_state()
     told: list[tuple[int, int]] = []
-    fed = prefill.feed(model, state, text, [], lambda tokens, done: told.append((tokens, done)))
+    fed = prefill.feed(
+        model, state, [text[:70], text[70:]], [], lambda tokens, done: told.append((tokens, done))
+    )
     assert fed is not None
     np.testing.assert_array_equal(fed, logits)
     assert told[0] == (100, 100)
@@ -47,6 +49,6 @@ def test_feeding_is_one_forward_and_can_be_stopped(monkeypatch: pytest.MonkeyPat
 
     state = model.new_state()
     with pytest.raises(Cancelled):
-        prefill.feed(model, state, text, [0], stop)
+        prefill.feed(model, state, [text], [0], stop)
     assert state.tokens_seen == 101
-    assert prefill.feed(model, state, b"", []) is None
+    assert prefill.feed(model, state, [b""], []) is None

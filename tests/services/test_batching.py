@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ BASE = Settings(max_tokens=12, sampling={"seed": 100, "presence_penalty": 0.2})
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return Model.load("demo")
+    return Model.load("demo", threads=1)
 
 
 class Source:
@@ -56,7 +57,12 @@ LINES: list[Any] = [
 
 
 def alone(model: Model, line: Any, number: int) -> dict[str, Any]:
-    asked = understand(json.dumps(line).encode(), number, BASE)
+    return _alone(model, json.dumps(line), number)
+
+
+@lru_cache
+def _alone(model: Model, line: str, number: int) -> dict[str, Any]:
+    asked = understand(line.encode(), number, BASE)
     made = Generation(model, asked.prompt.encode(), asked.settings)
     assert "".join(made) == made.text
     return comparable({"id": asked.id, **made.report()})

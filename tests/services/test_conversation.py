@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from quant_models import checkpoint, quantized
 
+from quant.synthetic import synthetic_arch
 from rwkvcli import Model, State
 from rwkvcli.errors import FormatError, ModelNotFound, SourceNotFound, UsageError
-from rwkvcli.services import reading
+from rwkvcli.runtime import long_text, prefill
 from rwkvcli.services.conversation import Conversation, Settings
 from rwkvcli.services.snapshots import Snapshots
 
@@ -19,7 +22,7 @@ WORDS = ["Hello, who are you?", "The weather is fine.", "And then?", "Good bye."
 
 @pytest.fixture(scope="module")
 def demo() -> Model:
-    return Model.load("demo")
+    return Model.load("demo", threads=1)
 
 
 def begin(demo: Model, seed: int = 1, settings: Settings = SHORT) -> Conversation:
@@ -192,10 +195,23 @@ def test_settings_are_checked_before_they_count(demo: Model) -> None:
         Settings.from_json({"colour": 1})
 
 
-def test_reading_a_file_feeds_it_as_it_stands(
-    demo: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reading, "_BLOCK", 256)
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A tiny model of the World vocabulary, where it matters which bytes are encoded together."""
+    folder = tmp_path_factory.mktemp("world")
+    made = checkpoint(folder / "tiny.pth", synthetic_arch("7", 1, 64, 65536))
+    return Model.load(quantized(made, folder / "tiny.safetensors", "bf16").path)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut texts of a few thousand bytes in many places."""
+    monkeypatch.setattr(long_text, "PIECE", 300)
+    monkeypatch.setattr(prefill, "_FIRST", 50)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_reading_a_file_feeds_it_as_it_stands(demo: Model, tmp_path: Path) -> None:
     text = "\ufeffIt was a fine morning.\r\n" + "Über – lines and lines of it.\n" * 50
     path = tmp_path / "book.txt"
     path.write_text(text, "utf-8", newline="")
@@ -203,7 +219,8 @@ def test_reading_a_file_feeds_it_as_it_stands(
     seen: list[tuple[int, int]] = []
     turn = talk.read(path, lambda done, total: seen.append((done, total)))
     assert (turn.kind, turn.finish) == ("read", "stop")
-    assert len(seen) > 3 and seen == sorted(seen) and seen[0] == (0, path.stat().st_size)
+    size = path.stat().st_size
+    assert len(seen) > 3 and seen == sorted(seen) and 0 < seen[0][0] < seen[-1][0] <= size == seen[0][1]
     state = demo.new_state()
     plain = text.removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n") + "\n\n"
     demo.forward(demo.tokenizer.encode(plain), state)
@@ -212,7 +229,8 @@ def test_reading_a_file_feeds_it_as_it_stands(
     talk.undo(2)
     assert talk.state().tokens_seen == 0
     for name, data, error in (
-        ("none", None, SourceNotFound), ("empty", b"", UsageError), ("binary", b"a\0b", UsageError),
+        ("none", None, SourceNotFound), ("empty", b"\n\n", UsageError), ("binary", b"a" * 5000 + b"\0", UsageError),
+        (".", None, SourceNotFound),
     ):  # fmt: skip
         if data is not None:
             (tmp_path / name).write_bytes(data)
@@ -221,24 +239,36 @@ def test_reading_a_file_feeds_it_as_it_stands(
     assert talk.history.head is None
 
 
-def test_reading_that_is_stopped_keeps_what_was_read(
-    demo: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reading, "_BLOCK", 256)
+@pytest.mark.usefixtures("small_pieces")
+def test_a_file_has_the_tokens_of_its_whole_text(world: Model, tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
-    path.write_text("It was a fine morning.\n" * 200)
+    text = "你好，世界 and spaces          to cut in, a_long_word_without_any.\n\n" * 40 + "The end.\n\n\n"
+    for data in (text.encode(), text.replace("\n", "\r\n").encode()):
+        path.write_bytes(data)
+        talk = Conversation(world, Snapshots(world), settings=replace(SHORT, template="g1-flower"))
+        talk.restart("Read this.")
+        talk.read(path)
+        state = world.new_state()
+        opening = talk.template.opening("Read this.")
+        world.forward([0, *world.tokenizer.encode(opening + text.rstrip() + "\n\n")], state)
+        assert same(state, talk.state())
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_reading_that_is_stopped_keeps_what_was_read(demo: Model, tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text(text := "It was a fine morning.\n" * 200)
     talk = begin(demo)
-
-    def stop(done: int, _total: int) -> None:
-        if done:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        talk.read(path, stop)
-    head = talk.history.head
-    assert head is not None
-    assert (head.kind, head.finish) == ("read", "interrupted")
-    assert 0 < talk.state().tokens_seen < path.stat().st_size
+    read: list[int] = []
+    turn = talk.read(path, lambda done, _total: read.append(done), lambda: len(read) > 3)
+    assert (turn.kind, turn.finish) == ("read", "interrupted")
+    assert talk.state().tokens_seen == read[-1] + 2 < len(text)
+    state = demo.new_state()
+    demo.forward(demo.tokenizer.encode(text[: read[-1]] + "\n\n"), state)
+    assert same(state, talk.state())
+    say(talk, WORDS[0])
+    talk.undo(2)
+    assert talk.read(path, stopped=lambda: False).tokens_seen == len(text) + 1
 
 
 def test_a_loaded_state_begins_a_conversation(demo: Model, tmp_path: Path) -> None:

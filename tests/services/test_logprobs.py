@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_runner import inside
+from cli_runner import rwkv_inside
 from scripted import ScriptModel
 
 from rwkvcli import Model
@@ -61,14 +61,14 @@ def test_half_characters_and_stop_strings() -> None:
 
 def test_the_command_line() -> None:
     ask = ["generate", "-m", "demo", "--seed", "1", "--max-tokens", "3", "--logprobs", "2"]
-    whole = json.loads(inside(*ask, "--json", "It was").out)
+    whole = json.loads(rwkv_inside(*ask, "--json", "It was").out)
     assert [len(one["top"]) for one in whole["logprobs"]] == [2, 2, 2]
     assert list(whole)[-2:] == ["model", "logprobs"]
-    last = json.loads(inside(*ask, "--stream-json", "It was").out.splitlines()[-1])
-    (line,) = map(json.loads, inside(*ask, "--jsonl", stdin='"It was"').out.splitlines())
-    first, _ = json.loads(inside(*ask, "-N", "2", "--json", "It was").out)
+    last = json.loads(rwkv_inside(*ask, "--stream-json", "It was").out.splitlines()[-1])
+    (line,) = map(json.loads, rwkv_inside(*ask, "--jsonl", stdin='"It was"').out.splitlines())
+    first, _ = json.loads(rwkv_inside(*ask, "-N", "2", "--json", "It was").out)
     assert last["logprobs"] == line["logprobs"] == first["logprobs"] == whole["logprobs"]
-    refused = inside(*ask, "It was")
+    refused = rwkv_inside(*ask, "It was")
     assert (refused.code, refused.out) == (2, "")
     assert "error: --logprobs stands in JSON: ask for that by --json" in refused.err
-    assert "`-1` is below 0" in inside(*ask, "--logprobs", "-1", "x").err
+    assert "`-1` is below 0" in rwkv_inside(*ask, "--logprobs", "-1", "x").err

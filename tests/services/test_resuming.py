@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rwkvcli import Model, State
@@ -40,7 +41,7 @@ CASES: dict[str, Settings] = {
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return Model.load("demo")
+    return Model.load("demo", threads=1)
 
 
 def run(
@@ -69,11 +70,26 @@ def unseeded(settings: Settings) -> Settings:
     return Settings(sampling={**settings.sampling, "seed": None}, stop=settings.stop, chat=settings.chat)
 
 
+Uncut = dict[str, tuple[Generation, bytes]]
+
+
+@pytest.fixture(scope="module")
+def uncut(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Uncut:
+    """The run of each case that nothing interrupts, and its state file."""
+    path = tmp_path_factory.mktemp("uncut") / "s"
+    return {
+        case: (run(model, settings, path, tokens=TOKENS), path.read_bytes())
+        for case, settings in CASES.items()
+    }
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("cut", [0, 1, 2, 9, 30, 47])
-def test_a_cut_anywhere_changes_nothing(model: Model, tmp_path: Path, case: str, cut: int) -> None:
+def test_a_cut_anywhere_changes_nothing(
+    model: Model, uncut: Uncut, tmp_path: Path, case: str, cut: int
+) -> None:
     settings = CASES[case]
-    whole = run(model, settings, tmp_path / "whole", tokens=TOKENS)
+    whole, whole_file = uncut[case]
     first = run(model, settings, tmp_path / "cut", tokens=cut)
     rest = TOKENS - first.completion_tokens
     for again in (settings, unseeded(settings)):
@@ -82,13 +98,13 @@ def test_a_cut_anywhere_changes_nothing(model: Model, tmp_path: Path, case: str,
         assert first.text + second.text == whole.text
         assert second.seed == whole.seed
         if case != "a stop string":  # one that began before the state was saved stays in it
-            assert (tmp_path / "two").read_bytes() == (tmp_path / "whole").read_bytes()
+            assert (tmp_path / "two").read_bytes() == whole_file
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_token_by_token(model: Model, tmp_path: Path, case: str) -> None:
+def test_token_by_token(model: Model, uncut: Uncut, tmp_path: Path, case: str) -> None:
     settings, text = CASES[case], ""
-    whole = run(model, settings, tmp_path / "whole", tokens=TOKENS)
+    whole, whole_file = uncut[case]
     made = run(model, settings, tmp_path / "step", tokens=1)
     for _ in range(TOKENS - 1):
         text += made.text
@@ -98,11 +114,11 @@ def test_token_by_token(model: Model, tmp_path: Path, case: str) -> None:
         )  # fmt: skip
     assert text + made.text == whole.text
     if case != "a stop string":  # one that began before the state was saved stays in it
-        assert (tmp_path / "step").read_bytes() == (tmp_path / "whole").read_bytes()
+        assert (tmp_path / "step").read_bytes() == whole_file
 
 
-def test_the_cases_test_what_they_say(model: Model, tmp_path: Path) -> None:
-    made = {name: run(model, settings, tmp_path / "x", tokens=TOKENS) for name, settings in CASES.items()}
+def test_the_cases_test_what_they_say(model: Model, uncut: Uncut, tmp_path: Path) -> None:
+    made = {name: whole for name, (whole, _) in uncut.items()}
     assert "é" in made["half characters"].text
     assert made["a stop string"].finish_reason == "stop"
     plain = Settings(sampling={"seed": 3})
@@ -123,9 +139,9 @@ def stop_after(calls: int) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3, 9, 20])
-def test_a_run_that_is_stopped_goes_on(model: Model, tmp_path: Path, calls: int) -> None:
+def test_a_run_that_is_stopped_goes_on(model: Model, uncut: Uncut, tmp_path: Path, calls: int) -> None:
     settings = CASES["penalties"]
-    whole = run(model, settings, tmp_path / "whole", tokens=TOKENS)
+    whole, whole_file = uncut["penalties"]
     first = run(model, settings, tmp_path / "cut", tokens=TOKENS, check=stop_after(calls))
     assert first.finish_reason == "interrupted"
     assert first.completion_tokens == calls - 1  # one check before the prompt
@@ -134,7 +150,7 @@ def test_a_run_that_is_stopped_goes_on(model: Model, tmp_path: Path, calls: int)
         model, settings, tmp_path / "two", text=None, tokens=rest, state=load_state(tmp_path / "cut", model)
     )
     assert first.text + second.text == whole.text
-    assert (tmp_path / "two").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert (tmp_path / "two").read_bytes() == whole_file
 
 
 def test_a_text_that_has_ended_stays_ended(model: Model, tmp_path: Path) -> None:
@@ -214,3 +230,21 @@ def test_the_api_goes_on_without_text(model: Model, tmp_path: Path) -> None:
     run(model, CASES["greedy"], tmp_path / "s", tokens=8)
     state = State.load(tmp_path / "s", model)
     assert "".join(model.generate("", 12, state=state, **settings)) == whole[8:]
+
+
+def test_a_state_goes_on_on_another_device(model: Model, uncut: Uncut, tmp_path: Path) -> None:
+    """In numbers within rounding of each other, and so as a rule in the same words."""
+    pytest.importorskip("torch")
+    twin = Model.load("demo", device="torch:cpu", threads=1)
+    for there, back in ((model, twin), (twin, model)):
+        first = run(there, CASES["penalties"], tmp_path / "a", tokens=9)
+        state = load_state(tmp_path / "a", back)
+        second = run(back, CASES["penalties"], tmp_path / "b", text=None, tokens=TOKENS - 9, state=state)
+        whole, whole_file = uncut["penalties"]
+        assert first.text + second.text == whole.text
+        (tmp_path / "whole").write_bytes(whole_file)
+        expected = load_state(tmp_path / "whole", model).to_numpy()
+        for name, found in load_state(tmp_path / "b", model).to_numpy().items():
+            np.testing.assert_allclose(
+                found, expected[name], rtol=0, atol=1e-5 * np.abs(expected[name]).max()
+            )

@@ -30,7 +30,7 @@ WORDS = ["Hello, who are you?", "The weather\nis fine.", "And \udcff then?", "Go
 
 @pytest.fixture(scope="module")
 def demo() -> Model:
-    return Model.load("demo")
+    return Model.load("demo", threads=1)
 
 
 @pytest.fixture(autouse=True)
@@ -270,6 +270,29 @@ def test_a_full_disk_loses_nothing_that_was_said(
     session, talk = opened(demo, seed=None)
     with session:
         assert [turn.user for turn in talk.history.path()] == WORDS
+        assert same(talk.state(), end)
+
+
+def test_a_disk_without_room_for_states_takes_the_turns(
+    demo: Model, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, talk = opened(demo)
+    with session:
+        say(talk, WORDS[0])
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(State, "save", full)
+        say(talk, *WORDS[1:3])
+        assert [path.name for path in (root / "a" / "states").iterdir()] == ["1.safetensors"]
+        end = talk.state().copy()
+        (root / "book.txt").write_text("It was a fine morning.")
+        talk.read(root / "book.txt")  # its state cannot be made again
+        assert isinstance(talk.trouble, OSError)
+    session, talk = opened(demo, seed=None)
+    with session:
+        assert [turn.user for turn in talk.history.path()] == WORDS[:3]
         assert same(talk.state(), end)
 
 
