@@ -150,7 +150,8 @@ def _ask(console: Console, planned: Plan, error: Exception) -> None:
     from rwkvcli.cli.console import write_error_stream
 
     planned.check_room()
-    write_error_stream("\n".join(plan_lines(planned, removes=planned.source is None)) + "\n")
+    lines = [f"{error}. To have it:", *plan_lines(planned, removes=planned.source is None)]
+    write_error_stream("\n".join(lines) + "\n")
     if not console.ask("Go on?", default=True):
         raise error
 

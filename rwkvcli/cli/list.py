@@ -75,7 +75,6 @@ def _tell_local(console: Console) -> None:
 
 def _tell_remote(console: Console, where: str | None) -> None:
     from rwkvcli.cli.render import size, table
-    from rwkvcli.cli.watching import Bars
     from rwkvcli.errors import NetworkError
     from rwkvcli.services import catalog, hub_cache
     from rwkvcli.services.store import how_to_go_online
@@ -83,8 +82,7 @@ def _tell_remote(console: Console, where: str | None) -> None:
     offline = console.settings.offline
     if offline or hub_cache.is_offline():
         raise NetworkError("--remote asks the Hub, and the network is off", hint=how_to_go_online(offline))
-    with Bars(console, "the Hub") as bars:
-        found = [*catalog.remote(where, bars)]
+    found = [*catalog.remote(where)]
     if console.settings.json:
         console.line(json.dumps([asdict(item) for item in found]))
         return

@@ -37,7 +37,7 @@ class Kind(StrEnum):
 def pull(
     settings: Settings,
     *,
-    model: Annotated[
+    wanted: Annotated[
         str | None,
         typer.Argument(
             metavar="MODEL",
@@ -76,11 +76,15 @@ def pull(
     """
     from rwkvcli.cli.download import carry_out, plan_lines
     from rwkvcli.cli.watching import Bars
-    from rwkvcli.services import pulling
+    from rwkvcli.services import pulling, store
+    from rwkvcli.services.names import DEMO
 
     kind = quantize.value if quantize is not None else None
     console = Console(settings)
-    for name in _names(model, update):
+    for name in _names(wanted, update):
+        if name == DEMO and kind is None:  # nothing to download: it is here
+            console.line(str(store.find_model(name).path))
+            continue
         with Bars(console, name) as bars:
             planned = pulling.plan(name, kind, offline=settings.offline, watcher=bars)
             if keep_source is not None and planned.kind is None:

@@ -26,7 +26,7 @@ EXAMPLES = """
 def rm(
     settings: Settings,
     *,
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="As `rwkv list` names them.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="As `rwkv list` names them.")],
     source: Annotated[
         bool, typer.Option("--source", help="The downloads alone, not what was made of them.")
     ] = False,

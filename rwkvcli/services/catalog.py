@@ -14,7 +14,6 @@ from rwkvcli.services import hub_cache, kept, names, pulling, store
 from rwkvcli.services.hub_cache import Download, Partial
 from rwkvcli.services.kept import Kept
 from rwkvcli.services.names import Alias, Reference
-from rwkvcli.services.watching import Watcher
 
 CHECKPOINT, MODEL, INTERRUPTED, BUILT_IN = "checkpoint", "model", "interrupted", "built in"
 SHARE = 4
@@ -97,7 +96,7 @@ class Remote:
     """Whether an older one is on this machine."""
 
 
-def remote(where: str | None = None, watcher: Watcher | None = None) -> Iterator[Remote]:
+def remote(where: str | None = None) -> Iterator[Remote]:
     """The newest file of every short name, or all model files of the repository `where`; a family's name is one too.
 
     Asks the Hub for a repository at a time. Raises UsageError for what is neither, and what the Hub raises.
@@ -111,7 +110,7 @@ def remote(where: str | None = None, watcher: Watcher | None = None) -> Iterator
         if reference is None or reference.file is not None:
             near = ", ".join(families)
             raise UsageError(f"{where} is no family and no repository", hint=f"families are {near}")
-        for item in list_files(reference, watcher):
+        for item in list_files(reference):
             if item.path.endswith(names.SUFFIXES):
                 name = str(Reference(reference.repo, item.path, reference.revision))
                 yield _remote(name, reference.repo, item.path, item.size, "", here)
@@ -120,7 +119,7 @@ def remote(where: str | None = None, watcher: Watcher | None = None) -> Iterator
     wanted = [short.family] if short else [families[where]] if where else list(families.values())
     for family in wanted:
         for repo in dict.fromkeys(family.repository(size) for size in family.sizes):
-            files = {item.path: item.size for item in list_files(Reference(repo), watcher)}
+            files = {item.path: item.size for item in list_files(Reference(repo))}
             found = {parsed.size for file in files if (parsed := family.parse(file))}
             for size in sorted(found, key=pulling.magnitude):
                 alias = Alias(family, size)
@@ -173,11 +172,11 @@ def _rank(entry: Entry) -> tuple[float, int, str, int, float]:
 
 def offer(available: int | None) -> Alias:
     """The model to offer to a machine with `available` bytes of free memory: the largest of the best family that takes no
-    more than a SHAREth of it, quantized; the smallest if all are larger, and one of 1.5B if the system does not tell.
+    more than a SHAREth of it, quantized; the smallest if all are larger. A system that does not tell is taken to have 5 GB.
     """
     family = next(iter(names.families().values()))
     sizes = [Alias(family, size) for size in family.sizes]
-    room = (available if available is not None else SHARE * 10**9) // SHARE
+    room = (available if available is not None else 5 * 10**9) // SHARE
     fitting = [alias for alias in sizes if _quantized(alias) <= room]
     return max(fitting, key=_quantized) if fitting else min(sizes, key=_quantized)
 
@@ -202,12 +201,12 @@ def removable(name: str, *, source: bool = False) -> list[Entry]:
     if source:
         found = [entry for entry in found if isinstance(entry.item, Download)]
     if not found:
-        what = "no download of " if source else ""
         here = [entry.name for entry in entries() if entry.what not in (INTERRUPTED, BUILT_IN)]
         near = [item for item in here if item.startswith(name)] or names.near(name, here)
         near = [item for item in near if item in here]
         hint = f"there is {', '.join(near[:3])}" if near else "`rwkv list` shows what is here"
-        raise ModelNotFound(f"{what}{name} is not on this machine", hint=hint)
+        told = f"no download of {name} is on this machine" if source else f"{name} is not on this machine"
+        raise ModelNotFound(told, hint=hint)
     return found
 
 

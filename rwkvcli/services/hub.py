@@ -45,23 +45,21 @@ class RemoteFile:
     """Its checksum: SHA-256 of large files, Git's hash of small ones."""
 
 
-def list_files(reference: Reference, watcher: Watcher | None = None) -> list[RemoteFile]:
+def list_files(reference: Reference) -> list[RemoteFile]:
     """The files of a repository on the Hub, by name, at the revision of `reference`."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    def ask() -> list[RemoteFile]:
-        tree = HfApi().list_repo_tree(
+    with _quiet_library(), as_our_errors(reference):
+        tree = HfApi().list_repo_tree(  # asks again by itself
             reference.repo, recursive=True, revision=reference.revision, repo_type=reference.kind
         )
-        return [
+        found = [
             RemoteFile(item.path, item.size, item.lfs.sha256 if item.lfs is not None else item.blob_id)
             for item in tree
             if isinstance(item, RepoFile)
         ]
-
-    with _quiet_library(), as_our_errors(reference):
-        return sorted(_retried(ask, watcher or Watcher()), key=lambda item: item.path)
+    return sorted(found, key=lambda item: item.path)
 
 
 def describe(reference: Reference, watcher: Watcher | None = None) -> RemoteFile:
@@ -188,7 +186,7 @@ def _fetch(url: str, blob: Path, about: Any, name: str, watcher: Watcher) -> Non
             have = file.tell()
             if about.size is not None and have > about.size:
                 file.truncate(0)
-                have = 0
+                have = file.seek(0)
             check_room({partial.parent: (about.size or 0) - have}, name)
             counted = _Counted(file, partial, watcher, about.size or 0)
             try:

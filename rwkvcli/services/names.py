@@ -188,7 +188,5 @@ def spelled(size: str) -> str:
 def near(text: str, more: Iterable[str] = ()) -> list[str]:
     """Names like `text` among the short ones and `more`, the likest first; at most three."""
     known = [*more, *aliases(), DEMO]
-    found = difflib.get_close_matches(text.lower(), known, n=3, cutoff=0.6)
-    if not found and len(text) > 1:
-        found = [name for name in known if name.startswith(text.lower())][:3]
-    return found
+    begins = [name for name in known if len(text) > 1 and name.startswith(text.lower())]
+    return begins[:3] or difflib.get_close_matches(text.lower(), known, n=3, cutoff=0.6)

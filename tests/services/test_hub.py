@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from rwkvcli.errors import NetworkError, NoSpace, RwkvError
-from rwkvcli.services.hub import _as_our_errors
+from rwkvcli.services.hub_errors import as_our_errors
 from rwkvcli.services.store import Reference
 
 
@@ -29,7 +29,7 @@ from rwkvcli.services.store import Reference
     ],
 )
 def test_the_disk_and_the_network_are_told_apart(error: OSError, kind: type, message: str) -> None:
-    with pytest.raises(RwkvError) as caught, _as_our_errors(Reference("a/b", "m.pth")):
+    with pytest.raises(RwkvError) as caught, as_our_errors(Reference("a/b", "m.pth")):
         raise error
     assert type(caught.value) is kind
     assert message in str(caught.value)
