@@ -29,6 +29,9 @@ def test_each_line_is_a_turn_and_answers_stand_alone(place: dict[str, str]) -> N
     )
     assert (done.code, done.err) == (0, "")
     assert len(done.out.splitlines()) == 3 and done.out.endswith("\n")
+    done = chat(place, "Hi\n")
+    assert (done.code, done.out) == (3, "")
+    assert done.err.startswith("error: no model is on this machine")
     assert not Path(place["RWKV_SESSIONS"]).exists()
     again = chat(place, "Hello\nAnd you?\n/undo\n", "demo", "--seed", "1", *SHORT)
     assert again.err == ""
@@ -113,7 +116,6 @@ def test_a_signal_keeps_the_answer_as_far_as_it_came(
 
 def test_what_makes_no_sense(place: dict[str, str]) -> None:
     for args, message in (
-        ([], "no model: give one with -m"),
         (["trip", "--no-save", "-m", "demo"], "--no-save keeps nothing"),
         (["a:b", "-m", "demo"], "'a:b' is no name for a session"),
         (["-m", "demo", "--think", "show"], "do not think"),

@@ -1,12 +1,18 @@
-"""What errors below the library become; `tests/cli/test_pull.py` has the rest, against a server."""
+"""Downloads that break at any byte, and what errors below the library become; `tests/cli` has the rest."""
 
 from __future__ import annotations
 
 import errno
+import random
+import time
+from pathlib import Path
 
 import pytest
+from hub_client import Client
+from hub_server import Hub, HubFile, Repo
 
-from rwkvcli.errors import NetworkError, NoSpace, RwkvError
+from rwkvcli.errors import FormatError, NetworkError, NoSpace, RwkvError
+from rwkvcli.services import hub as service
 from rwkvcli.services.hub_errors import as_our_errors
 from rwkvcli.services.store import Reference
 
@@ -34,3 +40,52 @@ def test_the_disk_and_the_network_are_told_apart(error: OSError, kind: type, mes
     assert type(caught.value) is kind
     assert message in str(caught.value)
     assert caught.value.hint is not None and ("HF_HOME" in caught.value.hint) == (kind is not NetworkError)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_interruptions_at_random_bytes(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever breaks and however often: under the final name there is nothing, or all of it."""
+    draw = random.Random(seed)
+    data = draw.randbytes(1_500_000)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with Hub() as hub:
+        Client(hub, tmp_path, monkeypatch, capfd)
+        file = HubFile(data)
+        hub.repos["a/b"] = Repo({"m.pth": file})
+        blob = tmp_path / "hub" / "models--a--b" / "blobs" / file.etag
+        done = None
+        for _ in range(60):
+            file.stop_after, file.stops = draw.randrange(400_000), draw.randrange(8)
+            file.ignores_range = draw.random() < 0.2
+            file.sent_instead = bytes(len(data)) if draw.random() < 0.15 else None
+            file.statuses = draw.choices([500, 503, 429, 404, 403], k=draw.randrange(2))
+            try:
+                done = service.download(Reference("a/b", "m.pth"))
+                break
+            except (NetworkError, FormatError, RwkvError):
+                assert not blob.exists()
+        assert done is not None and done.read_bytes() == data
+        assert [path.name for path in blob.parent.iterdir()] == [file.etag]
+
+
+def test_a_server_that_goes_silent_is_given_up_and_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import constants
+
+    with Hub() as hub:
+        client = Client(hub, tmp_path, monkeypatch, capfd)
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.05)
+        monkeypatch.setattr(time, "sleep", lambda _: None)
+        file = HubFile(bytes(range(256)) * 4000, stall_after=300_000)
+        hub.repos["a/b"] = Repo({"m.pth": file, "n.pth": HubFile(file.data[::-1], stall_after=0)})
+        assert service.download(Reference("a/b", "m.pth")).read_bytes() == file.data
+        asked = [request.range for request in hub.downloads() if request.path.startswith("/cdn/")]
+        assert len(asked) > 2 and asked[0] is None and None not in asked[1:]
+        with pytest.raises(NetworkError, match="cannot be reached"):
+            service.download(Reference("a/b", "n.pth"))
+        assert not client.path("a/b", "n.pth").exists()
+        hub.repos["a/b"].files["n.pth"].stall_after = None
+        assert service.download(Reference("a/b", "n.pth")).read_bytes() == file.data[::-1]
