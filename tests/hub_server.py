@@ -37,6 +37,8 @@ class HubFile:
     ignores_range: bool = False
     stall_after: int | None = None
     """Send nothing more after this many bytes, and keep the connection."""
+    xet: bool = False
+    """Offer it by the Xet protocol too (which this server does not speak)."""
     statuses: list[int] = field(default_factory=list)
     """Answer the next requests for the bytes with these."""
     piece: int | None = None
@@ -185,6 +187,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                     "X-Linked-Size": str(len(file.data)),
                     "Location": f"http://localhost:{hub.port}/cdn/{name}/{quote(path)}",
                 }
+                if file.xet:
+                    headers |= {"X-Xet-Hash": file.etag, "X-Xet-Refresh-Route": f"{hub.endpoint}/xet"}
                 self._send(302, headers)
             else:
                 self._send_file(file, {**headers, "ETag": f'"{file.etag}"'})

@@ -126,7 +126,7 @@ def _settle(console: Console, planned: Plan, source: LocalModel | None, keep: bo
     if planned.kind is None or source is None:
         return False
     nbytes = size(source.path.stat().st_size)
-    if keep is None and console.may_ask:
+    if keep is None and console.may_ask and planned.result is None:
         keep = not console.ask(f"Remove the download, {nbytes}?", default=False)
     if keep is False:
         pulling.discard(source)

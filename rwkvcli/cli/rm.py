@@ -19,6 +19,7 @@ EXAMPLES = """
   rwkv rm g1-1.5b --source                         # the downloads alone
   rwkv rm g1-1.5b-int8@20260812 --yes
   rwkv rm owner/repo:model.pth
+  rwkv rm owner/repo --interrupted
 """
 
 
@@ -29,6 +30,9 @@ def rm(
     models: Annotated[list[str], typer.Argument(metavar="MODEL", help="As `rwkv list` names them.")],
     source: Annotated[
         bool, typer.Option("--source", help="The downloads alone, not what was made of them.")
+    ] = False,
+    interrupted: Annotated[
+        bool, typer.Option("--interrupted", help="What broken-off downloads of the repository left, alone.")
     ] = False,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> None:
@@ -42,9 +46,11 @@ def rm(
     from rwkvcli.services import catalog
 
     console = Console(settings)
+    if source and interrupted:
+        raise Misuse("--source and --interrupted are different things: choose one")
     found: dict[str, Entry] = {}
     for name in models:
-        for entry in catalog.removable(name, source=source):
+        for entry in catalog.removable(name, source=source, interrupted=interrupted):
             found[str(entry.path)] = entry
     total = size(sum(entry.nbytes for entry in found.values()))
     rows = [(entry.name, entry.what, size(entry.nbytes), str(entry.path)) for entry in found.values()]

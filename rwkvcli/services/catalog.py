@@ -186,9 +186,9 @@ def _quantized(alias: Alias) -> int:
     return pulling.estimated(nbytes, pulling.kind_for(nbytes))
 
 
-def removable(name: str, *, source: bool = False) -> list[Entry]:
+def removable(name: str, *, source: bool = False, interrupted: bool = False) -> list[Entry]:
     """What of this machine `name` stands for: all dates of a short name without one, and what was made of downloads; with
-    `source` the downloads alone. Raises UsageError (a path, the built-in model), ModelNotFound (nothing is here).
+    `source` the downloads alone, with `interrupted` what broken-off downloads left in its repository. Raises UsageError (a path, the built-in model), ModelNotFound (nothing is here).
     """
     parsed = store.parse(name)
     if isinstance(parsed, Path):
@@ -197,7 +197,10 @@ def removable(name: str, *, source: bool = False) -> list[Entry]:
         raise UsageError(
             f"{name} is a path: only what `rwkv pull` brought is removed", hint="`rwkv list` shows it"
         )
-    found = [entry for entry in entries() if _stands_for(parsed, entry)]
+    if interrupted:
+        found = [entry for entry in entries() if entry.what == INTERRUPTED and entry.repo == parsed.repo]
+    else:
+        found = [entry for entry in entries() if _stands_for(parsed, entry)]
     if source:
         found = [entry for entry in found if isinstance(entry.item, Download)]
     if not found:
@@ -206,6 +209,8 @@ def removable(name: str, *, source: bool = False) -> list[Entry]:
         near = [item for item in near if item in here]
         hint = f"there is {', '.join(near[:3])}" if near else "`rwkv list` shows what is here"
         told = f"no download of {name} is on this machine" if source else f"{name} is not on this machine"
+        if interrupted:
+            told = f"no download of {parsed.repo} was interrupted"
         raise ModelNotFound(told, hint=hint)
     return found
 

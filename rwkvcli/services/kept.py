@@ -129,15 +129,20 @@ def remove(item: Kept) -> None:
     try:
         with item.origin.locked():
             item.path.unlink(missing_ok=True)
-            if any(item.origin.target(kind).is_file() for kind in KINDS):
-                return
-            shutil.rmtree(item.origin.folder)
-            with contextlib.suppress(OSError):  # there are others
-                item.origin.folder.parent.rmdir()
+            tidy(item.origin)
     except BlockingIOError:
         raise UsageError(
             f"{item.reference} is being worked on by another process", hint="wait for it to end"
         ) from None
+
+
+def tidy(origin: Origin) -> None:
+    """Remove the folder of `origin`, which is locked, if no model file is in it. Raises OSError."""
+    if any(origin.target(kind).is_file() for kind in KINDS):
+        return
+    shutil.rmtree(origin.folder)
+    with contextlib.suppress(OSError):  # there are others
+        origin.folder.parent.rmdir()
 
 
 def _read(folder: Path) -> Origin | None:

@@ -162,9 +162,6 @@ def make(
     Another process that makes it is waited for. A source that no longer has the Hub's checksum is refused. Raises
     what `quantization.quantize` raises.
     """
-    from quant.checkpoints import Checkpoint
-    from rwkvcli.services import quantization
-
     assert planned.kind is not None
     kind, reference = planned.kind, planned.reference
     assert reference.file is not None
@@ -183,23 +180,44 @@ def make(
     with origin.locked(wait):
         origin.write()
         if not target.is_file():
-            tokenizer = hub_cache.cached_path(planned.tokenizer) if planned.tokenizer is not None else None
-            told = {"repo": reference.repo, "revision": commit, "file": reference.file}
-            with quantization.open_source(source.path) as opened:
-                if isinstance(opened, Checkpoint) and len(etag) == _SHA256_DIGITS:
-                    told["sha256"] = etag
-                quantization.quantize(
-                    opened,
-                    target,
-                    kind,
-                    threads=threads,
-                    tokenizer=tokenizer,
-                    origin=told,
-                    on_progress=watcher.quantizing,
-                    should_stop=should_stop,
-                )
+            _make(planned, origin, source.path, commit, watcher, threads, should_stop)
         _note_sum(origin, kind, watcher)
     return LocalModel(target, planned.name, reference, kind)
+
+
+def _make(
+    planned: Plan,
+    origin: Origin,
+    source: Path,
+    commit: str,
+    watcher: Watcher,
+    threads: int | None,
+    should_stop: Callable[[], bool] | None,
+) -> None:
+    """Quantize, in the folder that is locked; what fails leaves nothing there."""
+    from quant.checkpoints import Checkpoint
+    from rwkvcli.services import quantization
+
+    assert planned.kind is not None
+    tokenizer = hub_cache.cached_path(planned.tokenizer) if planned.tokenizer is not None else None
+    told = {"repo": origin.repo, "revision": commit, "file": origin.file}
+    try:
+        with quantization.open_source(source) as opened:
+            if isinstance(opened, Checkpoint) and len(origin.etag) == _SHA256_DIGITS:
+                told["sha256"] = origin.etag
+            quantization.quantize(
+                opened,
+                origin.target(planned.kind),
+                planned.kind,
+                threads=threads,
+                tokenizer=tokenizer,
+                origin=told,
+                on_progress=watcher.quantizing,
+                should_stop=should_stop,
+            )
+    except BaseException:
+        kept.tidy(origin)
+        raise
 
 
 def _note_sum(origin: Origin, kind: str, watcher: Watcher) -> None:

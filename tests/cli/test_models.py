@@ -251,7 +251,7 @@ def test_damage_is_found_and_never_made_into_anything(hub: Hub, client: Client) 
     refused = client("pull", "g1-0.1b", "--quantize", "int8")
     assert (refused.code, refused.out) == (4, "")
     assert ": " in refused.err
-    assert not list(client.home.glob("models/*/*/*.safetensors"))
+    assert not list(client.home.glob("models/*"))
     assert client("verify", "g1-0.1b").code == 4
 
 
@@ -399,6 +399,7 @@ def test_a_killed_download_goes_on(hub: Hub, client: Client) -> None:
     process.communicate()
     listed = client("list").out
     assert f"{G1}  interrupted" in listed
+    assert client("rm", G1, "--source", "--yes").code == 3  # it is no download yet
     file.stall_after = None
     hub.requests.clear()
     assert client("pull", "g1-0.1b").code == 0
@@ -451,5 +452,11 @@ def test_a_full_disk_leaves_nothing_half_made(hub: Hub, client: Client) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (5, b""), done.stderr
-    assert not list(client.home.glob("models/*/*/*.safetensors*"))
-    assert not list(client.home.glob("models/*/*/.*.part"))
+    assert not list(client.home.glob("models/*"))
+    # what an interrupted download left can go by itself
+    part = client.path(G1, OLD).parents[2] / "blobs" / "0123.incomplete"
+    part.write_bytes(b"1234")
+    assert client("rm", G1, "--interrupted", "--yes").err == "removed: 4 B\n"
+    assert not part.exists() and client.path(G1, OLD).exists()
+    # and what is here is enough, without the network
+    assert client("--offline", "pull", "g1-0.1b", "--quantize", "int8").code == 0

@@ -6,6 +6,7 @@ import errno
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_client import Client
@@ -89,3 +90,40 @@ def test_a_server_that_goes_silent_is_given_up_and_taken_up_again(
         assert not client.path("a/b", "n.pth").exists()
         hub.repos["a/b"].files["n.pth"].stall_after = None
         assert service.download(Reference("a/b", "n.pth")).read_bytes() == file.data[::-1]
+
+
+@pytest.mark.parametrize("way", ["right", "wrong bytes", "fails"])
+def test_xet_is_used_when_asked_for_and_checked_like_the_rest(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import constants, file_download
+
+    data = bytes(range(256)) * 4000
+    calls = []
+
+    def xet_get(*, incomplete_path: Path, xet_file_data: Any, expected_size: int, **_: Any) -> None:
+        calls.append((xet_file_data.file_hash, expected_size))
+        incomplete_path.write_bytes(data if way == "right" else data[::-1])
+        if way == "fails":
+            raise RuntimeError("no route to the storage")
+
+    monkeypatch.setattr(file_download, "xet_get", xet_get)
+    monkeypatch.setattr(file_download, "is_xet_available", lambda: True)
+    with Hub() as hub:
+        Client(hub, tmp_path, monkeypatch, capfd)
+        file = HubFile(data, xet=True)
+        hub.repos["a/b"] = Repo({"m.pth": file, "n.pth": HubFile(data[::-1], xet=True)})
+        assert service.download(Reference("a/b", "n.pth")).read_bytes() == data[::-1]
+        assert calls == []  # it is not asked for
+        monkeypatch.setattr(constants, "HF_XET_HIGH_PERFORMANCE", True)
+        if way == "wrong bytes":
+            with pytest.raises(FormatError, match="another checksum"):
+                service.download(Reference("a/b", "m.pth"))
+        else:
+            path = service.download(Reference("a/b", "m.pth"))
+            assert path.read_bytes() == data
+            assert (
+                len({item.name for item in path.resolve().parent.iterdir()}) == 2
+            )  # nothing beside both files
+        assert calls == [(file.etag, len(data))]
+        assert any(r.path.endswith("/cdn/a/b/m.pth") for r in hub.requests) == (way == "fails")
