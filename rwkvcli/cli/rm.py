@@ -20,6 +20,7 @@ EXAMPLES = """
   rwkv rm g1-1.5b-int8@20260812 --yes
   rwkv rm owner/repo:model.pth
   rwkv rm owner/repo --interrupted
+  rwkv rm "$(rwkv list --json | jq -r '.[0].path')"
 """
 
 

@@ -49,12 +49,17 @@ class Entry:
         }
 
 
-def entries() -> list[Entry]:
-    """Everything on this machine: what was made, downloads, interrupted downloads, and the built-in model."""
+def entries(*, others: bool = False) -> list[Entry]:
+    """Everything on this machine: what was made, downloads, interrupted downloads, and the built-in model.
+
+    The cache is shared: checkpoints whose names say nothing of RWKV belong to other programs, mostly; with `others` they are
+    there too.
+    """
     found = [_entry(item, item.kind) for item in kept.kept()]
     for download in hub_cache.downloads():
         runs = download.path.suffix == ".safetensors" and store.is_model(download.path)
-        found.append(_entry(download, MODEL if runs else CHECKPOINT))
+        if runs or others or _is_ours(download):
+            found.append(_entry(download, MODEL if runs else CHECKPOINT))
     found.sort(key=lambda entry: (entry.name, entry.what))
     found += [
         Entry(p.repo, INTERRUPTED, p.nbytes, p.path, p.repo, None, p.path.stat().st_mtime, p)
@@ -64,6 +69,10 @@ def entries() -> list[Entry]:
     assert isinstance(demo, Path)
     info = demo.stat()
     return [*found, Entry(names.DEMO, BUILT_IN, info.st_size, demo, None, None, info.st_mtime, None)]
+
+
+def _is_ours(download: Download) -> bool:
+    return download.path.suffix == ".pth" or "rwkv" in f"{download.repo}/{download.file}".lower()
 
 
 def _entry(item: Kept | Download, what: str) -> Entry:
@@ -188,19 +197,23 @@ def _quantized(alias: Alias) -> int:
 
 def removable(name: str, *, source: bool = False, interrupted: bool = False) -> list[Entry]:
     """What of this machine `name` stands for: all dates of a short name without one, and what was made of downloads; with
-    `source` the downloads alone, with `interrupted` what broken-off downloads left in its repository. Raises UsageError (a path, the built-in model), ModelNotFound (nothing is here).
+    `source` the downloads alone, with `interrupted` what broken-off downloads left in its repository. A path is one of those
+    that `entries` has. Raises UsageError (a path, the built-in model), ModelNotFound (nothing is here).
     """
     parsed = store.parse(name)
     if isinstance(parsed, Path):
         if name == names.DEMO:
             raise UsageError(f"{name} is built in, and stays")
+        this = [entry for entry in entries() if entry.item is not None and entry.path == parsed.absolute()]
+        if this:
+            return this
         raise UsageError(
             f"{name} is a path: only what `rwkv pull` brought is removed", hint="`rwkv list` shows it"
         )
     if interrupted:
         found = [entry for entry in entries() if entry.what == INTERRUPTED and entry.repo == parsed.repo]
     else:
-        found = [entry for entry in entries() if _stands_for(parsed, entry)]
+        found = [entry for entry in entries(others=True) if _stands_for(parsed, entry)]
     if source:
         found = [entry for entry in found if isinstance(entry.item, Download)]
     if not found:

@@ -157,7 +157,7 @@ def remove(download: Download) -> None:
         download.path.unlink()
     else:
         for path in (folder / "snapshots").rglob("*"):
-            if etag_of(path) == blob.name and _is_file(path, download):
+            if etag_of(path) == blob.name and _file_of(path, folder) == download.file:
                 path.unlink()
         if not any(etag_of(path) == blob.name for path in (folder / "snapshots").rglob("*")):
             blob.unlink(missing_ok=True)
@@ -187,9 +187,9 @@ def is_intact(path: Path, etag: str, on_progress: Callable[[int, int], None] | N
     return digest.hexdigest() == etag
 
 
-def _is_file(path: Path, download: Download) -> bool:
-    """Whether `path`, in some snapshot, is the same file of the repository: another one may have the same bytes."""
-    return path.as_posix().endswith(f"/{download.file}")
+def _file_of(path: Path, repository: Path) -> str:
+    """The file of the repository that `path`, in one of its snapshots, is."""
+    return path.relative_to(repository / "snapshots").as_posix().partition("/")[2]
 
 
 def _remove_empty(folder: Path) -> None:

@@ -68,6 +68,25 @@ def made(client: Client, file: str, kind: str) -> Path:
     return found
 
 
+def made_of(repo: str, client: Client) -> Path:
+    """The one model file that was made of a repository's files."""
+    (found,) = (client.home / "models" / repo).glob("*/*.safetensors")
+    return found
+
+
+def test_a_name_that_is_here_starts_without_the_library(hub: Hub, client: Client) -> None:
+    client("pull", "g1-0.1b", "--quantize", "int8")
+    program = (
+        "import sys; from rwkvcli.cli.app import main; code = main(sys.argv[1:])\n"
+        "sys.exit(code or any(name in sys.modules for name in ('huggingface_hub', 'rich', 'filelock')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, "generate", "-m", "g1-0.1b", *ANSWER],
+        env=environment(**client.env), stdin=subprocess.DEVNULL, capture_output=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_short_name_is_pulled_made_into_a_model_and_found_again(hub: Hub, client: Client) -> None:
     done = client("pull", "g1-0.1b", "--quantize", "int8")
     path = made(client, OLD, "int8")
@@ -172,6 +191,8 @@ def test_percent_signs_and_folders_in_names(hub: Hub, client: Client, pth: Path)
     assert client("pull", f"a/b:{file}").out == f"{client.path('a/b', file)}\n"
     assert client("pull", "a/b", "--quantize", "int8").code == 0
     assert client("generate", "-m", f"a/b:{file}", *ANSWER).code == 0
+    assert client("rm", made_of("a--b", client), "--yes").code == 0
+    assert client.files() == [hub.repos["a/b"].files[file].etag]
     assert client("rm", f"a/b:{file}", "--yes").code == 0
     assert client.files() == []
 
@@ -216,12 +237,21 @@ def test_removing(hub: Hub, client: Client) -> None:
 
 
 def test_a_blob_that_another_name_has_stays(hub: Hub, client: Client, pth: Path) -> None:
-    hub.repos["a/b"] = Repo({"m.pth": HubFile(pth.read_bytes()), "copy.pth": HubFile(pth.read_bytes())})
+    hub.repos["a/b"] = Repo({"m.pth": HubFile(pth.read_bytes()), "sub/m.pth": HubFile(pth.read_bytes())})
     client("pull", "a/b:m.pth")
-    client("pull", "a/b:copy.pth")
+    client("pull", "a/b:sub/m.pth")
     assert client("rm", "a/b:m.pth", "--yes").code == 0
-    assert client.path("a/b", "copy.pth").read_bytes() == pth.read_bytes()
+    assert client.path("a/b", "sub/m.pth").read_bytes() == pth.read_bytes()
     assert not client.path("a/b", "m.pth").exists()
+    assert client("rm", "a/b", "--yes").code == 0
+    assert client.files() == []
+
+
+def test_what_other_programs_downloaded_is_not_listed_but_can_be_named(hub: Hub, client: Client) -> None:
+    other = HubFile(b"\x02" + b"\0" * 7 + b"{}")
+    hub.repos["a/b"] = Repo({"llama.safetensors": other})
+    client("pull", "a/b")
+    assert [item["name"] for item in json.loads(client("list", "--json").out)] == ["demo"]
     assert client("rm", "a/b", "--yes").code == 0
     assert client.files() == []
 
