@@ -45,7 +45,7 @@ def list(  # the verb's name
     if remote:
         _tell_remote(console, where)
     elif where is not None:
-        raise Misuse("WHERE goes with --remote")
+        raise Misuse("a family or repository is listed with --remote")
     else:
         _tell_local(console)
 

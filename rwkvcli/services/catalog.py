@@ -64,6 +64,7 @@ def entries(*, others: bool = False) -> list[Entry]:
     found += [
         Entry(p.repo, INTERRUPTED, p.nbytes, p.path, p.repo, None, p.path.stat().st_mtime, p)
         for p in hub_cache.partials()
+        if others or "rwkv" in p.repo.lower()
     ]
     demo = store.parse(names.DEMO)
     assert isinstance(demo, Path)
@@ -211,7 +212,8 @@ def removable(name: str, *, source: bool = False, interrupted: bool = False) -> 
             f"{name} is a path: only what `rwkv pull` brought is removed", hint="`rwkv list` shows it"
         )
     if interrupted:
-        found = [entry for entry in entries() if entry.what == INTERRUPTED and entry.repo == parsed.repo]
+        left = entries(others=True)
+        found = [entry for entry in left if entry.what == INTERRUPTED and entry.repo == parsed.repo]
     else:
         found = [entry for entry in entries(others=True) if _stands_for(parsed, entry)]
     if source:
@@ -256,7 +258,9 @@ def remove(entry: Entry) -> None:
     elif isinstance(entry.item, Download):
         hub_cache.remove(entry.item)
     elif isinstance(entry.item, Partial):
-        entry.item.path.unlink(missing_ok=True)
+        from rwkvcli.services.hub import remove_partial
+
+        remove_partial(entry.item)
 
 
 def read_whole(path: Path, on_progress: Callable[[int, int], None] | None = None) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from rwkvcli.errors import FormatError, NetworkError, NoSpace, RwkvError
+from rwkvcli.errors import FormatError, NetworkError, NoSpace, RwkvError, UsageError
 from rwkvcli.services import hub_cache
 from rwkvcli.services.hub_errors import as_our_errors, ended_early, endpoint, is_local, is_timeout, status_of
 from rwkvcli.services.names import Reference
@@ -95,6 +95,21 @@ def part_of(reference: Reference, etag: str) -> int:
         return blob.with_name(blob.name + hub_cache.INCOMPLETE).stat().st_size
     except OSError:
         return 0
+
+
+def remove_partial(partial: hub_cache.Partial) -> None:
+    """Remove what an interrupted download left. Raises UsageError if it is going on, in whatever program, and OSError."""
+    from filelock import Timeout
+    from huggingface_hub.utils import WeakFileLock
+
+    etag = partial.path.name.partition(".")[0]
+    try:
+        with WeakFileLock(_lock_path(partial.path.with_name(etag)), timeout=_LOCK_TRY):
+            partial.path.unlink(missing_ok=True)
+    except Timeout:
+        raise UsageError(
+            f"a file of {partial.repo} is being downloaded by another process", hint="wait for it to end"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -263,9 +278,7 @@ def _library_lock(blob: Path, partial: Path, size: int, name: str, watcher: Watc
     from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock
 
-    repository = blob.parent.parent
-    lock = repository.parent / ".locks" / repository.name / f"{blob.name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock = _lock_path(blob)
     with contextlib.ExitStack() as stack:
         while True:
             try:
@@ -276,6 +289,14 @@ def _library_lock(blob: Path, partial: Path, size: int, name: str, watcher: Watc
                 with contextlib.suppress(OSError):
                     watcher.downloading(partial.stat().st_size, size)
         yield
+
+
+def _lock_path(blob: Path) -> Path:
+    """The library's lock file for a blob; its folder is made."""
+    repository = blob.parent.parent
+    lock = repository.parent / ".locks" / repository.name / f"{blob.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    return lock
 
 
 class _Counted:

@@ -425,6 +425,10 @@ def test_a_killed_download_goes_on(hub: Hub, client: Client) -> None:
     until = time.monotonic() + 30
     while time.monotonic() < until and sum(p.stat().st_size for p in folder.glob("*.incomplete")) < 400_000:
         time.sleep(0.02)
+    busy = client("rm", G1, "--interrupted", "--yes")
+    assert (busy.code, busy.err.splitlines()[0]) == (
+        2, f"error: a file of {G1} is being downloaded by another process",
+    )  # fmt: skip
     process.kill()
     process.communicate()
     listed = client("list").out
