@@ -260,7 +260,8 @@ def _facts(found: dict[str, Any], sizes: dict[str, Any]) -> Iterator[tuple[str, 
             yield key.replace("_", " "), str(found[key])
     source = found.get("source")
     if isinstance(source, dict) and source:
-        told = [source.get("file"), source.get("dtype")]
+        repo = f"{source['repo']}:" if source.get("repo") else ""
+        told = [f"{repo}{source.get('file') or ''}", source.get("dtype")]
         if isinstance(source.get("sha256"), str):
             told.append(f"sha256 {source['sha256']}")
         yield "made from", ", ".join(str(value) for value in told if value)
