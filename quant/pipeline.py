@@ -83,6 +83,7 @@ def quantize(
     group_norm_eps: float | None = None,
     ffn_value: str = "auto",
     force: bool = False,
+    origin: Mapping[str, str] | None = None,
     evaluate: Callable[[Path], Mapping[str, Any]] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -92,8 +93,9 @@ def quantize(
     `tokenizer_json`: contents of a tokenizer.json to embed; without it, the vocabulary's size decides.
     `template`: id of the chat template; None for the source's, or none.
     `group_norm_eps`: None for the source's, or the usual 64e-5. `ffn_value`: "auto", "tile" or "kn". `force`:
-    replace an existing file; where `out_path` is a link, what it leads to. `evaluate` is given the path of the
-    file before it takes its place; what it returns (ready for JSON, at most QUALITY_BYTES) is the report's
+    replace an existing file; where `out_path` is a link, what it leads to. `origin`: what is known of where the source
+    came from, for the metadata's `source`; if there is a `sha256` in it, the source must have it. `evaluate` is given
+    the path of the file before it takes its place; what it returns (ready for JSON, at most QUALITY_BYTES) is the report's
     `quality`, and what it raises ends the work. `should_stop` is asked between blocks.
 
     Raises InvalidRequest (a quantized source, OUT is SRC, OUT exists or is no regular file, bad options),
@@ -129,6 +131,7 @@ def quantize(
     if tokenizer_bytes is not None:
         entries.append(Entry(TOKENIZER_TENSOR, "U8", (len(tokenizer_bytes),)))
     reserve = json_bound(plan) + 6 * len(told_name(weights.path).encode()) + 4096
+    reserve += 6 * len(dumps(dict(origin))) if origin else 0
     reserve += QUALITY_BYTES if evaluate is not None else 0
     progress = _Watch(plan, on_progress, should_stop)
     writing = ContainerWriter(final, entries, metadata, reserve, told=out)
@@ -140,7 +143,8 @@ def quantize(
         if tokenizer_bytes is not None:
             writer.write(TOKENIZER_TENSOR, np.frombuffer(tokenizer_bytes, np.uint8))
         report = to_json(reports)
-        metadata |= {"report": dumps(report), "source": dumps(provenance.result(progress.check))}
+        told = _with_origin(weights, provenance.result(progress.check), origin or {})
+        metadata |= {"report": dumps(report), "source": dumps(told)}
         quality = None
         if evaluate is not None:
             quality = evaluate(writer.preview(metadata))
@@ -157,6 +161,17 @@ def quantize(
         tuple(reports),
         quality,
     )
+
+
+def _with_origin(source: Source, found: dict[str, Any], origin: Mapping[str, str]) -> dict[str, Any]:
+    """What the file says of its source. Raises FormatError for a source that is not what it is said to be."""
+    wanted = origin.get("sha256")
+    if wanted is not None and found.get("sha256") != wanted:
+        raise FormatError(
+            f"{source.path} has another checksum than it should: it is damaged",
+            hint="Remove it, and download it again.",
+        )
+    return {**found, **origin}
 
 
 def _tensor(

@@ -53,10 +53,13 @@ class Source(Protocol):
         ...
 
 
-def open_model(path: str | os.PathLike[str]) -> Checkpoint | ModelFile:
-    """Open `path` as whichever of the two it is; close it when done. Raises what both raise."""
+def open_model(path: str | os.PathLike[str], *, check_values: bool = True) -> Checkpoint | ModelFile:
+    """Open `path` as whichever of the two it is; close it when done. Raises what both raise.
+
+    `check_values`: look at a few values of a model file too, not at the header alone.
+    """
     if _is_model(path):
-        return ModelFile.open(path)
+        return ModelFile.open(path, check_values=check_values)
     return open_checkpoint(path)
 
 

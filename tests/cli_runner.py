@@ -19,6 +19,8 @@ import pyte
 
 RWKV = [sys.executable, "-P", "-m", "rwkvcli"]  # -P: not the checkout that happens to be the current folder
 ROWS, COLUMNS = 30, 100
+_NOWHERE = "/nowhere/of/the/tests"
+"""Where nothing was downloaded; a test that downloads names a folder of its own."""
 _OURS = ("RWKV_", "HF_", "NO_COLOR", "COLUMNS", "PYTHONPATH", "PYTHONUTF8", "LC_", "LANG")
 
 
@@ -37,7 +39,8 @@ def environment(**extra: str) -> dict[str, str]:
     root = str(Path(__file__).parent.parent)
     here = {} if _is_installed() else {"PYTHONPATH": root}
     return {**kept, **here, "COLUMNS": "80", "LC_ALL": "C.UTF-8", "HF_HUB_OFFLINE": "1",
-            "RWKV_CONFIG": os.devnull, **extra}  # fmt: skip
+            "RWKV_CONFIG": os.devnull, "HF_HOME": _NOWHERE, "RWKV_MODELS": f"{_NOWHERE}/models",
+            **extra}  # fmt: skip
 
 
 def rwkv(

@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlparse
+from typing import Any
+from urllib.parse import quote, unquote, urlparse
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_right"
@@ -34,12 +37,29 @@ class HubFile:
     ignores_range: bool = False
     stall_after: int | None = None
     """Send nothing more after this many bytes, and keep the connection."""
+    xet: bool = False
+    """Offer it by the Xet protocol too (which this server does not speak)."""
+    statuses: list[int] = field(default_factory=list)
+    """Answer the next requests for the bytes with these."""
+    piece: int | None = None
+    """Send so many bytes at a time, with a pause of `pause` seconds after each: a slow line."""
+    pause: float = 0.01
 
     @property
     def etag(self) -> str:
-        if self.lfs:
-            return hashlib.sha256(self.data).hexdigest()
+        return hashlib.sha256(self.data).hexdigest() if self.lfs else self.oid
+
+    @property
+    def oid(self) -> str:
+        """Git's hash; of a large file it would be that of its pointer, which nobody looks at."""
         return hashlib.sha1(b"blob %d\0" % len(self.data) + self.data).hexdigest()
+
+    def listed(self, path: str) -> dict[str, object]:
+        """As the list of a repository has it."""
+        entry: dict[str, object] = {"type": "file", "path": path, "size": len(self.data), "oid": self.oid}
+        if self.lfs:
+            entry["lfs"] = {"oid": self.etag, "size": len(self.data), "pointerSize": 134}
+        return entry
 
 
 @dataclass
@@ -51,6 +71,8 @@ class Repo:
     private: bool = False
     status: int | None = None
     """Answer everything with this status."""
+    statuses: list[int] = field(default_factory=list)
+    """Answer the next requests with these."""
     commit: str = COMMIT
     revisions: tuple[str, ...] = ("main",)
 
@@ -73,7 +95,7 @@ class Hub:
     requests: list[Request] = field(default_factory=list)
 
     def __enter__(self) -> Hub:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
@@ -97,6 +119,13 @@ class Hub:
     def downloads(self) -> list[Request]:
         """The requests for the bytes of files."""
         return [r for r in self.requests if r.method == "GET" and "/api/" not in r.path]
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients may go when they have what they want."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -135,8 +164,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             authorized = self.headers.get("Authorization") == f"Bearer {TOKEN}"
             if repo is None or (repo.private and not authorized):
                 self._send(404 if authorized else 401, {"X-Error-Code": "RepoNotFound"})
-            elif repo.status is not None:
-                self._send(repo.status, {})
+            elif repo.status is not None or repo.statuses:
+                self._send(repo.statuses.pop(0) if repo.statuses else repo.status or 0, {})
             elif repo.gated and not authorized:
                 message = f"Access to model {name} is restricted."
                 self._send(401, {"X-Error-Code": "GatedRepo", "X-Error-Message": message})
@@ -156,21 +185,29 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 headers |= {
                     "X-Linked-ETag": f'"{file.etag}"',
                     "X-Linked-Size": str(len(file.data)),
-                    "Location": f"http://localhost:{hub.port}/cdn/{name}/{path}",
+                    "Location": f"http://localhost:{hub.port}/cdn/{name}/{quote(path)}",
                 }
+                if file.xet:
+                    headers |= {"X-Xet-Hash": file.etag, "X-Xet-Refresh-Route": f"{hub.endpoint}/xet"}
                 self._send(302, headers)
             else:
                 self._send_file(file, {**headers, "ETag": f'"{file.etag}"'})
 
         def _send_file(self, file: HubFile, headers: dict[str, str]) -> None:
+            if file.statuses and self.command == "GET":
+                self._send(file.statuses.pop(0), {})
+                return
             data = file.sent_instead if file.sent_instead is not None else file.data
-            status, begin = 200, 0
-            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+            status, begin, end = 200, 0, len(data)
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
             if wanted and not file.ignores_range:
                 status, begin = 206, int(wanted[1])
-                headers = {**headers, "Content-Range": f"bytes {begin}-{len(data) - 1}/{len(data)}"}
-            body = data[begin:]
-            if file.stall_after is not None and self.command == "GET":
+                end = min(end, int(wanted[2]) + 1) if wanted[2] else end
+                headers = {**headers, "Content-Range": f"bytes {begin}-{end - 1}/{len(data)}"}
+            body = data[begin:end]
+            if file.piece is not None and self.command == "GET":
+                self._send_slowly(status, headers, body, file.piece, file.pause)
+            elif file.stall_after is not None and self.command == "GET":
                 self._send(status, headers, body, cut=file.stall_after, stall=True)
             elif file.stop_after is not None and file.stops > 0 and self.command == "GET":
                 file.stops -= 1
@@ -181,14 +218,19 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def _describe(self, name: str, tree: bool) -> None:
             repo = hub.repos[name]
             if tree:
-                answer: object = [
-                    {"type": "file", "path": path, "size": len(file.data), "oid": file.etag}
-                    for path, file in repo.files.items()
-                ]
+                answer: object = [file.listed(path) for path, file in repo.files.items()]
             else:
                 siblings = [{"rfilename": path} for path in repo.files]
                 answer = {"id": name, "modelId": name, "sha": repo.commit, "siblings": siblings, "tags": []}
             self._send(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+
+        def _send_slowly(
+            self, status: int, headers: dict[str, str], body: bytes, piece: int, pause: float
+        ) -> None:
+            self._send(status, {**headers, "Content-Length": str(len(body))})
+            for begin in range(0, len(body), piece):
+                self.wfile.write(body[begin : begin + piece])
+                time.sleep(pause)
 
         def _send(
             self,
@@ -201,7 +243,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             for key, value in headers.items():
                 self.send_header(key, value)
-            self.send_header("Content-Length", str(len(body)))
+            if "Content-Length" not in headers:
+                self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body if cut is None else body[:cut])

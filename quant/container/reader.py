@@ -77,8 +77,11 @@ class ModelFile:
     tensors: dict[str, tuple[str, Shape]]
     """{stored name: (safetensors dtype, shape)} without padding, in file order."""
 
-    def __init__(self, file: SafetensorsFile) -> None:
-        """Check `file`, which this object then owns. FormatError for what FORMAT.md does not allow."""
+    def __init__(self, file: SafetensorsFile, *, check_values: bool = True) -> None:
+        """Check `file`, which this object then owns. FormatError for what FORMAT.md does not allow.
+
+        `check_values`: look at scales, codebooks and vectors too, not at the header alone.
+        """
         self._file = file
         self.path = file.file.path
         self.metadata = file.metadata
@@ -95,18 +98,19 @@ class ModelFile:
             if not name.startswith(PAD_PREFIX)
         }
         self._check_tensors()
-        self._check_values()
+        if check_values:
+            self._check_values()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> ModelFile:
-        """Map and check the model file `path`.
+    def open(cls, path: str | os.PathLike[str], *, check_values: bool = True) -> ModelFile:
+        """Map and check the model file `path`; without `check_values` its header alone.
 
         Raises SourceNotFound (missing, a folder) and FormatError (corrupt, truncated, of an unknown version,
         or a checkpoint and not a model file).
         """
         file = SafetensorsFile(path)
         try:
-            return cls(file)
+            return cls(file, check_values=check_values)
         except BaseException:
             file.close()
             raise

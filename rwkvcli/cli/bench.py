@@ -74,7 +74,7 @@ def bench(
     names = models or ([settings.model] if settings.model is not None else [])
     if not names:
         raise Misuse("no MODEL: name a file, for example `demo`")
-    from rwkvcli.cli.download import model_file
+    from rwkvcli.cli.download import model_to_run
     from rwkvcli.cli.render import BenchBar
     from rwkvcli.services import benchmarking
     from rwkvcli.services.generation import check_device
@@ -89,7 +89,7 @@ def bench(
     )
     check_device(settings.device)
     console = Console(settings)
-    found = [model_file(console, name) for name in names]
+    found = [model_to_run(console, name) for name in names]
     kind = output or (Output.json if settings.json else Output.md)
     write = _WRITERS[kind](console.line)
     with BenchBar(console) as bar:

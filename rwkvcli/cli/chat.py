@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from rwkvcli.services.conversation import Settings as ChatSettings
 
 EXAMPLES = """
-  rwkv chat demo
+  rwkv chat                                        # the best model that is here
+  rwkv chat g1-1.5b
   rwkv chat trip -m g1-0.4b-int4.safetensors       # a conversation with a name
   rwkv chat trip                                   # goes on where it was left
   rwkv chat -m model.safetensors -s "Answer in one word."
@@ -107,13 +108,10 @@ def chat(
     session = sessions.Session(name or sessions.fresh_name()) if keeps else None
     try:
         model_name = model_name or (session.model if session is not None else None) or settings.model
-        if model_name is None:
-            if not in_terminal:
-                raise Misuse("no model: give one with -m, for example `-m demo`")
-            model_name = "demo"
-        from rwkvcli.cli.download import model_to_run
+        from rwkvcli.cli.download import default_model, model_to_run
 
         generation.check_device(settings.device)
+        model_name = model_name or default_model(console)
         found = model_to_run(console, model_name)
         model = generation.load_model(found, settings.device, settings.threads)
         seed = sampling.pop("seed")
@@ -129,7 +127,8 @@ def chat(
         saved = session.settings() if session is not None and not begins else usual
         wanted = _under(flags, sampling, saved)
         if session is not None:
-            talk = session.converse(model, model_name, wanted, seed)
+            name_to_keep = found.exact_name if found.reference is not None else model_name
+            talk = session.converse(model, name_to_keep, wanted, seed)
         else:
             talk = Conversation(model, Snapshots(model), settings=wanted, seed=seed)
         if system is not None and talk.history.head is not None:
@@ -193,11 +192,13 @@ def _explicit_model(settings: Settings) -> str | None:
 def _is_model(name: str) -> bool:
     """Whether NAME is a model rather than the name of a conversation."""
     from rwkvcli.errors import UsageError
-    from rwkvcli.services import sessions, store
+    from rwkvcli.services import names, sessions
 
     try:
         if sessions.exists(name):
             return False
     except UsageError:  # no name at all
         return True
-    return name in store.ALIASES or name.endswith(store.SUFFIXES) or os.path.isfile(name)  # noqa: PTH113
+    if name == names.DEMO or names.alias(name) is not None:
+        return True
+    return name.endswith(names.SUFFIXES) or os.path.isfile(name)  # noqa: PTH113

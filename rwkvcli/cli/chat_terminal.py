@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rwkvcli.services.sessions import Session
     from rwkvcli.services.store import LocalModel
 
-REAL_MODEL = "rwkv quantize BlinkDL/rwkv7-g1:rwkv7-g1d-0.4b-20260210-ctx8192.pth --to int4"
+REAL_MODEL = "rwkv chat g1-1.5b"
 """Downloads a small model that knows something, and makes a model file of it."""
 _RECALLED = 12
 """Lines of the last answer that are shown when a conversation is resumed."""

@@ -58,7 +58,7 @@ end
 complete -c rwkv -f -a '(__rwkv_suggest)'
 """
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
-_TAKE_MODEL = ("show", "quantize", "doctor", "pull", "bench")
+_TAKE_MODEL = ("show", "quantize", "doctor", "bench")
 
 
 @with_settings(stored=False)
@@ -72,7 +72,7 @@ def completion(
 ) -> None:
     """Print a script that completes commands in your shell.
 
-    Verbs, options, their values, and the names of models that were downloaded; where none fits, the shell
+    Verbs, options, their values, and the names of models that are here or can be pulled; where none fits, the shell
     completes the names of files.
     """
     console = Console(settings)
@@ -138,6 +138,8 @@ def _values_of(verb: str | None, flag: str) -> list[str] | None:
             return ["auto", "cpu", "torch", "torch:cpu", "torch:cuda", "torch:mps", "torch:xpu"]
         case "color":
             return ["auto", "always", "never"]
+        case "quantize":
+            return ["int8", "int4"]
         case "to":
             return ["int8", "int4", "bf16", "f16", "f32"]
         case "ffn_value":
@@ -181,6 +183,18 @@ def _arguments(verb: str, before: Sequence[str]) -> Sequence[str]:
         if not before:
             return ["list", "export", "rm"]
         return names() if before[0] != "list" else []
+    if verb in ("rm", "verify"):
+        from rwkvcli.services.store import names_here
+
+        return names_here()
+    if verb == "pull":
+        from rwkvcli.services.names import aliases
+
+        return aliases()
+    if verb == "list":
+        from rwkvcli.services.names import families
+
+        return list(families())
     return _models() if verb in _TAKE_MODEL else []
 
 
@@ -195,7 +209,8 @@ def _values_of_setting(key: str) -> Sequence[str]:
 
 
 def _models() -> list[str]:
-    from rwkvcli.services.diagnosis import downloaded_models
-    from rwkvcli.services.store import ALIASES
+    """What is here, and the short names of what can be."""
+    from rwkvcli.services.names import DEMO, aliases
+    from rwkvcli.services.store import names_here
 
-    return [*ALIASES, *downloaded_models()]
+    return list(dict.fromkeys([DEMO, *names_here(), *aliases()]))

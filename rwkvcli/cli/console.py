@@ -58,6 +58,23 @@ class Console:
         """Whether progress may be drawn on stderr."""
         return not self.settings.quiet and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
 
+    @property
+    def may_ask(self) -> bool:
+        """Whether a person sees questions and can answer them."""
+        return is_terminal(sys.stdin) and is_terminal(sys.stderr)
+
+    def ask(self, question: str, *, default: bool) -> bool:
+        """Ask for yes or no on stderr. Enter is `default`, the end of the input no."""
+        while True:
+            write_error_stream(f"{question} [{'Y/n' if default else 'y/N'}] ")
+            line = sys.stdin.readline() if sys.stdin is not None else ""
+            if not line:
+                write_error_stream("\n")
+                return False
+            word = line.strip().lower()
+            if word in ("y", "yes", "n", "no", ""):
+                return word.startswith("y") or (not word and default)
+
     def write(self, text: str) -> None:
         """Write a part of the answer, at once. A reader that has gone raises BrokenPipeError."""
         if sys.stdout is None:

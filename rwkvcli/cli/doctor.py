@@ -15,6 +15,7 @@ from rwkvcli.cli.settings import Settings
 EXAMPLES = """
   rwkv doctor
   rwkv doctor model-int4.safetensors
+  rwkv doctor g1-7.2b
   rwkv doctor --json | jq .cpu.level
 """
 
@@ -24,14 +25,15 @@ def doctor(
     settings: Settings,
     *,
     file: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A model file to judge too.", show_default=False)
+        str | None, typer.Argument(metavar="MODEL", help="A model to judge too.", show_default=False)
     ] = None,
 ) -> None:
     """Tell what this machine can do, and whether a model fits.
 
     Processor features and the kernels that are chosen, threads, memory, GPUs, optional packages, folders;
     and why. With MODEL also whether it fits into memory, and the speed to expect: the memory's bandwidth,
-    which is measured, over the bytes that a token needs.
+    which is measured, over the bytes that a token needs. A checkpoint, here or on the Hub, is judged by what can be
+    made of it; nothing is downloaded for that.
     """
     from rwkvcli.cli.render import table
     from rwkvcli.services import diagnosis, fitting
@@ -40,9 +42,8 @@ def doctor(
     found = diagnosis.examine(settings.threads)
     model = file if file is not None else settings.model
     if model is not None:
-        from rwkvcli.cli.download import model_file
-
-        found["model"] = fitting.forecast(model_file(console, model), found["threads"]["count"])
+        threads = found["threads"]["count"]
+        found["model"] = fitting.prospects(model, threads, offline=settings.offline)
     if settings.json:
         console.line(json.dumps(found))
     else:
@@ -74,7 +75,36 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"extra {extra}", "; ".join(told)
     yield from found["folders"].items()
     if "model" in found:
-        yield from _model_lines(found["model"])
+        yield from (
+            _choice_lines(found["model"]) if "choices" in found["model"] else _model_lines(found["model"])
+        )
+
+
+_VERDICT = {
+    True: "it fits",
+    False: "it does not fit: expect it to be slow",
+    None: "free memory is unknown",
+}
+
+
+def _choice_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What can be made of a checkpoint."""
+    from rwkvcli.cli.render import size
+
+    missing, free = model["download_bytes"], model["disk_bytes"]
+    yield "", ""
+    yield "checkpoint", f"{model['name']}, {size(model['source_bytes'])}"
+    if missing:
+        largest = max(choice["bytes"] for choice in model["choices"])
+        enough = "there is room" if missing + largest <= free else "there is no room for it"
+        yield "download", f"{size(missing)}, {size(free)} of disk are free: {enough}"
+    about = "" if model["exact"] else "at most "
+    for choice in model["choices"]:
+        yield (
+            choice["kind"],
+            f"needs {about}{size(choice['needed_bytes'])}; {_VERDICT[choice['fits']]}; up to about "
+            f"{choice['tokens_per_s']:g} tokens/s ({model['gb_per_s']:g} GB/s measured)",
+        )
 
 
 def _model_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -84,14 +114,9 @@ def _model_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
         f"{size(model['bytes'])} of weights + {size(model['state_bytes'])} of state "
         f"+ {size(model['working_bytes'])} to work in = {size(model['needed_bytes'])}"
     )
-    verdict = {
-        True: "it fits",
-        False: "it does not fit: expect it to be slow",
-        None: "free memory is unknown",
-    }
     yield "", ""
     yield "model", model["path"]
-    yield "needs", f"{parts}; {verdict[model['fits']]}"
+    yield "needs", f"{parts}; {_VERDICT[model['fits']]}"
     yield (
         "speed",
         (

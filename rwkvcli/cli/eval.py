@@ -55,7 +55,8 @@ def eval(
         raise Misuse("no model: give one with -m, for example `-m demo`")
     from rwkvcli.cli.download import model_to_run
     from rwkvcli.cli.quality import task_lines
-    from rwkvcli.cli.render import DownloadBar, EvaluationBar
+    from rwkvcli.cli.render import EvaluationBar
+    from rwkvcli.cli.watching import Bars
     from rwkvcli.services import lambada
     from rwkvcli.services.generation import check_device, load_model
 
@@ -63,8 +64,8 @@ def eval(
     console = Console(settings)
     found = model_to_run(console, settings.model)
     model = load_model(found, settings.device, settings.threads)
-    with DownloadBar(console, file or lambada.REPOSITORY) as bar:
-        path = lambada.find_file(file, offline=settings.offline, on_progress=bar.update)
+    with Bars(console, file or lambada.REPOSITORY) as bars:
+        path = lambada.find_file(file, offline=settings.offline, watcher=bars)
     documents = lambada.read_documents(path, limit)
     with EvaluationBar(console) as bar:
         result = lambada.evaluate(

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from rwkvcli.services.generation import Generation
 
 EXAMPLES = """
-  rwkv generate -m demo "Once upon a time"
+  rwkv generate -m g1-1.5b "Once upon a time"
   echo "It was a fine morning, and" | rwkv generate -m model-int4.safetensors
   cat report.txt | rwkv generate -m model.safetensors --chat "Summarise this:" > summary.txt
   rwkv generate -m model.safetensors -s "Answer in one word." "The capital of France?"
@@ -192,10 +193,7 @@ def generate(
         if text is None and state is None:
             why = "stdin is a terminal" if is_terminal(sys.stdin) else "stdin is empty"
             raise Misuse(f"no text to continue: give PROMPT, or pipe text in ({why})")
-        if settings.model is None:
-            raise Misuse("no model: give one with -m, for example `-m demo`")
-
-        from rwkvcli.cli.download import model_to_run
+        from rwkvcli.cli.download import default_model, model_to_run
         from rwkvcli.services import generation
 
         wanted = generation.Settings(
@@ -211,7 +209,9 @@ def generate(
         generation.check_device(settings.device)
         if target is not None:
             generation.check_state_target(target)
-        found = model_to_run(console, settings.model)
+        name = settings.model or default_model(console)
+        console = Console(replace(settings, model=name))
+        found = model_to_run(console, name)
         loading = time.perf_counter()
         model = generation.load_model(found, settings.device, settings.threads)
         start = generation.load_state(Path(state), model) if state is not None else None

@@ -72,7 +72,7 @@ class _Global:
 _GLOBALS = (
     _Global(
         "model", str, ("-m", "--model"), "MODEL",
-        "Model: an alias (demo), owner/repo:file on the Hugging Face Hub, or a path.", {},
+        "Model: a name (g1-1.5b, demo), owner/repo:file on the Hugging Face Hub, or a path.", {},
     ),
     _Global(
         "device", str, ("--device",), "DEVICE",

@@ -120,7 +120,7 @@ def quantize(
 
     limits = parse_limits(fail_over or (), compared=True)
     console = Console(settings)
-    path = model_file(console, source).path
+    path = model_file(console, source, source=True).path
     target = Path(out) if out is not None else quantization.default_output(path, to.value)
     tokenizer_path = Path(tokenizer) if tokenizer is not None else None
     report_path = Path(report) if report is not None else None

@@ -58,12 +58,12 @@ class _Bar(ABC):
         if not self._console.shows_progress:
             return
         if self._progress is None:
-            self._start(total)
+            self._start(total, done)
         self._progress.update(
             self._task, completed=done, total=total or None, description=title or self._title
         )
 
-    def _start(self, total: int) -> None:
+    def _start(self, total: int, done: int) -> None:
         from rich.console import Console as RichConsole
         from rich.progress import Progress as RichProgress
 
@@ -71,7 +71,7 @@ class _Bar(ABC):
         stream = RichConsole(stderr=True, no_color=not color, highlight=False)
         self._progress = RichProgress(*self._columns(), console=stream, transient=True)
         self._progress.start()
-        self._task = self._progress.add_task(self._title, total=total or None)
+        self._task = self._progress.add_task(self._title, total=total or None, completed=done)
 
     @abstractmethod
     def _columns(self) -> Iterable[Any]:
@@ -81,9 +81,9 @@ class _Bar(ABC):
 class DownloadBar(_Bar):
     """Bytes of a download."""
 
-    def update(self, done: int, total: int) -> None:
-        """Show that `done` of `total` bytes are here."""
-        self._show(done, total)
+    def update(self, done: int, total: int, title: str | None = None) -> None:
+        """Show that `done` of `total` bytes are here, or what `title` says was done with them."""
+        self._show(done, total, title)
 
     def _columns(self) -> Iterable[Any]:
         from rich.progress import (
@@ -260,7 +260,8 @@ def _facts(found: dict[str, Any], sizes: dict[str, Any]) -> Iterator[tuple[str, 
             yield key.replace("_", " "), str(found[key])
     source = found.get("source")
     if isinstance(source, dict) and source:
-        told = [source.get("file"), source.get("dtype")]
+        repo = f"{source['repo']}:" if source.get("repo") else ""
+        told = [f"{repo}{source.get('file') or ''}", source.get("dtype")]
         if isinstance(source.get("sha256"), str):
             told.append(f"sha256 {source['sha256']}")
         yield "made from", ", ".join(str(value) for value in told if value)

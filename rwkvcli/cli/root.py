@@ -21,7 +21,10 @@ VERBS = {
     "state": "Build states, and look at, compare and convert them.",
     "quantize": "Make a model file out of a checkpoint.",
     "show": "Show what is inside a model file or a checkpoint.",
-    "pull": "Download a file from the Hugging Face Hub.",
+    "pull": "Download a model from the Hugging Face Hub.",
+    "list": "List the models on this machine, or on the Hub.",
+    "verify": "Compare models with their checksums.",
+    "rm": "Remove models from this machine.",
     "perplexity": "Measure how well a model predicts a text.",
     "eval": "Test a model on a task.",
     "bench": "Measure how fast models run on this machine.",
@@ -40,7 +43,8 @@ EXAMPLES = """
   echo "It was a fine morning, and" | rwkv generate -m demo-int4.safetensors
   rwkv generate -m demo "Once upon a time" --max-tokens 100
   rwkv chat demo
-  rwkv pull owner/repo:model.pth
+  rwkv chat -m g1-1.5b
+  rwkv pull g1-0.4b --quantize int8
   rwkv show demo
 """
 

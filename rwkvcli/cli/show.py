@@ -14,6 +14,7 @@ from rwkvcli.cli.settings import Settings
 EXAMPLES = """
   rwkv show demo
   rwkv show model.pth --tensors
+  rwkv show owner/repo:model.safetensors           # its header only, from the Hub
   rwkv show model-int4.safetensors --json | jq .bits_per_weight
 """
 
@@ -29,17 +30,22 @@ def show(
     """Show what is inside a model file or a checkpoint.
 
     Version, sizes, formats, bits per weight, tokenizer, where it came from, and what quantization cost. The
-    file's header is read, not its weights.
+    file's header is read, not its weights: of a safetensors file on the Hub that is not here, nothing else comes.
     """
     name = file if file is not None else settings.model
     if name is None:
         raise Misuse("no MODEL: name a file, for example `demo`")
     from rwkvcli.cli.download import model_file
     from rwkvcli.cli.render import inspection_lines
-    from rwkvcli.services.inspection import inspect
+    from rwkvcli.services import store
+    from rwkvcli.services.inspection import inspect, inspect_remote
 
     console = Console(settings)
-    found = inspect(model_file(console, name).path, tensors=tensors)
+    remote = store.remote_safetensors(name, offline=settings.offline)
+    if remote is not None:
+        found = inspect_remote(remote, tensors=tensors)
+    else:
+        found = inspect(model_file(console, name).path, tensors=tensors)
     if settings.json:
         console.line(json.dumps(found))
     else:

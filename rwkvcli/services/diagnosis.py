@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
-from pathlib import Path
 from typing import Any
 
 EXTRAS = {"torch": ("torch", "bitsandbytes")}
@@ -91,37 +89,13 @@ def _packages(names: tuple[str, ...]) -> dict[str, str | None]:
 def _folders() -> dict[str, str]:
     from rwkvcli.runtime.model import demo_path
     from rwkvcli.services.configuration import config_path
+    from rwkvcli.services.hub_cache import hub_cache
+    from rwkvcli.services.kept import kept_path
 
     return {
         "downloads": str(hub_cache()),
+        "models": str(kept_path()),
         "configuration": str(config_path()),
         "program": str(demo_path().parent.parent),
         "python": sys.executable,
     }
-
-
-def hub_cache() -> Path:
-    """Where huggingface_hub keeps downloads, by its rules, without importing it (which takes long)."""
-    value = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    if value:
-        return Path(value).expanduser()
-    home = os.environ.get("HF_HOME")
-    if home:
-        return Path(home).expanduser() / "hub"
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "huggingface" / "hub"
-
-
-def downloaded_models() -> list[str]:
-    """`owner/repo:file` of every model file in that cache, sorted."""
-    from rwkvcli.services.store import SUFFIXES
-
-    found: set[str] = set()
-    for snapshot in hub_cache().glob("models--*/snapshots/*"):
-        repo = snapshot.parent.parent.name.removeprefix("models--").replace("--", "/")
-        found.update(
-            f"{repo}:{path.relative_to(snapshot).as_posix()}"
-            for path in snapshot.rglob("*")
-            if path.suffix in SUFFIXES
-        )
-    return sorted(found)

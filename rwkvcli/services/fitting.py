@@ -33,11 +33,94 @@ def shortage(path: Path) -> Shortage | None:
     return Shortage(needed, available) if available is not None and needed > available else None
 
 
+def free_memory() -> int | None:
+    """Bytes of memory that are free; None where the system does not tell."""
+    from rwkvcli.runtime.machine import memory
+
+    return memory().available
+
+
 def state_bytes(arch: Arch) -> int:
     """Size of a model's whole memory of a text."""
     if arch.version == "4":
         return 4 * arch.n_layer * 5 * arch.n_embd
     return 4 * arch.n_layer * (arch.n_head * arch.head_size**2 + 2 * arch.n_embd)
+
+
+def prospects(name: str, threads: int, *, offline: bool = False) -> dict[str, Any]:
+    """What to expect of MODEL `name`, whatever it is: `forecast` of a model file that is here. Of a checkpoint, here or
+    on the Hub, `name`, `source_bytes`, `download_bytes` (what is missing), `disk_bytes` (free where it would go),
+    `available_bytes`, `gb_per_s`, and `choices`: what could be made of it, each with `kind`, `bytes`, `needed_bytes`,
+    `fits` and `tokens_per_s`. Nothing is downloaded but headers; sizes of what is only known by its own size are
+    upper bounds (`exact` false).
+    """
+    from rwkvcli.services import store
+
+    found = store.find(name)
+    if found is not None and not found.is_checkpoint and not _is_checkpoint(found.path):
+        return forecast(found, threads)
+    return _choices(name, found, threads, offline)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether the file is a sound checkpoint: something to make a model file of."""
+    from quant.container.reader import ModelFile
+    from quant.sources import open_model
+    from rwkvcli.errors import RwkvError
+
+    try:
+        with open_model(path) as opened:
+            return not isinstance(opened, ModelFile) and opened.arch.n_layer > 0
+    except RwkvError:
+        return False
+
+
+def _choices(name: str, found: LocalModel | None, threads: int, offline: bool) -> dict[str, Any]:
+    import shutil
+
+    from rwkvcli.services import hub_cache, names, pulling, store
+    from rwkvcli.services.benchmarking import read_bandwidth
+
+    sizes, download, exact = {}, 0, found is not None
+    if found is not None:
+        from rwkvcli.services import quantization
+
+        nbytes = found.path.stat().st_size
+        with quantization.open_source(found.path) as source:
+            state = state_bytes(source.arch)
+            sizes = {kind: quantization.forecast(source, kind).nbytes for kind in names.KINDS}
+    else:
+        if offline or hub_cache.is_offline():
+            raise store.missing(name, offline=offline)
+        planned = pulling.plan(name)
+        nbytes, download, state = planned.size, planned.to_download, 0
+        sizes = {kind: pulling.estimated(nbytes, kind) for kind in names.KINDS}
+    available = free_memory()
+    bandwidth = statistics.median(read_bandwidth(threads)) / 1e9
+    choices = []
+    for kind, size in sizes.items():
+        needed = size + state + WORKING_BYTES
+        choices.append(
+            {
+                "kind": kind,
+                "bytes": size,
+                "needed_bytes": needed,
+                "fits": None if available is None else needed <= available,
+                "tokens_per_s": round(bandwidth * 1e9 / size, 1),
+            }
+        )
+    there = hub_cache.hub_cache()
+    disk = next(path for path in (there, *there.absolute().parents) if path.exists())
+    return {
+        "name": name,
+        "source_bytes": nbytes,
+        "download_bytes": download,
+        "disk_bytes": shutil.disk_usage(disk).free,
+        "exact": exact,
+        "available_bytes": available,
+        "gb_per_s": round(bandwidth, 2),
+        "choices": choices,
+    }
 
 
 def forecast(found: LocalModel, threads: int) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rwkvcli.services.store import LocalModel
+    from rwkvcli.services.store import LocalModel, Reference
 
 
-def inspect(path: Path, *, tensors: bool = False) -> dict[str, Any]:
-    """Describe the file `path`; reads its header, not its weights.
+def inspect(path: Path, *, tensors: bool = False, header_only: bool = False) -> dict[str, Any]:
+    """Describe the file `path`; reads its header, not its weights (`header_only`: nothing else at all).
 
     Keys: `kind` ("model" or "checkpoint"), `path`, `bytes`, `version`, `dimensions`, `parameters`,
     `state_bytes`, `bits_per_weight`, `formats` {encoding: bytes}, and for models `tokenizer`, `template` (as the file
@@ -26,7 +26,7 @@ def inspect(path: Path, *, tensors: bool = False) -> dict[str, Any]:
     from quant.sources import open_model
     from rwkvcli.services.fitting import state_bytes
 
-    with open_model(path) as opened:
+    with open_model(path, check_values=not header_only) as opened:
         if isinstance(opened, ModelFile):
             listed: list[dict[str, Any]] = [
                 {
@@ -91,6 +91,14 @@ def inspect(path: Path, *, tensors: bool = False) -> dict[str, Any]:
     if tensors:
         result["tensors"] = listed
     return result
+
+
+def inspect_remote(reference: Reference, *, tensors: bool = False) -> dict[str, Any]:
+    """The same for a safetensors file on the Hub, of which the header alone is fetched. Raises what the Hub raises too."""
+    from rwkvcli.services.hub import header_only
+
+    with header_only(reference) as path:
+        return {**inspect(path, tensors=tensors, header_only=True), "path": str(reference)}
 
 
 def _family(file: Any) -> str | None:

@@ -23,8 +23,8 @@ from rwkvcli.errors import FormatError, ModelNotFound, NetworkError, SourceNotFo
 
 if TYPE_CHECKING:
     from rwkvcli.runtime.model import Model
-    from rwkvcli.services.hub import Progress as Downloaded
     from rwkvcli.services.store import Reference
+    from rwkvcli.services.watching import Watcher
 
 REPOSITORY = "EleutherAI/lambada_openai"
 FILE = "lambada_test_en.jsonl"
@@ -73,12 +73,12 @@ class Lambada:
         }
 
 
-def find_file(name: str | None, *, offline: bool = False, on_progress: Downloaded | None = None) -> Path:
+def find_file(name: str | None, *, offline: bool = False, watcher: Watcher | None = None) -> Path:
     """The file `name` on this machine: a path, or `owner/repo:file` of a dataset on the Hub; None: the test set.
 
     What is not here is downloaded. Raises SourceNotFound, NetworkError, and what the Hub raises.
     """
-    from rwkvcli.services import hub, store
+    from rwkvcli.services import hub_cache, store
 
     if name is None:
         reference = store.Reference(REPOSITORY, kind="dataset")
@@ -89,12 +89,17 @@ def find_file(name: str | None, *, offline: bool = False, on_progress: Downloade
             raise SourceNotFound(
                 str(e), hint="FILE is a path, or owner/repo:file of a dataset on the Hub"
             ) from None
+        if isinstance(parsed, store.Alias):
+            raise SourceNotFound(
+                f"{name} is a model, not a test set",
+                hint="FILE is a path, or owner/repo:file of a dataset on the Hub",
+            )
         if isinstance(parsed, Path):
             return parsed
         reference = store.Reference(parsed.repo, parsed.file, parsed.revision, "dataset")
-    is_offline = offline or hub.is_offline()
+    is_offline = offline or hub_cache.is_offline()
     reference = replace(reference, file=reference.file or _test_set(reference, is_offline))
-    cached = hub.cached_path(reference) if reference.file is not None else None
+    cached = hub_cache.cached_path(reference) if reference.file is not None else None
     if cached is not None:
         return cached
     if is_offline:
@@ -102,7 +107,9 @@ def find_file(name: str | None, *, offline: bool = False, on_progress: Downloade
             f"{reference} is not on this machine, and the network is off",
             hint=f"{store.how_to_go_online(offline)}; or name a file that is here",
         )
-    return hub.download(reference, on_progress)
+    from rwkvcli.services.hub import download
+
+    return download(reference, watcher)
 
 
 def read_documents(path: Path, limit: int | None = None) -> list[Document]:
@@ -146,14 +153,16 @@ def evaluate(model: Model, documents: Sequence[Document], *, on_progress: Progre
 
 def _test_set(reference: Reference, is_offline: bool) -> str | None:
     """The name of the test set in its repository; None: not here, and the Hub cannot be asked."""
-    from rwkvcli.services import hub
+    from rwkvcli.services import hub_cache
 
     def in_it(files: Iterable[str]) -> str | None:
         return next((name for name in files if name.rpartition("/")[2] == FILE), None)
 
-    found = in_it(hub.cached_files(reference))
+    found = in_it(hub_cache.cached_files(reference))
     if found is None and not is_offline:
-        found = in_it(hub.list_files(reference))
+        from rwkvcli.services.hub import list_files
+
+        found = in_it(item.path for item in list_files(reference))
         if found is None:
             raise SourceNotFound(f"{reference} has no file {FILE}", hint="name one: owner/repo:file")
     return found

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -127,13 +127,15 @@ def quantize(
     group_norm_eps: float | None = None,
     ffn_value: str = "auto",
     force: bool = False,
+    origin: Mapping[str, str] | None = None,
     assessment: Assessment | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Result:
     """Write `source` as a model file of `kind`; see `quant.pipeline.quantize`, which this calls.
 
-    `threads`: None for one per core. `tokenizer`: a tokenizer.json to embed. `template`: a family's name.
+    `threads`: None for one per core. `tokenizer`: a tokenizer.json to embed. `template`: a family's name. `origin`: where
+    the source came from, and perhaps the sha256 that it must have.
     With `assessment` the file is measured against the source on a text before it takes its place; a checkpoint is
     written out as a model file for that, beside OUT and for the time being. Raises what the pipeline raises,
     SourceNotFound if the tokenizer cannot be read, FormatError if it is none, UsageError for a family that does
@@ -163,7 +165,9 @@ def quantize(
             folder = Path(os.path.realpath(out)).parent
             base = stack.enter_context(base_file(source, folder, **common))
             evaluate = partial(assessment.measured, base=base, threads=threads, should_stop=should_stop)
-        return run(source, out, kind, ffn_value=ffn_value, force=force, evaluate=evaluate, **common)
+        return run(
+            source, out, kind, ffn_value=ffn_value, force=force, origin=origin, evaluate=evaluate, **common
+        )
 
 
 def forecast(

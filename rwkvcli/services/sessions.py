@@ -318,9 +318,10 @@ def _line(values: Mapping[str, Any]) -> bytes:
 
 def _absolute(name: str) -> str:
     """MODEL as it can be found from anywhere."""
-    from rwkvcli.services.store import ALIASES
+    from rwkvcli.services.names import DEMO, alias
 
-    return os.path.abspath(name) if name not in ALIASES and os.path.exists(name) else name  # noqa: PTH100, PTH110
+    is_name = name == DEMO or alias(name) is not None
+    return os.path.abspath(name) if not is_name and os.path.exists(name) else name  # noqa: PTH100, PTH110
 
 
 class _Lock:

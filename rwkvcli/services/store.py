@@ -1,40 +1,20 @@
-"""MODEL, as a person writes it, to a file on this machine: a path, an alias, or a file on the Hub."""
+"""MODEL, as a person writes it, to a file on this machine: a path, a short name, or a file on the Hub.
+
+Nothing here touches the network; `services.pulling` brings what is not here.
+"""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from rwkvcli.errors import ModelNotFound, NetworkError, UsageError
+from rwkvcli.errors import ModelNotFound, NetworkError, RwkvError, UsageError
+from rwkvcli.services import hub_cache, kept, names
+from rwkvcli.services.names import DEMO, SUFFIXES, Alias, Reference
 
-if TYPE_CHECKING:
-    from rwkvcli.services.hub import Progress
-
-ALIASES = ("demo",)
-SUFFIXES = (".safetensors", ".pth")
-"""What the files of models end with."""
-
-_REFERENCE = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<file>[^@]+))?(@(?P<revision>.+))?", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A file on the Hub: `owner/repo[:file][@revision]`."""
-
-    repo: str
-    file: str | None = None
-    revision: str | None = None
-    kind: str = "model"
-    """What the repository is: `model` or `dataset`."""
-
-    def __str__(self) -> str:
-        file = f":{self.file}" if self.file else ""
-        revision = f"@{self.revision}" if self.revision else ""
-        return f"{self.repo}{file}{revision}"
+__all__ = ["SUFFIXES", "Alias", "LocalModel", "Reference", "find", "find_model", "parse"]
 
 
 @dataclass(frozen=True)
@@ -45,98 +25,132 @@ class LocalModel:
     name: str
     """What the person wrote."""
     reference: Reference | None = None
-    """Where it came from, if from the Hub: with its file."""
+    """The download that it is, or was made of; with its file. None for what is not from the Hub."""
+    kind: str | None = None
+    """What was made of the download; None for the download itself, and for a path."""
+
+    @property
+    def exact_name(self) -> str:
+        """A name that goes on to mean this file when newer ones come; paths are made absolute."""
+        if self.reference is None:
+            return self.name if self.name == DEMO else os.path.abspath(self.name)  # noqa: PTH100
+        assert self.reference.file is not None
+        short = names.short_name(self.reference.repo, self.reference.file)
+        if short is None or self.kind is None or not self.name.startswith(short.family.name):
+            return self.name
+        return str(Alias(short.family, short.size, self.kind, short.wanted))
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether it is a download that cannot run before something is made of it. Paths are not looked at."""
+        if self.reference is None or self.kind is not None:
+            return False
+        if self.path.suffix != ".safetensors":
+            return True
+        return not is_model(self.path)
 
 
-def find_model(
-    name: str, *, offline: bool = False, may_download: bool = False, on_progress: Progress | None = None
-) -> LocalModel:
-    """The file that `name` stands for; the one place where a MODEL becomes a path.
+def is_model(path: Path) -> bool:
+    """Whether a safetensors file is a model file, by its header."""
+    from quant.container.reader import is_model_file
+    from quant.safetensors_file import SafetensorsFile
 
-    A path is taken as it is, an alias is one of ALIASES, and a Hub reference is looked up among the
-    downloaded files first, without the network. Only with `may_download`, and not `offline`, is one
-    downloaded that is not here. Raises UsageError, ModelNotFound, NetworkError, FormatError (a download
-    that is corrupt), NoSpace.
+    try:
+        with SafetensorsFile(path) as file:
+            return is_model_file(file.metadata)
+    except RwkvError:
+        return False
+
+
+def find(name: str, *, source: bool = False) -> LocalModel | None:
+    """The file that `name` stands for, if it is on this machine; the one place where a MODEL becomes a path.
+
+    A path is taken as it is. A short name and a file on the Hub are looked for among what was made of downloads,
+    the one made last first, then among the downloads; with `source` among the downloads alone. A short name is its
+    newest file that is here. Raises UsageError and ModelNotFound as `parse`, UsageError for a repository of several
+    files.
     """
     parsed = parse(name)
     if isinstance(parsed, Path):
         return LocalModel(parsed, name)
-    from rwkvcli.services import hub
-
-    if parsed.file is None:
-        candidates = [file for file in hub.cached_files(parsed) if file.endswith(SUFFIXES)]
-        if candidates:
-            parsed = Reference(parsed.repo, _only(parsed, candidates), parsed.revision)
-    if parsed.file is not None:
-        cached = hub.cached_path(parsed)
-        if cached is not None:
-            return LocalModel(cached, name, parsed)
-    if offline or hub.is_offline():
-        raise NetworkError(
-            f"{parsed} is not on this machine, and the network is off",
-            hint=f"{how_to_go_online(offline)}: `rwkv pull {parsed}`",
-        )
-    if not may_download:
-        raise ModelNotFound(f"{parsed} is not on this machine", hint=f"download it with `rwkv pull {parsed}`")
-    return pull(name, on_progress=on_progress)
+    if isinstance(parsed, Alias):
+        return _of_alias(parsed, name, source)
+    return _of_reference(parsed, name, source)
 
 
-def pull(name: str, *, offline: bool = False, on_progress: Progress | None = None) -> LocalModel:
-    """Download what the Hub reference `name` stands for, or bring it up to date.
+def find_model(name: str, *, offline: bool = False, source: bool = False) -> LocalModel:
+    """The same, or ModelNotFound (NetworkError if `offline`, or the environment is) with the command that brings it."""
+    found = find(name, source=source)
+    if found is None:
+        raise missing(name, offline=offline)
+    return found
 
-    An interrupted download is resumed by the next one. What comes is compared with the checksum that the
-    Hub names. Offline, and for an alias, the file has to be here. Raises as `find_model`.
-    """
+
+def remote_safetensors(name: str, *, offline: bool = False) -> Reference | None:
+    """The safetensors file on the Hub that `name` names, if it is not here and the network is on."""
     parsed = parse(name)
-    if isinstance(parsed, Path):
-        if name in ALIASES:
-            return LocalModel(parsed, name)
-        raise UsageError(f"{name} is a path, not a file on the Hub", hint="write owner/repo:file")
-    from rwkvcli.services import hub
+    if not isinstance(parsed, Reference) or parsed.file is None or not parsed.file.endswith(".safetensors"):
+        return None
+    if offline or hub_cache.is_offline() or find(name) is not None:
+        return None
+    return parsed
 
-    if offline or hub.is_offline():
-        return find_model(name, offline=offline)
-    if parsed.file is None:
-        files = hub.list_files(parsed)
-        candidates = [file for file in files if file.endswith(SUFFIXES)]
-        if not candidates:
-            raise ModelNotFound(
-                f"{parsed} holds no model file",
-                hint=f"files that end with {' or '.join(SUFFIXES)} are looked for",
-            )
-        parsed = Reference(parsed.repo, _only(parsed, candidates), parsed.revision)
-    return LocalModel(hub.download(parsed, on_progress), name, parsed)
+
+def missing(name: str, *, offline: bool, then: str = "") -> RwkvError:
+    """The error for a model that is not here. `then`: more words of the command that brings it."""
+    command = f"`rwkv pull {quoted(name)}{then}`"
+    parsed = names.alias(name)
+    if parsed is not None and parsed.size not in parsed.family.sizes:
+        known = ", ".join(parsed.family.sizes)
+        return ModelNotFound(
+            f"{name} is not on this machine", hint=f"known sizes of {parsed.family.name} are {known}"
+        )
+    if offline or hub_cache.is_offline():
+        return NetworkError(
+            f"{name} is not on this machine, and the network is off",
+            hint=f"{how_to_go_online(offline)}: {command}",
+        )
+    return ModelNotFound(f"{name} is not on this machine", hint=f"download it with {command}")
 
 
 def how_to_go_online(offline: bool) -> str:
     """What has to change for the network to be used; `offline`: the caller asked for it to be off."""
-    from rwkvcli.services import hub
-
     steps = []
     if offline:
         variable = os.environ.get("RWKV_OFFLINE", "").lower() not in ("", "0", "false", "no", "off")
         steps.append("unset RWKV_OFFLINE" if variable else "without --offline")
-    if hub.is_offline():
+    if hub_cache.is_offline():
         steps.append("unset HF_HUB_OFFLINE")
     return " and ".join(steps)
 
 
-def parse(name: str) -> Path | Reference:
-    """The path or the Hub reference that `name` stands for.
+def quoted(name: str) -> str:
+    """`name` as a shell takes it for one word; the percent signs of some files need no quotes."""
+    import shlex
 
-    What is an alias is one, what exists is a path, and what can be a Hub reference is one. Raises
+    return name if all(c.isalnum() or c in "._-/:@%+=~" for c in name) else shlex.quote(name)
+
+
+def parse(name: str) -> Path | Alias | Reference:
+    """The path, the short name or the file on the Hub that `name` stands for.
+
+    What is a short name is one, what exists is a path, and what can be a reference to the Hub is one. Raises
     ModelNotFound for a path at which there is nothing, or a folder.
     """
-    if name in ALIASES:
-        return _alias(name)
+    if name == DEMO:
+        return _demo()
     if not name:
         raise ModelNotFound("the name of the model is empty")
+    short = names.alias(name)
+    if short is not None:
+        return short
+    reference = names.reference(name)
     try:
         path = Path(name).expanduser()
     except RuntimeError:  # ~nobody, or ~ of a user without a home
         raise ModelNotFound(f"{name} does not exist", hint="there is no such home folder") from None
     try:
-        if path.is_dir() and not _REFERENCE.fullmatch(name):
+        if path.is_dir() and reference is None:
             raise ModelNotFound(f"{name} is a folder", hint="name the model file inside it")
         if path.exists() and not path.is_dir():
             return path
@@ -144,21 +158,78 @@ def parse(name: str) -> Path | Reference:
         raise ModelNotFound(f"{name[:200]}: {(error.strerror or str(error)).lower()}") from None
     except ValueError as error:  # a NUL character
         raise ModelNotFound(f"{name[:200]!r} cannot be a file: {error}") from None
-    match = _REFERENCE.fullmatch(name)
-    if match is None or (match["file"] is None and name.endswith(SUFFIXES)):
+    if reference is None or (reference.file is None and name.endswith(SUFFIXES)):
         raise ModelNotFound(f"{name} does not exist", hint=_what_else(name, path))
-    if path.is_dir() and match["file"] is None and match["revision"] is None:
+    if path.is_dir() and reference.file is None and reference.revision is None:
         raise ModelNotFound(f"{name} is a folder here", hint=f"`{name}:FILE` is a file on the Hub")
-    return Reference(match["repo"], match["file"], match["revision"])
+    return reference
 
 
-def _alias(name: str) -> Path:
+def only(reference: Reference, files: Sequence[str]) -> str:
+    """The one file there is; several are an error that lists them."""
+    if len(files) == 1:
+        return files[0]
+    shown = ", ".join(sorted(files)[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
+    example = Reference(reference.repo, sorted(files)[0], reference.revision)
+    raise UsageError(f"{reference} holds {len(files)} model files: {shown}", hint=f"name one: {example}")
+
+
+def names_here() -> list[str]:
+    """A name for everything that is here: short ones without dates, others as references; what was made stands first."""
+    items: Iterable[kept.Kept | hub_cache.Download] = (*reversed(kept.kept()), *hub_cache.downloads())
+    found: dict[str, None] = {}
+    for item in items:
+        assert item.reference.file is not None
+        short = names.short_name(item.reference.repo, item.reference.file)
+        found[f"{short.family.name}-{short.size}" if short is not None else str(item.reference)] = None
+    return list(found)
+
+
+def _of_alias(alias: Alias, name: str, source: bool) -> LocalModel | None:
+    if not source:
+        made = [item for item in kept.kept(alias.repo) if alias.fits(item.origin.file)]
+        made = [item for item in made if alias.kind in (None, item.kind)]
+        if made:
+            last = max(made, key=lambda item: (alias.date(item.origin.file), item.made))
+            return LocalModel(last.path, name, last.reference, last.kind)
+    if alias.kind is not None and not source:
+        return None
+    here = [item for item in hub_cache.downloads(alias.repo) if alias.fits(item.file)]
+    if not here:
+        return None
+    newest = max(here, key=lambda item: (alias.date(item.file), item.pulled))
+    return LocalModel(newest.path, name, newest.reference)
+
+
+def _of_reference(reference: Reference, name: str, source: bool) -> LocalModel | None:
+    made = [] if source else [item for item in kept.kept(reference.repo) if is_of(item, reference)]
+    if reference.file is None:
+        files = [file for file in hub_cache.cached_files(reference) if file.endswith(SUFFIXES)]
+        files = sorted({*files, *(item.origin.file for item in made)})
+        if not files:
+            return None
+        reference = Reference(reference.repo, only(reference, files), reference.revision)
+    if made:
+        last = made[-1]
+        return LocalModel(last.path, name, reference, last.kind)
+    path = hub_cache.cached_path(reference)
+    return LocalModel(path, name, reference) if path is not None else None
+
+
+def is_of(item: kept.Kept, reference: Reference) -> bool:
+    """Whether a kept model file was made of what `reference` names."""
+    if reference.file not in (None, item.origin.file):
+        return False
+    return (reference.revision or "main") in item.origin.revisions
+
+
+def _demo() -> Path:
     """The file of the built-in model."""
     from rwkvcli.runtime.model import demo_path
 
     path = demo_path()
     if not path.exists():
-        raise ModelNotFound(f"the built-in model `{name}` is not installed", hint="install rwkvcli again")
+        raise ModelNotFound(f"the built-in model `{DEMO}` is not installed", hint="install rwkvcli again")
     return path
 
 
@@ -176,13 +247,10 @@ def _what_else(name: str, path: Path) -> str:
     near = difflib.get_close_matches(path.name, here, n=1)
     if near:
         return f"did you mean {parent / near[0]}?"
-    return f"a model is a path, `{ALIASES[0]}`, or owner/repo:file on the Hugging Face Hub"
-
-
-def _only(reference: Reference, files: Sequence[str]) -> str:
-    """The one file there is; several are an error that lists them."""
-    if len(files) == 1:
-        return files[0]
-    shown = ", ".join(sorted(files)[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
-    example = Reference(reference.repo, sorted(files)[0], reference.revision)
-    raise UsageError(f"{reference} holds {len(files)} model files: {shown}", hint=f"name one: {example}")
+    if "/" not in name and not name.endswith(SUFFIXES):
+        short = names.near(name)
+        if short:
+            return f"did you mean {' or '.join(short)}?"
+    return (
+        f"a model is a path, a name such as {names.aliases()[2]}, or owner/repo:file on the Hugging Face Hub"
+    )

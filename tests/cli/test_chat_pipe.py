@@ -147,7 +147,6 @@ def test_what_the_configuration_says_is_for_conversations_that_begin(
 
 def test_what_makes_no_sense(place: dict[str, str]) -> None:
     for args, message in (
-        ([], "no model: give one with -m"),
         (["trip", "--no-save", "-m", "demo"], "--no-save keeps nothing"),
         (["a:b", "-m", "demo"], "'a:b' is no name for a session"),
         (["-m", "demo", "--think", "show"], "do not think"),
@@ -157,4 +156,7 @@ def test_what_makes_no_sense(place: dict[str, str]) -> None:
         done = chat(place, "Hi\n", *args)
         assert (done.code, done.out) == (2, "")
         assert message in done.err
+    done = chat(place, "Hi\n")
+    assert (done.code, done.out) == (3, "")
+    assert done.err.startswith("error: no model is on this machine")
     assert not Path(place["RWKV_SESSIONS"]).exists()

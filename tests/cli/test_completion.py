@@ -22,6 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "sub" / "m.safetensors").write_text("")
     (folder / "README.md").write_text("")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("RWKV_MODELS", str(tmp_path / "models"))
     return tmp_path / "hub"
 
 
@@ -30,6 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ([""], list(VERBS)),
         (["to"], ["tokenize"]),
+        (["ver"], ["verify"]),
         (["-m", "demo", "gen"], ["generate"]),
         (["quantize", "demo", "--to", "int"], ["int8", "int4"]),
         (["generate", "--sampler-order", ""], ["rwkv", "temperature-first"]),
@@ -58,7 +60,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--col"], ["--color"]),
         (["show", "--color", "a"], ["auto", "always"]),
         (["generate", "-m", "owner/repo-x:s"], ["owner/repo-x:small.pth", "owner/repo-x:sub/m.safetensors"]),
-        (["show", ""], ["demo", "owner/repo-x:small.pth", "owner/repo-x:sub/m.safetensors"]),
+        (["show", "o"], ["owner/repo-x:small.pth", "owner/repo-x:sub/m.safetensors"]),
+        (["chat", "-m", "d"], ["demo"]),
+        (["chat", "-m", "g1-7"], ["g1-7.2b"]),
+        (["pull", "g1-1"], ["g1-1.5b", "g1-13.3b"]),
+        (["pull", "--quantize", ""], ["int8", "int4"]),
+        (["list", "--remote", "world"], ["world7", "world6", "world5", "world4"]),
+        (["rm", ""], ["owner/repo-x:small.pth", "owner/repo-x:sub/m.safetensors"]),
         (["nonsense", "x"], []),
     ],
 )

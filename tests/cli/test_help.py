@@ -122,7 +122,9 @@ def test_unknown_verbs_and_options() -> None:
         ),
         (["generate", "--timeout", "0", "x"], "'--timeout': not a number of seconds above 0"),
         (["quantize", "x", "--to", "int7"], "`int7` is not one of int8, int4, bf16, f16, f32"),
-        (["pull"], "missing argument 'REPO:FILE[@REVISION]'"),
+        (["pull"], "no MODEL: name one, for example `g1-1.5b`"),
+        (["rm"], "missing argument 'MODEL'"),
+        (["list", "g1"], "a family or repository is listed with --remote"),
     ],
 )
 def test_bad_values_are_usage_errors(args: list[str], message: str) -> None:

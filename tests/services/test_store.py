@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rwkvcli.errors import ModelNotFound, UsageError
-from rwkvcli.services.store import Reference, find_model, parse, pull
+from rwkvcli.errors import ModelNotFound
+from rwkvcli.services.store import Reference, find_model, parse
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,6 @@ def test_demo_is_the_built_in_model_whatever_lies_here(
     found = find_model("demo")
     assert found.path.name == "demo.safetensors"
     assert found.path.stat().st_size > 1_000_000
-    assert pull("demo").path == found.path
     assert parse("./demo") == Path("demo")
 
 
@@ -60,6 +59,9 @@ def test_demo_is_the_built_in_model_whatever_lies_here(
     [
         ("", "the name of the model is empty", None),
         ("nowhere.pth", "nowhere.pth does not exist", "a model is a path"),
+        ("g1-1.5", "g1-1.5 does not exist", "did you mean g1-1.5b or"),
+        ("wrold6-3b", "wrold6-3b does not exist", "did you mean world6-3b"),
+        ("g1", "g1 does not exist", "did you mean g1-0.1b or g1-0.4b or g1-1.5b?"),
         ("small.pt", "small.pt does not exist", "did you mean small.pth?"),
         ("sub/nowhere.safetensors", "sub/nowhere.safetensors does not exist", "there is no folder sub"),
         ("./a/b", "./a/b does not exist", "there is no folder a"),
@@ -92,9 +94,3 @@ def test_a_folder_that_may_not_be_searched(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Path, "is_dir", refuse)
     with pytest.raises(ModelNotFound, match=r"^locked/a\.pth: permission denied$"):
         parse("locked/a.pth")
-
-
-def test_only_references_can_be_pulled(tmp_path: Path) -> None:
-    (tmp_path / "m.pth").touch()
-    with pytest.raises(UsageError, match="is a path, not a file on the Hub"):
-        pull(str(tmp_path / "m.pth"))

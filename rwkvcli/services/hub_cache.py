@@ -1,0 +1,205 @@
+"""What huggingface_hub's cache holds, read and removed by its layout: the library takes long to import, and has no way to
+remove one file.
+
+    models--OWNER--REPO/refs/REVISION               the commit that a branch or tag was at
+    models--OWNER--REPO/snapshots/COMMIT/FILE       a link to the blob (a file of its own where there are no links)
+    models--OWNER--REPO/blobs/ETAG                  the bytes; ETAG is the checksum that the Hub names
+    models--OWNER--REPO/blobs/ETAG.incomplete       a download that was interrupted
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rwkvcli.services.names import SUFFIXES, Reference
+
+_CHUNK = 1 << 22
+_OFF = ("", "0", "false", "no", "off")
+INCOMPLETE = ".incomplete"
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps downloads, by its rules."""
+    value = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    if value:
+        return Path(os.path.expandvars(value)).expanduser()
+    home = os.environ.get("HF_HOME")
+    if home:
+        return Path(os.path.expandvars(home)).expanduser() / "hub"
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expandvars(cache)).expanduser() / "huggingface" / "hub"
+
+
+def is_offline() -> bool:
+    """Whether the environment switches the network off, by the library's rules."""
+    said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return said.lower() not in _OFF
+
+
+@dataclass(frozen=True)
+class Download:
+    """One model file that was downloaded."""
+
+    repo: str
+    file: str
+    commit: str
+    path: Path
+    """In a snapshot."""
+    etag: str | None
+    """The checksum that the Hub named; None where the cache holds files and no links."""
+
+    @property
+    def reference(self) -> Reference:
+        """As a person would name it."""
+        return Reference(self.repo, self.file)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return self.path.stat().st_size
+
+    @property
+    def pulled(self) -> float:
+        """When it came, in seconds since 1970."""
+        return self.path.stat().st_mtime
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A download that was interrupted. Which file it was of is not known."""
+
+    repo: str
+    path: Path
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return self.path.stat().st_size
+
+
+def repository_folder(repo: str, kind: str = "model") -> Path:
+    """The folder of a repository."""
+    return hub_cache() / f"{kind}s--{repo.replace('/', '--')}"
+
+
+def commit_of(repo: str, revision: str | None, kind: str = "model") -> str:
+    """The commit that a revision was at when it was last looked at; what is no known branch is taken as it is."""
+    revision = revision or "main"
+    with contextlib.suppress(OSError, ValueError):
+        return (repository_folder(repo, kind) / "refs" / revision).read_text().strip()
+    return revision
+
+
+def cached_files(reference: Reference) -> list[str]:
+    """Names of the files of a repository that were downloaded, at the revision of `reference`."""
+    folder = repository_folder(reference.repo, reference.kind) / "snapshots"
+    snapshot = folder / commit_of(reference.repo, reference.revision, reference.kind)
+    return sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
+
+
+def cached_path(reference: Reference) -> Path | None:
+    """The file, if it was downloaded. `reference` names a file."""
+    assert reference.file is not None
+    folder = repository_folder(reference.repo, reference.kind) / "snapshots"
+    snapshot = folder / commit_of(reference.repo, reference.revision, reference.kind)
+    path = snapshot / reference.file
+    if ".." in Path(reference.file).parts:  # leads out of the cache
+        return None
+    try:
+        return path if path.is_file() else None
+    except (OSError, ValueError):  # a name that no file can have
+        return None
+
+
+def etag_of(path: Path) -> str | None:
+    """The checksum that the Hub named for a file of the cache; None where the cache holds files and no links."""
+    return path.readlink().name if path.is_symlink() else None
+
+
+def downloads(repo: str | None = None) -> list[Download]:
+    """Every model file that was downloaded, by repository and name; each version once, the latest last."""
+    found: dict[tuple[str, str, str], Download] = {}
+    pattern = repository_folder(repo).name if repo is not None else "models--*"
+    for snapshot in hub_cache().glob(f"{pattern}/snapshots/*"):
+        owner, _, name = snapshot.parent.parent.name.removeprefix("models--").partition("--")
+        for path in snapshot.rglob("*"):
+            if path.suffix not in SUFFIXES or not path.is_file():
+                continue
+            etag = etag_of(path)
+            item = Download(
+                f"{owner}/{name}", path.relative_to(snapshot).as_posix(), snapshot.name, path, etag
+            )
+            found[item.repo, item.file, etag or snapshot.name] = item
+    return sorted(found.values(), key=lambda item: (item.repo, item.file, item.pulled))
+
+
+def partials(repo: str | None = None) -> list[Partial]:
+    """Every interrupted download of a model repository."""
+    pattern = repository_folder(repo).name if repo is not None else "models--*"
+    found = []
+    for path in sorted(hub_cache().glob(f"{pattern}/blobs/*{INCOMPLETE}")):
+        owner, _, name = path.parent.parent.name.removeprefix("models--").partition("--")
+        found.append(Partial(f"{owner}/{name}", path))
+    return found
+
+
+def remove(download: Download) -> None:
+    """Remove a downloaded file, from every snapshot that has the same bytes. Raises OSError."""
+    folder = repository_folder(download.repo)
+    blob = folder / "blobs" / download.etag if download.etag is not None else None
+    if blob is None:
+        download.path.unlink()
+    else:
+        for path in (folder / "snapshots").rglob("*"):
+            if etag_of(path) == blob.name and _file_of(path, folder) == download.file:
+                path.unlink()
+        if not any(etag_of(path) == blob.name for path in (folder / "snapshots").rglob("*")):
+            blob.unlink(missing_ok=True)
+    for snapshot in (folder / "snapshots").glob("*"):
+        with contextlib.suppress(OSError):  # others are in it
+            _remove_empty(snapshot)
+
+
+def is_intact(path: Path, etag: str, on_progress: Callable[[int, int], None] | None = None) -> bool:
+    """Whether the file has the hash that `etag` is: SHA-256 of large files, Git's hash of small ones. An endpoint that
+    names no checksum is believed.
+    """
+    size = path.stat().st_size
+    if re.fullmatch("[0-9a-f]{64}", etag):
+        digest = hashlib.sha256()
+    elif re.fullmatch("[0-9a-f]{40}", etag):
+        digest = hashlib.sha1(b"blob %d\0" % size)
+    else:
+        return True
+    done = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            if on_progress is not None:
+                on_progress(done, size)
+    return digest.hexdigest() == etag
+
+
+def _file_of(path: Path, repository: Path) -> str:
+    """The file of the repository that `path`, in one of its snapshots, is."""
+    return path.relative_to(repository / "snapshots").as_posix().partition("/")[2]
+
+
+def _remove_empty(folder: Path) -> None:
+    for inner in _folders(folder):
+        inner.rmdir()
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    """`folder` and those below it, the innermost first."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            yield from _folders(path)
+    yield folder

@@ -1,0 +1,161 @@
+"""Model files that were made of downloads, and are kept: quantized once, found again by the download's name.
+
+    OWNER--REPO/ETAG/model.json          which download it was made of, and the checksums
+    OWNER--REPO/ETAG/STEM-KIND.safetensors
+    OWNER--REPO/ETAG/lock                held by the process that is making one
+
+ETAG is the beginning of the download's checksum, so that another file under the same name is another folder. Every
+file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rwkvcli.errors import UsageError
+from rwkvcli.services.locks import locked
+from rwkvcli.services.names import KINDS, Reference
+
+_RECORD, _LOCK = "model.json", "lock"
+_DIGITS = 16
+"""Of the checksum, in the name of the folder."""
+
+
+def kept_path() -> Path:
+    """RWKV_MODELS, or `rwkv/models` in the user's cache folder."""
+    asked = os.environ.get("RWKV_MODELS")
+    if asked:
+        return Path(asked).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("rwkv", appauthor=False) / "models"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The download that model files are made of."""
+
+    repo: str
+    file: str
+    etag: str
+    """Its checksum, as the Hub named it."""
+    nbytes: int
+    revisions: tuple[str, ...] = ("main",)
+    """Branches, tags and commits under which it was seen."""
+    sums: Mapping[str, str] = field(default_factory=dict)
+    """{kind: SHA-256 of the model file made of it}."""
+
+    @property
+    def folder(self) -> Path:
+        """Where what is made of it is kept."""
+        etag = self.etag if re.fullmatch("[0-9a-f]+", self.etag) else _hash(self.etag)
+        return kept_path() / self.repo.replace("/", "--") / etag[:_DIGITS]
+
+    def target(self, kind: str) -> Path:
+        """The model file of `kind` made of it."""
+        return self.folder / f"{Path(self.file).stem}-{kind}.safetensors"
+
+    def write(self) -> None:
+        """Write the record, with what an earlier one knew. Raises OSError."""
+        from quant.atomic import whole_file
+
+        before = _read(self.folder)
+        revisions = dict.fromkeys((*(before.revisions if before else ()), *self.revisions))
+        sums = {**(before.sums if before else {}), **self.sums}
+        values = {**asdict(self), "revisions": list(revisions), "sums": sums}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(self.folder / _RECORD) as file:
+            file.write((json.dumps(values, indent=1) + "\n").encode())
+
+    @contextlib.contextmanager
+    def locked(self, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Be the only process that makes or removes something of it; see `locks.locked`."""
+        with locked(self.folder / _LOCK, on_wait):
+            yield
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One model file that is kept."""
+
+    path: Path
+    kind: str
+    origin: Origin
+
+    @property
+    def reference(self) -> Reference:
+        """The download it was made of."""
+        return Reference(self.origin.repo, self.origin.file)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return self.path.stat().st_size
+
+    @property
+    def made(self) -> float:
+        """When, in seconds since 1970."""
+        return self.path.stat().st_mtime
+
+    @property
+    def sha256(self) -> str | None:
+        """Its checksum, if it was noted."""
+        return self.origin.sums.get(self.kind)
+
+
+def kept(repo: str | None = None) -> list[Kept]:
+    """Every model file that is kept, of one repository or all; the one made last stands last."""
+    found = []
+    pattern = repo.replace("/", "--") if repo is not None else "*"
+    for folder in kept_path().glob(f"{pattern}/*"):
+        origin = _read(folder)
+        if origin is None:
+            continue
+        found += [Kept(origin.target(kind), kind, origin) for kind in KINDS if origin.target(kind).is_file()]
+    return sorted(found, key=lambda item: (item.made, item.path))
+
+
+def remove(item: Kept) -> None:
+    """Remove a model file, and the folder with the last one. Raises UsageError while one is being made, OSError."""
+    try:
+        with item.origin.locked():
+            item.path.unlink(missing_ok=True)
+            tidy(item.origin)
+    except BlockingIOError:
+        raise UsageError(
+            f"{item.reference} is being worked on by another process", hint="wait for it to end"
+        ) from None
+
+
+def tidy(origin: Origin) -> None:
+    """Remove the folder of `origin`, which is locked, if no model file is in it. Raises OSError."""
+    if any(origin.target(kind).is_file() for kind in KINDS):
+        return
+    shutil.rmtree(origin.folder)
+    with contextlib.suppress(OSError):  # there are others
+        origin.folder.parent.rmdir()
+
+
+def _read(folder: Path) -> Origin | None:
+    """The record in `folder`; None without a sound one."""
+    try:
+        values: dict[str, Any] = json.loads((folder / _RECORD).read_bytes())
+        origin = Origin(**{**values, "revisions": tuple(values["revisions"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    texts = (origin.repo, origin.file, origin.etag, *origin.revisions)
+    sound = all(isinstance(text, str) for text in texts) and isinstance(origin.sums, dict)
+    return origin if sound and origin.folder == folder else None
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

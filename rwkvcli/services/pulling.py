@@ -1,0 +1,355 @@
+"""Bring a model here: find its file on the Hub, download it, make a model file of it, and keep that.
+
+`plan` asks the Hub what there is and tells what would be done; `bring` and `make` do it, each once, however many
+processes are at it. Nothing prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rwkvcli.errors import Cancelled, ModelNotFound, UsageError
+from rwkvcli.services import hub_cache, kept, names, store
+from rwkvcli.services.kept import Origin
+from rwkvcli.services.names import SUFFIXES, Alias, Reference
+from rwkvcli.services.store import LocalModel
+from rwkvcli.services.watching import Watcher
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rwkvcli.services.hub import RemoteFile
+
+SMALL = 10**9
+"""Parameters from which a model is made int4 rather than int8 where nobody says: smaller ones lose more, and are fast."""
+_SHARE = {"int8": 0.53, "int4": 0.36}
+"""Size of what is made, over that of a checkpoint with two bytes per weight: a little more than it comes to."""
+_HEADER = 100_000
+"""Bytes beside the weights, which count in tiny models."""
+_SHA256_DIGITS = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What bringing a model here takes."""
+
+    name: str
+    """What the person wrote."""
+    reference: Reference
+    """The file on the Hub."""
+    size: int
+    etag: str
+    kind: str | None
+    """What is to be made of it; None: nothing."""
+    have: int
+    """Bytes of the download that are here."""
+    source: Path | None
+    """The download, if all of it is here."""
+    result: Path | None
+    """What was made of it, if it was."""
+    estimate: int
+    """About the bytes of what is to be made; 0: nothing."""
+    tokenizer: Reference | None
+    """A file to download too: what the models of the family encode text with."""
+
+    @property
+    def to_download(self) -> int:
+        """Bytes that are missing."""
+        return 0 if self._is_done else self.size - self.have
+
+    @property
+    def to_write(self) -> int:
+        """About the bytes that will be written to the folder of what is kept."""
+        return 0 if self._is_done else self.estimate
+
+    @property
+    def _is_done(self) -> bool:
+        return self.kind is not None and self.result is not None
+
+    def check_room(self) -> None:
+        """Raise NoSpace if the disks have no room for it."""
+        from rwkvcli.services.hub import check_room
+
+        check_room(
+            {hub_cache.hub_cache(): self.to_download, kept.kept_path(): self.to_write}, str(self.reference)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The same, ready for JSON."""
+        return {
+            "name": self.name,
+            "repo": self.reference.repo,
+            "file": self.reference.file,
+            "revision": self.reference.revision or "main",
+            "bytes": self.size,
+            "checksum": self.etag,
+            "quantize": self.kind,
+            "to_download": self.to_download,
+            "to_write": self.to_write,
+            "download": str(self.source) if self.source else None,
+            "result": str(self.result) if self.result else None,
+        }
+
+
+def kind_for(nbytes: int) -> str:
+    """What to make of a checkpoint of so many bytes on this machine, where nobody says."""
+    return "int8" if nbytes // 2 < SMALL else "int4"
+
+
+def estimated(nbytes: int, kind: str) -> int:
+    """About how large the model file of `kind` will be that is made of a checkpoint of so many bytes; never less."""
+    return int(nbytes * _SHARE[kind]) + _HEADER
+
+
+def plan(
+    name: str,
+    kind: str | None = None,
+    *,
+    for_this_machine: bool = False,
+    offline: bool = False,
+    watcher: Watcher | None = None,
+) -> Plan:
+    """Ask the Hub what `name` stands for now, and what it takes to have it, made into `kind` if one is given.
+
+    `for_this_machine`: of the usual kind. Offline, what is here counts. Raises UsageError (a path), ModelNotFound,
+    NetworkError, and what `parse` raises.
+    """
+    parsed = store.parse(name)
+    if isinstance(parsed, Path):
+        raise UsageError(
+            f"{name} is a path, not a file on the Hub" if name != names.DEMO else f"{name} is built in",
+            hint="write owner/repo:file"
+            if name != names.DEMO
+            else f"`rwkv quantize {name} --to int8` makes a model file of it",
+        )
+    if isinstance(parsed, Alias) and parsed.kind is not None:
+        if kind not in (None, parsed.kind):
+            raise UsageError(f"{name} names {parsed.kind}, and --quantize {kind}: choose one")
+        kind, parsed = parsed.kind, replace(parsed, kind=None)
+    if offline or hub_cache.is_offline():
+        return _plan_offline(parsed, name, kind, offline, for_this_machine)
+    reference, remote = _remote(parsed, watcher)
+    if for_this_machine and kind is None and not _is_model(reference, watcher):
+        kind = kind_for(remote.size)
+    return _plan(name, reference, remote.size, remote.etag, kind)
+
+
+def bring(planned: Plan, watcher: Watcher) -> LocalModel:
+    """Download what is missing, and return the download. Raises what the Hub raises, NoSpace, FormatError."""
+    from rwkvcli.services import hub
+
+    planned.check_room()
+    if planned.tokenizer is not None and hub_cache.cached_path(planned.tokenizer) is None:
+        hub.download(planned.tokenizer, watcher)
+    if planned.source is not None and hub_cache.cached_path(planned.reference) == planned.source:
+        return LocalModel(planned.source, planned.name, planned.reference)
+    return LocalModel(hub.download(planned.reference, watcher), planned.name, planned.reference)
+
+
+def make(
+    planned: Plan,
+    source: LocalModel,
+    watcher: Watcher,
+    *,
+    threads: int | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> LocalModel:
+    """Make a model file of `planned.kind` of the download, unless it is made already, and keep it.
+
+    Another process that makes it is waited for. A source that no longer has the Hub's checksum is refused. Raises
+    what `quantization.quantize` raises.
+    """
+    assert planned.kind is not None
+    kind, reference = planned.kind, planned.reference
+    assert reference.file is not None
+    etag = hub_cache.etag_of(source.path) or planned.etag
+    commit = hub_cache.commit_of(reference.repo, reference.revision)
+    revisions = (reference.revision or "main", commit)
+    origin = Origin(reference.repo, reference.file, etag, source.path.stat().st_size, revisions)
+    target = origin.target(kind)
+
+    def wait(who: str) -> None:
+        process = f"process {who}" if who else "another process"
+        watcher.waiting(f"{process} is making {target.name}")
+        if should_stop is not None and should_stop():
+            raise Cancelled("stopped while waiting")
+
+    with origin.locked(wait):
+        origin.write()
+        if not target.is_file():
+            _make(planned, origin, source.path, commit, watcher, threads, should_stop)
+        _note_sum(origin, kind, watcher)
+    return LocalModel(target, planned.name, reference, kind)
+
+
+def _make(
+    planned: Plan,
+    origin: Origin,
+    source: Path,
+    commit: str,
+    watcher: Watcher,
+    threads: int | None,
+    should_stop: Callable[[], bool] | None,
+) -> None:
+    """Quantize, in the folder that is locked; what fails leaves nothing there."""
+    from quant.checkpoints import Checkpoint
+    from rwkvcli.services import quantization
+
+    assert planned.kind is not None
+    tokenizer = hub_cache.cached_path(planned.tokenizer) if planned.tokenizer is not None else None
+    told = {"repo": origin.repo, "revision": commit, "file": origin.file}
+    try:
+        with quantization.open_source(source) as opened:
+            if isinstance(opened, Checkpoint) and len(origin.etag) == _SHA256_DIGITS:
+                told["sha256"] = origin.etag
+            quantization.quantize(
+                opened,
+                origin.target(planned.kind),
+                planned.kind,
+                threads=threads,
+                tokenizer=tokenizer,
+                origin=told,
+                on_progress=watcher.quantizing,
+                should_stop=should_stop,
+            )
+    except BaseException:
+        kept.tidy(origin)
+        raise
+
+
+def _note_sum(origin: Origin, kind: str, watcher: Watcher) -> None:
+    """Note the checksum of what was made, if it is not noted: `rwkv verify` compares with it."""
+    from quant.mapped_file import MappedFile
+
+    target = origin.target(kind)
+    known = next((item for item in kept.kept(origin.repo) if item.path == target), None)
+    if known is not None and known.sha256 is not None:
+        return
+    with MappedFile(target) as file:
+        replace(origin, sums={kind: file.sha256(watcher.checking)}).write()
+
+
+def discard(source: LocalModel) -> None:
+    """Remove a download. Raises OSError."""
+    assert source.reference is not None
+    for item in hub_cache.downloads(source.reference.repo):
+        if item.path == source.path or (item.file == source.reference.file and _same(item, source)):
+            hub_cache.remove(item)
+            return
+
+
+def _same(item: hub_cache.Download, source: LocalModel) -> bool:
+    return item.path.exists() and source.path.exists() and item.path.samefile(source.path)
+
+
+def _is_model(reference: Reference, watcher: Watcher | None) -> bool:
+    """Whether a file on the Hub runs as it is, by its header."""
+    from rwkvcli.services.hub import header_only
+
+    if reference.file is None or not reference.file.endswith(".safetensors"):
+        return False
+    with header_only(reference, watcher) as path:
+        return store.is_model(path)
+
+
+def _remote(parsed: Alias | Reference, watcher: Watcher | None) -> tuple[Reference, RemoteFile]:
+    """The file on the Hub that the name stands for now."""
+    from rwkvcli.services import hub
+
+    if isinstance(parsed, Reference) and parsed.file is not None:
+        return parsed, hub.describe(parsed, watcher)
+    where = Reference(parsed.repo) if isinstance(parsed, Alias) else parsed
+    files = {item.path: item for item in hub.list_files(where)}
+    file = chosen(parsed, list(files))
+    return Reference(where.repo, file, where.revision), files[file]
+
+
+def chosen(parsed: Alias | Reference, files: Sequence[str]) -> str:
+    """The one of the files of its repository that a name without a file stands for. Raises ModelNotFound, UsageError."""
+    if isinstance(parsed, Alias):
+        newest = parsed.newest(files)
+        if newest is not None:
+            return newest
+        sizes = {found.size for file in files if (found := parsed.family.parse(file))}
+        told = f"its sizes are {', '.join(sorted(sizes, key=magnitude))}" if sizes else "it holds none"
+        if parsed.size in sizes:
+            again = replace(parsed, wanted=None)
+            dates = sorted(parsed.family.parse(file).date for file in files if again.fits(file))  # type: ignore[union-attr]
+            told = f"its dates are {', '.join(dates[-6:])}"
+        raise ModelNotFound(f"{parsed.repo} holds no {parsed}", hint=told)
+    candidates = [file for file in files if file.endswith(SUFFIXES)]
+    if not candidates:
+        raise ModelNotFound(
+            f"{parsed} holds no model file",
+            hint=f"files that end with {' or '.join(SUFFIXES)} are looked for",
+        )
+    return store.only(parsed, candidates)
+
+
+def magnitude(size: str) -> float:
+    """A size of a short name, for sorting."""
+    return float(size[:-1]) * (1000 if size.endswith("b") else 1)
+
+
+def _plan(
+    name: str, reference: Reference, size: int, etag: str, kind: str | None, source: Path | None = None
+) -> Plan:
+    from rwkvcli.services.hub import part_of
+
+    assert reference.file is not None
+    if source is None:
+        source = _downloaded(reference, etag)
+    origin = Origin(reference.repo, reference.file, etag, size)
+    result = origin.target(kind) if kind is not None and origin.target(kind).is_file() else None
+    return Plan(
+        name,
+        reference,
+        size,
+        etag,
+        kind,
+        size if source is not None else min(part_of(reference, etag), size),
+        source,
+        result,
+        estimated(size, kind) if kind is not None else 0,
+        names.tokenizer_of(reference.repo) if kind is not None else None,
+    )
+
+
+def _downloaded(reference: Reference, etag: str) -> Path | None:
+    """The download with this checksum, if it is here."""
+    path = hub_cache.cached_path(reference)
+    if path is not None and hub_cache.etag_of(path) in (None, etag):
+        return path
+    here = (item for item in hub_cache.downloads(reference.repo) if item.file == reference.file)
+    return next((item.path for item in here if item.etag == etag), None)
+
+
+def _plan_offline(
+    parsed: Alias | Reference, name: str, kind: str | None, offline: bool, for_this_machine: bool
+) -> Plan:
+    """The same for what is here."""
+    source = store.find(name if kind is None else str(parsed), source=True)
+    made = None if source is not None else _made(parsed, kind)
+    if source is None and made is None:
+        raise store.missing(name, offline=offline)
+    if source is None:
+        assert made is not None
+        return _plan(name, made.reference, made.origin.nbytes, made.origin.etag, made.kind)
+    assert source.reference is not None
+    size = source.path.stat().st_size
+    etag = hub_cache.etag_of(source.path) or ""
+    if for_this_machine and kind is None:
+        kind = kind_for(size)
+    return _plan(name, source.reference, size, etag, kind, source.path)
+
+
+def _made(parsed: Alias | Reference, kind: str | None) -> kept.Kept | None:
+    """What is kept of this kind where the download is gone."""
+    for item in reversed(kept.kept(parsed.repo)):
+        fits = parsed.fits(item.origin.file) if isinstance(parsed, Alias) else store.is_of(item, parsed)
+        if fits and kind == item.kind:
+            return item
+    return None
