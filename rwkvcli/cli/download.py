@@ -68,7 +68,7 @@ def default_model(console: Console) -> str:
     if best is not None:
         console.note(f"no -m: using {best}")
         return best
-    offered = catalog.offer(free_memory())
+    offered = catalog.offer(free_memory(), hub_cache.free_disk())
     command = f"`rwkv pull {offered} --quantize {pulling.kind_for(2 * offered.parameters)}`"
     toy = "`-m demo` is a toy that is built in"
     offline = console.settings.offline

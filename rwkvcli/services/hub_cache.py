@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,13 @@ def hub_cache() -> Path:
         return Path(os.path.expandvars(home)).expanduser() / "hub"
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.path.expandvars(cache)).expanduser() / "huggingface" / "hub"
+
+
+def free_disk() -> int:
+    """Bytes that are free where downloads go."""
+    folder = hub_cache().absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(there).free
 
 
 def is_offline() -> bool:

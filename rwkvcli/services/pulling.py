@@ -159,7 +159,7 @@ def make(
 ) -> LocalModel:
     """Make a model file of `planned.kind` of the download, unless it is made already, and keep it.
 
-    Another process that makes it is waited for. A source that no longer has the Hub's checksum is refused. Raises
+    Another process that makes it is waited for; it may even have removed the download since. A source that no longer has the Hub's checksum is refused. Raises
     what `quantization.quantize` raises.
     """
     assert planned.kind is not None
@@ -168,7 +168,7 @@ def make(
     etag = hub_cache.etag_of(source.path) or planned.etag
     commit = hub_cache.commit_of(reference.repo, reference.revision)
     revisions = (reference.revision or "main", commit)
-    origin = Origin(reference.repo, reference.file, etag, source.path.stat().st_size, revisions)
+    origin = Origin(reference.repo, reference.file, etag, planned.size, revisions)
     target = origin.target(kind)
 
     def wait(who: str) -> None:
