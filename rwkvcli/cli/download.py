@@ -1,4 +1,4 @@
-"""Finding models on behalf of a person: what is not here is offered where somebody can answer, and never fetched unasked."""
+"""Finding models on behalf of a person: what is not here is offered where somebody can answer, never fetched unasked."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _may_offer(console: Console, error: Exception) -> bool:
 
 
 def _ask(console: Console, planned: Plan, error: Exception) -> None:
-    """Tell what is to be done and ask whether to; raises `error` for a no, and NoSpace before asking for the impossible."""
+    """Tell what is to be done and ask whether to. Raises `error` for a no, and NoSpace without asking."""
     from rwkvcli.cli.console import write_error_stream
 
     planned.check_room()

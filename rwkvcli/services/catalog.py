@@ -17,7 +17,7 @@ from rwkvcli.services.names import Alias, Reference
 
 CHECKPOINT, MODEL, INTERRUPTED, BUILT_IN = "checkpoint", "model", "interrupted", "built in"
 SHARE = 4
-"""A model that is offered takes at most one SHAREth of the free memory: the download stays bearable, and answers quick."""
+"""A model that is offered takes at most one SHAREth of the free memory: answers are quick, and others have memory too."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Entry:
 def entries(*, others: bool = False) -> list[Entry]:
     """Everything on this machine: what was made, downloads, interrupted downloads, and the built-in model.
 
-    The cache is shared: checkpoints whose names say nothing of RWKV belong to other programs, mostly; with `others` they are
-    there too.
+    The cache is shared: checkpoints whose names say nothing of RWKV belong to other programs, mostly; with `others`
+    they are there too.
     """
     found = [_entry(item, item.kind) for item in kept.kept()]
     for download in hub_cache.downloads():
@@ -167,8 +167,9 @@ def updatable() -> list[str]:
 
 
 def best_local(available: int | None) -> str | None:
-    """The MODEL that runs where nobody names one: of those here that fit into `available` bytes of memory the one with the
-    most parameters, then of the best family, then the newest. None without one; the built-in model does not count.
+    """The MODEL that runs where nobody names one.
+
+    Of those here that fit into `available` bytes of memory it is the one with the most parameters, then of the best family, then the newest. None without one; the built-in model does not count.
     """
     runs = [entry for entry in entries() if entry.what in (*names.KINDS, MODEL)]
     if not runs:
@@ -211,9 +212,10 @@ def _quantized(alias: Alias) -> int:
 
 
 def removable(name: str, *, source: bool = False, interrupted: bool = False) -> list[Entry]:
-    """What of this machine `name` stands for: all dates of a short name without one, and what was made of downloads; with
-    `source` the downloads alone, with `interrupted` what broken-off downloads left in its repository. A path is one of those
-    that `entries` has. Raises UsageError (a path, the built-in model), ModelNotFound (nothing is here).
+    """What of this machine `name` stands for: all dates of a short name without one, and what was made of downloads.
+
+    With `source` the downloads alone, with `interrupted` what broken-off downloads left in its repository. A path is
+    one of those that `entries` has. Raises UsageError (a path, the built-in model), ModelNotFound (nothing is here).
     """
     parsed = store.parse(name)
     if isinstance(parsed, Path):
