@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,8 @@ def hub_cache() -> Path:
 
 def free_disk() -> int:
     """Bytes that are free where downloads go."""
+    import shutil
+
     folder = hub_cache().absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(there).free

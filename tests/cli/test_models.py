@@ -150,6 +150,9 @@ def test_a_conversation_stays_with_the_file_it_began_with(
     assert client("chat", "trip", "-m", "g1-0.1b", "--max-tokens", "3").code == 0
     hub.repos[G1].files[NEW] = HubFile(second)
     client("pull", "g1-0.1b-int8")
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"Hello\n")))
+    newest = client("chat", "g1-0.1b", "--max-tokens", "3")
+    assert (newest.code, newest.err) == (0, "")
     monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"And?\n")))
     assert client("chat", "trip", "--max-tokens", "3").code == 0
     assert json.loads(client("sessions", "list", "--json").out)[0]["model"] == "g1-0.1b-int8@20260110"
