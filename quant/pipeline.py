@@ -95,8 +95,8 @@ def quantize(
     `group_norm_eps`: None for the source's, or the usual 64e-5. `ffn_value`: "auto", "tile" or "kn". `force`:
     replace an existing file; where `out_path` is a link, what it leads to. `origin`: what is known of where the source
     came from, for the metadata's `source`; if there is a `sha256` in it, the source must have it. `evaluate` is given
-    the path of the file before it takes its place; what it returns (ready for JSON, at most QUALITY_BYTES) is the report's
-    `quality`, and what it raises ends the work. `should_stop` is asked between blocks.
+    the path of the file before it takes its place; what it returns (ready for JSON, at most QUALITY_BYTES) is the
+    report's `quality`, and what it raises ends the work. `should_stop` is asked between blocks.
 
     Raises InvalidRequest (a quantized source, OUT is SRC, OUT exists or is no regular file, bad options),
     FormatError (NaN or infinite weights, values past the encoding's range, a source that its own checksums call

@@ -1,4 +1,4 @@
-"""Finding models on behalf of a person: what is not here is offered where somebody can answer, and never fetched unasked."""
+"""Finding models on behalf of a person: what is not here is offered where somebody can answer, never fetched unasked."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def default_model(console: Console) -> str:
     if best is not None:
         console.note(f"no -m: using {best}")
         return best
-    offered = catalog.offer(free_memory())
+    offered = catalog.offer(free_memory(), hub_cache.free_disk())
     command = f"`rwkv pull {offered} --quantize {pulling.kind_for(2 * offered.parameters)}`"
     toy = "`-m demo` is a toy that is built in"
     offline = console.settings.offline
@@ -146,7 +146,7 @@ def _may_offer(console: Console, error: Exception) -> bool:
 
 
 def _ask(console: Console, planned: Plan, error: Exception) -> None:
-    """Tell what is to be done and ask whether to; raises `error` for a no, and NoSpace before asking for the impossible."""
+    """Tell what is to be done and ask whether to. Raises `error` for a no, and NoSpace without asking."""
     from rwkvcli.cli.console import write_error_stream
 
     planned.check_room()

@@ -82,7 +82,11 @@ def _tell_remote(console: Console, where: str | None) -> None:
     offline = console.settings.offline
     if offline or hub_cache.is_offline():
         raise NetworkError("--remote asks the Hub, and the network is off", hint=how_to_go_online(offline))
-    found = [*catalog.remote(where)]
+
+    def missing(repo: str) -> None:
+        console.note(f"{repo} is not there, or private")
+
+    found = [*catalog.remote(where, missing if where is None else None)]
     if console.settings.json:
         console.line(json.dumps([asdict(item) for item in found]))
         return

@@ -17,7 +17,7 @@ from rwkvcli.services.names import Alias, Reference
 
 CHECKPOINT, MODEL, INTERRUPTED, BUILT_IN = "checkpoint", "model", "interrupted", "built in"
 SHARE = 4
-"""A model that is offered takes at most one SHAREth of the free memory: the download stays bearable, and answers quick."""
+"""A model that is offered takes at most one SHAREth of the free memory: answers are quick, and others have memory too."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Entry:
 def entries(*, others: bool = False) -> list[Entry]:
     """Everything on this machine: what was made, downloads, interrupted downloads, and the built-in model.
 
-    The cache is shared: checkpoints whose names say nothing of RWKV belong to other programs, mostly; with `others` they are
-    there too.
+    The cache is shared: checkpoints whose names say nothing of RWKV belong to other programs, mostly; with `others`
+    they are there too.
     """
     found = [_entry(item, item.kind) for item in kept.kept()]
     for download in hub_cache.downloads():
@@ -106,10 +106,11 @@ class Remote:
     """Whether an older one is on this machine."""
 
 
-def remote(where: str | None = None) -> Iterator[Remote]:
+def remote(where: str | None = None, on_missing: Callable[[str], None] | None = None) -> Iterator[Remote]:
     """The newest file of every short name, or all model files of the repository `where`; a family's name is one too.
 
-    Asks the Hub for a repository at a time. Raises UsageError for what is neither, and what the Hub raises.
+    Asks the Hub for a repository at a time. With `on_missing` a repository that is not there is no error: it is called
+    with its name. Raises UsageError for what is no family and no repository, and what the Hub raises.
     """
     from rwkvcli.services.hub import list_files
 
@@ -129,7 +130,13 @@ def remote(where: str | None = None) -> Iterator[Remote]:
     wanted = [short.family] if short else [families[where]] if where else list(families.values())
     for family in wanted:
         for repo in dict.fromkeys(family.repository(size) for size in family.sizes):
-            files = {item.path: item.size for item in list_files(Reference(repo))}
+            try:
+                files = {item.path: item.size for item in list_files(Reference(repo))}
+            except ModelNotFound:
+                if on_missing is None:
+                    raise
+                on_missing(repo)
+                continue
             found = {parsed.size for file in files if (parsed := family.parse(file))}
             for size in sorted(found, key=pulling.magnitude):
                 alias = Alias(family, size)
@@ -160,8 +167,9 @@ def updatable() -> list[str]:
 
 
 def best_local(available: int | None) -> str | None:
-    """The MODEL that runs where nobody names one: of those here that fit into `available` bytes of memory the one with the
-    most parameters, then of the best family, then the newest. None without one; the built-in model does not count.
+    """The MODEL that runs where nobody names one.
+
+    Of those here that fit into `available` bytes of memory it is the one with the most parameters, then of the best family, then the newest. None without one; the built-in model does not count.
     """
     runs = [entry for entry in entries() if entry.what in (*names.KINDS, MODEL)]
     if not runs:
@@ -180,14 +188,21 @@ def _rank(entry: Entry) -> tuple[float, int, str, int, float]:
     return short.parameters, order, short.wanted or "", entry.nbytes, entry.when
 
 
-def offer(available: int | None) -> Alias:
-    """The model to offer to a machine with `available` bytes of free memory: the largest of the best family that takes no
-    more than a SHAREth of it, quantized; the smallest if all are larger. A system that does not tell is taken to have 5 GB.
+def offer(available: int | None, disk: int) -> Alias:
+    """The model to offer to a machine with `available` bytes of free memory and `disk` bytes of free disk.
+
+    It is the largest of the best family that takes, quantized, no more than a SHAREth of the memory, and for whose
+    download and result there is room; the smallest if there is none. A system that does not tell is taken to have
+    5 GB of memory.
     """
     family = next(iter(names.families().values()))
     sizes = [Alias(family, size) for size in family.sizes]
     room = (available if available is not None else 5 * 10**9) // SHARE
-    fitting = [alias for alias in sizes if _quantized(alias) <= room]
+    fitting = [
+        alias
+        for alias in sizes
+        if _quantized(alias) <= room and 2 * alias.parameters + _quantized(alias) <= disk
+    ]
     return max(fitting, key=_quantized) if fitting else min(sizes, key=_quantized)
 
 
@@ -197,9 +212,10 @@ def _quantized(alias: Alias) -> int:
 
 
 def removable(name: str, *, source: bool = False, interrupted: bool = False) -> list[Entry]:
-    """What of this machine `name` stands for: all dates of a short name without one, and what was made of downloads; with
-    `source` the downloads alone, with `interrupted` what broken-off downloads left in its repository. A path is one of those
-    that `entries` has. Raises UsageError (a path, the built-in model), ModelNotFound (nothing is here).
+    """What of this machine `name` stands for: all dates of a short name without one, and what was made of downloads.
+
+    With `source` the downloads alone, with `interrupted` what broken-off downloads left in its repository. A path is
+    one of those that `entries` has. Raises UsageError (a path, the built-in model), ModelNotFound (nothing is here).
     """
     parsed = store.parse(name)
     if isinstance(parsed, Path):

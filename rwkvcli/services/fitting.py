@@ -76,8 +76,6 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _choices(name: str, found: LocalModel | None, threads: int, offline: bool) -> dict[str, Any]:
-    import shutil
-
     from rwkvcli.services import hub_cache, names, pulling, store
     from rwkvcli.services.benchmarking import read_bandwidth
 
@@ -109,13 +107,11 @@ def _choices(name: str, found: LocalModel | None, threads: int, offline: bool) -
                 "tokens_per_s": round(bandwidth * 1e9 / size, 1),
             }
         )
-    there = hub_cache.hub_cache()
-    disk = next(path for path in (there, *there.absolute().parents) if path.exists())
     return {
         "name": name,
         "source_bytes": nbytes,
         "download_bytes": download,
-        "disk_bytes": shutil.disk_usage(disk).free,
+        "disk_bytes": hub_cache.free_disk(),
         "exact": exact,
         "available_bytes": available,
         "gb_per_s": round(bandwidth, 2),

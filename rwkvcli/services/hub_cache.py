@@ -36,6 +36,15 @@ def hub_cache() -> Path:
     return Path(os.path.expandvars(cache)).expanduser() / "huggingface" / "hub"
 
 
+def free_disk() -> int:
+    """Bytes that are free where downloads go."""
+    import shutil
+
+    folder = hub_cache().absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
 def is_offline() -> bool:
     """Whether the environment switches the network off, by the library's rules."""
     said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""

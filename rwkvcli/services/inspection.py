@@ -94,7 +94,7 @@ def inspect(path: Path, *, tensors: bool = False, header_only: bool = False) -> 
 
 
 def inspect_remote(reference: Reference, *, tensors: bool = False) -> dict[str, Any]:
-    """The same for a safetensors file on the Hub, of which the header alone is fetched. Raises what the Hub raises too."""
+    """The same for a safetensors file on the Hub: its header alone is fetched. Raises what the Hub raises too."""
     from rwkvcli.services.hub import header_only
 
     with header_only(reference) as path:

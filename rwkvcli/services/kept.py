@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -140,6 +139,8 @@ def tidy(origin: Origin) -> None:
     """Remove the folder of `origin`, which is locked, if no model file is in it. Raises OSError."""
     if any(origin.target(kind).is_file() for kind in KINDS):
         return
+    import shutil
+
     shutil.rmtree(origin.folder)
     with contextlib.suppress(OSError):  # there are others
         origin.folder.parent.rmdir()

@@ -21,8 +21,8 @@ _PAUSE = 0.1
 def locked(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the lock file `path` inside the block; its folder is made.
 
-    While another process holds it, `on_wait` is called every 0.1 s with that process's number ("" if it is not known); what it
-    raises ends the wait. Without `on_wait` nothing is waited for: BlockingIOError. Systems without such locks (Windows,
+    While another process holds it, `on_wait` is called every 0.1 s with that process's number ("" if it is not
+    known); what it raises ends the wait. Without `on_wait` nothing is waited for: BlockingIOError. Systems without such locks (Windows,
     some network file systems) have none.
     """
     with contextlib.ExitStack() as stack:

@@ -159,8 +159,8 @@ def make(
 ) -> LocalModel:
     """Make a model file of `planned.kind` of the download, unless it is made already, and keep it.
 
-    Another process that makes it is waited for. A source that no longer has the Hub's checksum is refused. Raises
-    what `quantization.quantize` raises.
+    Another process that makes it is waited for; it may even have removed the download since. A source that
+    no longer has the Hub's checksum is refused. Raises what `quantization.quantize` raises.
     """
     assert planned.kind is not None
     kind, reference = planned.kind, planned.reference
@@ -168,7 +168,7 @@ def make(
     etag = hub_cache.etag_of(source.path) or planned.etag
     commit = hub_cache.commit_of(reference.repo, reference.revision)
     revisions = (reference.revision or "main", commit)
-    origin = Origin(reference.repo, reference.file, etag, source.path.stat().st_size, revisions)
+    origin = Origin(reference.repo, reference.file, etag, planned.size, revisions)
     target = origin.target(kind)
 
     def wait(who: str) -> None:
@@ -277,7 +277,7 @@ def chosen(parsed: Alias | Reference, files: Sequence[str]) -> str:
         told = f"its sizes are {', '.join(sorted(sizes, key=magnitude))}" if sizes else "it holds none"
         if parsed.size in sizes:
             again = replace(parsed, wanted=None)
-            dates = sorted(parsed.family.parse(file).date for file in files if again.fits(file))  # type: ignore[union-attr]
+            dates = sorted(again.date(file) for file in files if again.fits(file))
             told = f"its dates are {', '.join(dates[-6:])}"
         raise ModelNotFound(f"{parsed.repo} holds no {parsed}", hint=told)
     candidates = [file for file in files if file.endswith(SUFFIXES)]

@@ -132,6 +132,10 @@ def test_a_newer_file_is_looked_for_only_when_asked(hub: Hub, client: Client, se
     assert line.split("  ") == ["g1-0.1b", "2026-01-29", "1.08 MB", "an older one", f"{G1}:{NEW}"]
     assert hub.downloads() == []
     assert client("pull", "--update", "--discard-source").out == f"{made(client, NEW, 'int8')}\n"
+    everything = client("list", "--remote")
+    assert [line.split()[0] for line in everything.out.splitlines()] == ["name", "g1-0.1b"]
+    assert "BlinkDL/rwkv-4-pile-1b5 is not there, or private" in everything.err.splitlines()
+    assert client("list", "--remote", "raven").code == 3
     assert client("list", "--remote", "g1-0.1b", "--json").out.count('"here": "int8"') == 1
     assert client("generate", "-m", "g1-0.1b", *ANSWER) != first
     assert client("generate", "-m", "g1-0.1b@20260110", *ANSWER) == first
@@ -146,6 +150,9 @@ def test_a_conversation_stays_with_the_file_it_began_with(
     assert client("chat", "trip", "-m", "g1-0.1b", "--max-tokens", "3").code == 0
     hub.repos[G1].files[NEW] = HubFile(second)
     client("pull", "g1-0.1b-int8")
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"Hello\n")))
+    newest = client("chat", "g1-0.1b", "--max-tokens", "3")
+    assert (newest.code, newest.err) == (0, "")
     monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"And?\n")))
     assert client("chat", "trip", "--max-tokens", "3").code == 0
     assert json.loads(client("sessions", "list", "--json").out)[0]["model"] == "g1-0.1b-int8@20260110"
@@ -382,11 +389,20 @@ def test_the_default_is_the_best_that_is_here(
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "name"),
-    [(1, "g1-0.1b"), (2.2, "g1-0.4b"), (6, "g1-1.5b"), (15, "g1-2.9b"), (60, "g1-13.3b"), (None, "g1-1.5b")],
+    ("memory", "disk", "name"),
+    [
+        (1, 99, "g1-0.1b"),
+        (2.2, 99, "g1-0.4b"),
+        (6, 99, "g1-1.5b"),
+        (15, 99, "g1-2.9b"),
+        (60, 99, "g1-13.3b"),
+        (60, 5, "g1-1.5b"),
+        (60, 0, "g1-0.1b"),
+        (None, 99, "g1-1.5b"),
+    ],
 )
-def test_the_offer_is_sized_to_the_memory(gigabytes: float | None, name: str) -> None:
-    assert str(catalog.offer(None if gigabytes is None else int(gigabytes * 1e9))) == name
+def test_the_offer_is_sized_to_the_machine(memory: float | None, disk: int, name: str) -> None:
+    assert str(catalog.offer(None if memory is None else int(memory * 1e9), disk * 10**9)) == name
 
 
 @pytest.mark.parametrize("answer", ["y", "n"])
