@@ -198,6 +198,8 @@ def _is_model(name: str) -> bool:
     try:
         if sessions.exists(name):
             return False
-    except UsageError:  # no name at all
-        return True
+    except UsageError:  # no name of a session at all
+        if "/" in name or os.path.isfile(name):  # noqa: PTH113
+            return True
+        raise
     return name in store.ALIASES or name.endswith(store.SUFFIXES) or os.path.isfile(name)  # noqa: PTH113
