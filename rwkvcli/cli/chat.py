@@ -99,7 +99,8 @@ def chat(
     in_terminal = is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if no_save and name is not None and not _is_model(name):
         raise Misuse("--no-save keeps nothing, and NAME names what is kept")
-    model_name = _explicit_model(settings)
+    # a default does not count against the model of a session
+    model_name = settings.model if settings.model_was_named else None
     if name is not None and model_name is None and _is_model(name):
         model_name, name = name, None
         told = f"{model_name} is a model: a new conversation begins with it"
@@ -181,24 +182,16 @@ def _preferred(model: Model, template: str | None) -> tuple[ChatSettings, str | 
     return ChatSettings(sampling=said, **own), system
 
 
-def _explicit_model(settings: Settings) -> str | None:
-    """The model that the command line names; a default does not count against the one of a session."""
-    from rwkvcli.services import configuration
-
-    defaults = (os.environ.get("RWKV_MODEL"), configuration.load().get("model"))
-    return settings.model if settings.model not in defaults else None
-
-
 def _is_model(name: str) -> bool:
     """Whether NAME is a model rather than the name of a conversation."""
     from rwkvcli.errors import UsageError
     from rwkvcli.services import names, sessions
 
+    is_file = os.path.isfile(name)  # noqa: PTH113
+    of_models = name == names.DEMO or names.alias(name) is not None or name.endswith(names.SUFFIXES) or is_file
     try:
-        if sessions.exists(name):
-            return False
-    except UsageError:  # no name at all
-        return True
-    if name == names.DEMO or names.alias(name) is not None:
-        return True
-    return name.endswith(names.SUFFIXES) or os.path.isfile(name)  # noqa: PTH113
+        return of_models and not sessions.exists(name)
+    except UsageError:  # no name of a session at all
+        if of_models or "/" in name:
+            return True
+        raise

@@ -29,7 +29,7 @@ class Chatter(LiveTerminal):
 
 @pytest.fixture
 def place(tmp_path: Path) -> dict[str, str]:
-    return {"RWKV_SESSIONS": str(tmp_path / "sessions"), "PATH": ""}
+    return {"RWKV_SESSIONS": str(tmp_path / "sessions"), "PATH": "", "RWKV_THREADS": "1"}
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ SHORT = ["--max-tokens", "24"]
 
 @pytest.fixture
 def place(tmp_path: Path) -> dict[str, str]:
-    return {"RWKV_SESSIONS": str(tmp_path / "sessions")}
+    return {"RWKV_SESSIONS": str(tmp_path / "sessions"), "RWKV_THREADS": "1"}
 
 
 def chat(place: dict[str, str], stdin: str | bytes, *args: str, **more: str) -> Outcome:
@@ -149,6 +149,7 @@ def test_what_makes_no_sense(place: dict[str, str]) -> None:
     for args, message in (
         (["trip", "--no-save", "-m", "demo"], "--no-save keeps nothing"),
         (["a:b", "-m", "demo"], "'a:b' is no name for a session"),
+        (["my trip"], "'my trip' is no name for a session"),
         (["-m", "demo", "--think", "show"], "do not think"),
         (["-m", "demo", "--top-p", "-1"], "top_p"),
         (["-m", "demo", "--template", "alpaca"], "no template 'alpaca'"),

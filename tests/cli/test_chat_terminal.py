@@ -24,7 +24,7 @@ SHORT = ["--max-tokens", "30", "--seed", "1"]
 
 @pytest.fixture
 def place(tmp_path: Path) -> dict[str, str]:
-    return {"RWKV_SESSIONS": str(tmp_path / "sessions")}
+    return {"RWKV_SESSIONS": str(tmp_path / "sessions"), "RWKV_THREADS": "1"}
 
 
 def opened(place: dict[str, str], *args: str, **more: object) -> LiveTerminal:

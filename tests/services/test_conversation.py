@@ -212,7 +212,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_pieces")
 def test_reading_a_file_feeds_it_as_it_stands(demo: Model, tmp_path: Path) -> None:
-    text = "\ufeffIt was a fine morning.\r\n" + "Über – lines and lines of it.\n" * 50
+    text = "\ufeffIt was a fine morning.\r\n" + "Über – lines and lines of it.\n" * 25
     path = tmp_path / "book.txt"
     path.write_text(text, "utf-8", newline="")
     talk = begin(demo)
@@ -229,7 +229,7 @@ def test_reading_a_file_feeds_it_as_it_stands(demo: Model, tmp_path: Path) -> No
     talk.undo(2)
     assert talk.state().tokens_seen == 0
     for name, data, error in (
-        ("none", None, SourceNotFound), ("empty", b"\n\n", UsageError), ("binary", b"a" * 5000 + b"\0", UsageError),
+        ("none", None, SourceNotFound), ("empty", b"\n\n", UsageError), ("binary", b"a" * 1500 + b"\0", UsageError),
         (".", None, SourceNotFound),
     ):  # fmt: skip
         if data is not None:
@@ -257,7 +257,7 @@ def test_a_file_has_the_tokens_of_its_whole_text(world: Model, tmp_path: Path) -
 @pytest.mark.usefixtures("small_pieces")
 def test_reading_that_is_stopped_keeps_what_was_read(demo: Model, tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
-    path.write_text(text := "It was a fine morning.\n" * 200)
+    path.write_text(text := "It was a fine morning.\n" * 60)
     talk = begin(demo)
     read: list[int] = []
     turn = talk.read(path, lambda done, _total: read.append(done), lambda: len(read) > 3)
