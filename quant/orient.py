@@ -21,6 +21,8 @@ _TRANSPOSED = frozenset(
     for name in (*(f"{x}{i}" for x in "wavg" for i in "12"), "time_maa_w1", "time_decay_w1", "time_decay_w2")
 )  # fmt: skip
 _MIX = "att.time_maa_w2"
+LOW_RANK = _TRANSPOSED | {_MIX}
+"""Low-rank matrices, of which most other layouts store the transpose."""
 _ORDER = {"ln0": 0, "ln1": 1, "att": 2, "ln2": 3, "ffn": 4}
 
 

@@ -73,7 +73,7 @@ class CheckpointSource:
         self.path = checkpoint.path
         self.file_size = checkpoint.file_size
         self.arch = checkpoint.arch
-        self.group_norm_eps = None if self.arch.version == "4" else GROUP_NORM_EPS
+        self.group_norm_eps = _epsilon(checkpoint)
         self.tokenizer: str | None = None
         self.template: str | None = None
         self._items = logical_tensors(self.arch)
@@ -148,6 +148,12 @@ class ModelSource:
     def provenance(self, stop: Callable[[], bool]) -> dict[str, Any]:
         """That of the file: where its weights came from in the first place."""
         return self._model.source
+
+
+def _epsilon(checkpoint: Checkpoint) -> float | None:
+    if checkpoint.arch.version == "4":
+        return None
+    return checkpoint.group_norm_eps or GROUP_NORM_EPS
 
 
 class _Stopped(Exception):

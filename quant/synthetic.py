@@ -85,6 +85,7 @@ def synthetic_arch(
         vocab_size=vocab_size,
         **low_rank,
         time_first_is_log=time_first_is_log,
+        ln0_fused=False,
     )
 
 
