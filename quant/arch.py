@@ -103,6 +103,17 @@ def logical_shape(shape: Iterable[int]) -> Shape:
     return dims[2:] if len(dims) == 3 and dims[:2] == (1, 1) else dims
 
 
+def stored_shape(arch: Arch, name: str, shape: Shape) -> Shape:
+    """The shape that tensor `name` of logical `shape` has in BlinkDL's files: mix vectors are [1, 1, C]."""
+    leaf = name.rpartition(".")[2]
+    if arch.version == "7":
+        mix = leaf in ("w0", "a0", "v0", "k_k", "k_a") or leaf.startswith("x_")
+    else:
+        mix = leaf.startswith(("time_mix_", "time_maa_")) and leaf not in ("time_maa_w1", "time_maa_w2")
+        mix |= arch.version == "6" and leaf == "time_decay"
+    return (1, 1, *shape) if mix else shape
+
+
 def expected(arch: Arch) -> dict[str, Shape]:
     """{canonical name: logical shape} of every tensor that a model of `arch` uses.
 

@@ -237,15 +237,14 @@ def llama_cpp(
 
     def add(name: str, array: np.ndarray) -> None:
         array = np.ascontiguousarray(array, np.float32)
-        matrix = array.ndim == 2 and not re.search(r"lerp|first|(mix|decay)_[wavg][012]\.", name)
-        if kind != "f32" and matrix and array.shape[-1] % 32 == 0:
-            if kind == "f16":
-                writer.add_tensor(name, array.astype(np.float16))
-            else:
-                codes = ggml_codes(array, kind)
-                writer.add_tensor(name, codes, raw_dtype=GGMLQuantizationType[kind.upper()])
-        else:
+        wide = array.ndim <= 1 or re.search(r"lerp_fused|first|time_mix_(decay_)?w[12]\.", name)
+        if kind == "f32" or wide:
             writer.add_tensor(name, array)
+        elif kind == "f16" or array.shape[-1] % 32 or re.search(r"time_mix_[wavg][012]\.", name):
+            writer.add_tensor(name, array.astype(np.float16))
+        else:
+            codes = ggml_codes(array, kind)
+            writer.add_tensor(name, codes, raw_dtype=GGMLQuantizationType[kind.upper()])
 
     for name, array in tensors.items():
         words = name.split(".")

@@ -181,11 +181,12 @@ class Checkpoint:
             raise FormatError(
                 f"{self.path}: tensor {quoted(name)} is {quoted(raw.dtype)}; only f32, f16, bf16 are read"
             )
-        values = self._file.array(piece.source)
-        if piece.computed:
-            values = widened(values, raw.dtype)
-        if piece.take is not None:
-            values = piece.take(values)
+        with np.errstate(all="ignore"):  # damage makes values that no arithmetic likes; `read` finds them
+            values = self._file.array(piece.source)
+            if piece.computed:
+                values = widened(values, raw.dtype)
+            if piece.take is not None:
+                values = piece.take(values)
         return values.reshape(piece.shape)
 
 

@@ -100,10 +100,10 @@ class DownloadBar(_Bar):
 
 
 class QuantizationBar(_Bar):
-    """Weights of a model that have been encoded."""
+    """Weights of a model that have been encoded or written."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console, "quantizing")
+    def __init__(self, console: Console, title: str = "quantizing") -> None:
+        super().__init__(console, title)
 
     def update(self, progress: Progress) -> None:
         """Show how far it is."""

@@ -21,6 +21,7 @@ VERBS = {
     "generate": "Continue a text with a model.",
     "state": "Build states, and look at, compare and convert them.",
     "quantize": "Make a model file out of a checkpoint.",
+    "export": "Write a model in the format of another tool.",
     "show": "Show what is inside a model file or a checkpoint.",
     "pull": "Download a file from the Hugging Face Hub.",
     "perplexity": "Measure how well a model predicts a text.",
