@@ -162,7 +162,7 @@ class _Stopped(Exception):
 
 def told_name(path: Path) -> str:
     """The file's name for metadata: what is not UTF-8 in it is replaced, whatever the locale."""
-    return os.fsencode(path.name).decode("utf-8", "replace")
+    return os.fsencode(path.name or path.resolve().name).decode("utf-8", "replace")
 
 
 def _is_model(path: str | os.PathLike[str]) -> bool:

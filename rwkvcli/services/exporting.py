@@ -20,8 +20,10 @@ NEEDS_VOCABULARY = ("gguf",)
 def default_output(source: Path, to: str) -> Path:
     """`./<stem>.<suffix of the format>`; for `hf` the folder `./<stem>-hf`."""
     from quant.export.formats import FORMATS
+    from rwkvcli.services.quantization import stem_of
 
-    return Path(f"{source.stem}{FORMATS[to].suffix}" if FORMATS[to].suffix else f"{source.stem}-{to}")
+    stem = stem_of(source)
+    return Path(f"{stem}{FORMATS[to].suffix}" if FORMATS[to].suffix else f"{stem}-{to}")
 
 
 def check_output(source: Path, out: Path, to: str, *, force: bool = False) -> None:

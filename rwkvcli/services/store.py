@@ -125,7 +125,7 @@ def parse(name: str) -> Path | Reference:
     """The path or the Hub reference that `name` stands for.
 
     What is an alias is one, what exists is a path, and what can be a Hub reference is one. Raises
-    ModelNotFound for a path at which there is nothing, or a folder.
+    ModelNotFound for a path at which there is nothing, or a folder that is no checkpoint.
     """
     if name in ALIASES:
         return _alias(name)
@@ -136,6 +136,8 @@ def parse(name: str) -> Path | Reference:
     except RuntimeError:  # ~nobody, or ~ of a user without a home
         raise ModelNotFound(f"{name} does not exist", hint="there is no such home folder") from None
     try:
+        if path.is_dir() and _is_model_folder(path):
+            return path
         if path.is_dir() and not _REFERENCE.fullmatch(name):
             raise ModelNotFound(f"{name} is a folder", hint="name the model file inside it")
         if path.exists() and not path.is_dir():
@@ -150,6 +152,13 @@ def parse(name: str) -> Path | Reference:
     if path.is_dir() and match["file"] is None and match["revision"] is None:
         raise ModelNotFound(f"{name} is a folder here", hint=f"`{name}:FILE` is a file on the Hub")
     return Reference(match["repo"], match["file"], match["revision"])
+
+
+def _is_model_folder(path: Path) -> bool:
+    """Whether a folder is a checkpoint, as the Hugging Face transformers write them."""
+    from quant.checkpoints import is_checkpoint_folder
+
+    return is_checkpoint_folder(path)
 
 
 def _alias(name: str) -> Path:
