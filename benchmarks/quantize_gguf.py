@@ -1,6 +1,6 @@
 """A GGUF file in a format of llama.cpp's quantizer. Runs in the environment of the peers (llama-cpp-python).
 
-    python quantize_gguf.py IN.gguf OUT.gguf Q8_0|Q4_0|Q4_K_M
+python quantize_gguf.py IN.gguf OUT.gguf Q8_0|Q4_0|Q4_K_M
 """
 
 from __future__ import annotations

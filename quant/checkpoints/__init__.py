@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from quant.checkpoints.base import Checkpoint
@@ -13,6 +14,8 @@ __all__ = ["Checkpoint", "is_checkpoint_folder", "open_checkpoint"]
 
 _SUFFIXES = (".pth", ".safetensors", ".st", ".gguf", ".bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_HF_NAME = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+"""Files that a config.json in the same folder speaks of; of others it may know nothing."""
 _LEGACY_TORCH = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 """How torch's pickled magic number 0x1950a86a20f9469cfc6c begins files of torch < 1.6, after the protocol."""
 _GGML = {b"lmgg": "ggml (rwkv.cpp before 2023-04, or older)", b"tjgg": "ggjt (older llama.cpp)"}
@@ -23,7 +26,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open the checkpoint in the file `path`, whatever its name; close it when done (it is a context
     manager).
 
-    `path` may also be a folder with a config.json, as on the Hugging Face Hub, or the index of several files.
+    `path` may also be a folder with a config.json, as on the Hugging Face Hub, or the index of several files; the
+    config.json counts there, and beside files that are called as the transformers call theirs.
     Raises SourceNotFound (missing, a folder without a model, unreadable), UnsupportedModel (a recognised format that is
     not supported), UnsafePickle, and FormatError (empty, truncated, corrupt, or no checkpoint at all).
     """
@@ -45,7 +49,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
             if DequantizedTensors.needed(file):
                 file = DequantizedTensors(file)
-        config = HfConfig.beside(found.parent) if file.format in ("safetensors", "pth") else None
+        config = HfConfig.beside(found.parent) if told.is_dir() or _HF_NAME.fullmatch(found.name) else None
         return Checkpoint(file, config)
     except BaseException:
         file.close()

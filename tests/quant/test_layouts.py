@@ -285,7 +285,7 @@ def with_config(folder: Path, values: Mapping[str, object]) -> None:
 
 
 def test_a_norm_inside_the_embedding(models: Mapping[str, Tensors], tmp_path: Path) -> None:
-    path = other_tools.vllm_rwkv7(models["7"], tmp_path / "m.safetensors", fused=True)
+    path = other_tools.vllm_rwkv7(models["7"], tmp_path / "model.safetensors", fused=True)
     with open_checkpoint(path) as opened, pytest.raises(UnsupportedModel, match="no first layer norm"):
         _ = opened.arch
     for key, value in (("embedding_layer_norm_fused", True), ("norm_first", False)):
@@ -320,9 +320,12 @@ def test_configurations(models: Mapping[str, Tensors], tmp_path: Path) -> None:
     with open_checkpoint(tmp_path) as opened:
         assert opened.arch.version == "7"  # another model's configuration says nothing
     other_tools.transformers(models["6"], tmp_path / "model.safetensors")
-    with_config(tmp_path, {"model_type": "rwkv6", "head_size_divisor": 8})
+    with_config(tmp_path, {"model_type": "rwkv6", "head_size_divisor": 8, "hidden_size": 32})
     with open_checkpoint(tmp_path) as opened:
-        assert opened.group_norm_eps == 64e-5
+        assert opened.arch.version == "6" and opened.group_norm_eps == 64e-5
+    write_pth(tmp_path / "another.pth", make_checkpoint("4", 1, 16, 20))
+    with open_checkpoint(tmp_path / "another.pth") as opened:
+        assert opened.arch.n_embd == 16  # which the configuration does not speak of
 
 
 def test_a_square_factor_whose_side_cannot_be_told(tmp_path: Path) -> None:
