@@ -40,7 +40,7 @@ class Checkpoint:
         self._config = config if config is not None else HfConfig.none()
         if not file.tensors:
             raise FormatError(f"{file.path} holds no tensors")
-        contents = Contents(str(file.path), file.tensors, file.format, file.numbers, self._config.values)
+        contents = Contents(str(file.path), file.tensors, file.format, file.numbers)
         self.layout, self._pieces = pieces_of(contents)
         """Name of the layout, as in `quant.checkpoints.layouts`."""
 

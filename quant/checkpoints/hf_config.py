@@ -15,12 +15,8 @@ from quant.errors import FormatError, UnsupportedModel, quoted
 LAYER_NORM_EPS = 1e-5
 """What every RWKV model computes its layer norms with."""
 _MAX_BYTES = 1 << 20
-_SIZES = {
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "vocab_size": "vocab_size",
-    "intermediate_size": "n_ffn",
-}
+_SIZES = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer"}
+"""What has to agree with the tensors. Others are wrong in some repositories, and the tensors tell them."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-EXTRAS = {"torch": ("torch", "bitsandbytes")}
+EXTRAS = {"torch": ("torch", "bitsandbytes"), "gguf": ("gguf",)}
 """Optional sets of packages, as in pyproject.toml, and what each brings."""
 
 

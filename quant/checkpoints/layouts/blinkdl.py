@@ -13,4 +13,4 @@ def matches(contents: Contents) -> bool:
 
 def pieces(contents: Contents) -> Pieces:
     """See `quant.checkpoints.layouts`."""
-    return collected(renamed(contents, canonical_name))
+    return collected(contents, renamed(contents, canonical_name))

@@ -60,7 +60,7 @@ def matches(contents: Contents) -> bool:
 
 def pieces(contents: Contents) -> Pieces:
     """See `quant.checkpoints.layouts`."""
-    return collected(_pairs(contents))
+    return collected(contents, _pairs(contents))
 
 
 def _pairs(contents: Contents) -> Iterator[tuple[str, Piece]]:
@@ -68,7 +68,7 @@ def _pairs(contents: Contents) -> Iterator[tuple[str, Piece]]:
         name = without_training_prefixes(stored)
         fused = _FUSED.fullmatch(name)
         if fused is not None:
-            for mix, piece in rows_of(len(MIXES), MIXES, stored, raw):
+            for mix, piece in rows_of(contents, stored, MIXES):
                 yield f"blocks.{fused[1]}.att.x_{mix}", piece
             continue
         canonical = NAMES.canonical(name) or name

@@ -98,7 +98,7 @@ def pieces(contents: Contents) -> Pieces:
             f"{contents.where} is a part of a model in several files: not supported",
             hint="Join them with llama.cpp's `llama-gguf-split --merge`.",
         )
-    return collected(_pairs(contents, str(architecture)))
+    return collected(contents, _pairs(contents, str(architecture)))
 
 
 def _pairs(contents: Contents, architecture: str) -> Iterator[tuple[str, Piece]]:
@@ -111,23 +111,25 @@ def _pairs(contents: Contents, architecture: str) -> Iterator[tuple[str, Piece]]
         match = _BLOCK.fullmatch(stored)
         if match is not None and match[2] == FUSED:
             letters, prefix = (MIX_ORDER, "time_maa_") if architecture == "rwkv6" else (V7_MIXES, "x_")
-            for mix, piece in rows_of(len(letters), letters, stored, raw):
+            for mix, piece in rows_of(contents, stored, letters):
                 yield f"blocks.{match[1]}.att.{prefix}{mix}", piece
             continue
         canonical = names.canonical(stored) or stored
         if _UNUSED.fullmatch(canonical):
             continue
-        yield canonical, _turned(canonical, stored, raw, head_size, every)
+        yield canonical, _turned(canonical, stored, raw, contents.where, head_size=head_size, every=every)
 
 
-def _turned(canonical: str, stored: str, raw: RawTensor, head_size: int, every: int) -> Piece:
+def _turned(canonical: str, stored: str, raw: RawTensor, where: str, *, head_size: int, every: int) -> Piece:
     suffix = suffix_of(canonical)
     piece = plain(stored, raw)
     if suffix in LOW_RANK:
         return swapped(piece)
     if suffix == "att.r_k" and len(raw.shape) == 1:
         if not head_size or raw.shape[0] % head_size:
-            raise FormatError(f"tensor {quoted(stored)} of {raw.shape[0]} does not hold heads of {head_size}")
+            raise FormatError(
+                f"{where}: tensor {quoted(stored)} of {raw.shape[0]} does not hold heads of {head_size}"
+            )
         return piece._replace(shape=(raw.shape[0] // head_size, head_size))
     power = layer_of(canonical) // every if every and suffix in RESCALED else 0
     return piece._replace(take=partial(_scaled, power=power), computed=True) if power else piece

@@ -44,8 +44,6 @@ class Contents:
     format: str
     numbers: Mapping[str, Any] = field(default_factory=dict)
     """Values that the file carries beside its tensors."""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    """The config.json beside the file; empty when there is none."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +78,13 @@ def plain(name: str, raw: RawTensor) -> Piece:
     return Piece(name, logical_shape(raw.shape))
 
 
-def collected(pairs: Iterator[tuple[str, Piece]]) -> Pieces:
+def collected(contents: Contents, pairs: Iterator[tuple[str, Piece]]) -> Pieces:
     """The pieces by name; FormatError when two stored tensors are one canonical one."""
     result: Pieces = {}
     for name, piece in pairs:
         if name in result:
             raise FormatError(
-                f"{quoted(result[name].source)} and {quoted(piece.source)} are both {quoted(name)}"
+                f"{contents.where}: {quoted(result[name].source)} and {quoted(piece.source)} are both {quoted(name)}"
             )
         result[name] = piece
     return result
@@ -105,13 +103,16 @@ def swap_last(values: Array) -> Array:
     return np.swapaxes(values, -1, -2)
 
 
-def rows_of(count: int, letters: str, name: str, raw: RawTensor) -> Iterator[tuple[str, Piece]]:
-    """(letter, piece) of vectors that are stored as the `count` rows of one tensor, in the order of `letters`."""
+def rows_of(contents: Contents, name: str, letters: str) -> Iterator[tuple[str, Piece]]:
+    """(letter, piece) of vectors that are stored as the rows of tensor `name`, in the order of `letters`."""
+    raw, count = contents.tensors[name], len(letters)
     size = 1
     for dim in raw.shape:
         size *= dim
     if len(raw.shape) < 2 or raw.shape[0] != count or size % count:
-        raise FormatError(f"tensor {quoted(name)} of shape {list(raw.shape)} is not {count} vectors")
+        raise FormatError(
+            f"{contents.where}: tensor {quoted(name)} of shape {list(raw.shape)} is not {count} vectors"
+        )
     for index, letter in enumerate(letters):
         yield letter, Piece(name, (size // count,), lambda values, i=index: values[i])  # type: ignore[misc]
 

@@ -41,7 +41,7 @@ def matches(contents: Contents) -> bool:
 
 def pieces(contents: Contents) -> Pieces:
     """See `quant.checkpoints.layouts`."""
-    return collected(_pairs(contents))
+    return collected(contents, _pairs(contents))
 
 
 def _pairs(contents: Contents) -> Iterator[tuple[str, Piece]]:
@@ -57,7 +57,7 @@ def _pairs(contents: Contents) -> Iterator[tuple[str, Piece]]:
     for name, raw in names.items():
         fused = _FUSED.fullmatch(name)
         if fused is not None:
-            for mix, piece in rows_of(len(_MIXES), _MIXES, name, raw):
+            for mix, piece in rows_of(contents, name, _MIXES):
                 yield f"blocks.{fused[1]}.att.x_{mix}", piece
             continue
         suffix = suffix_of(name)

@@ -31,7 +31,7 @@ def matches(contents: Contents) -> bool:
 
 def pieces(contents: Contents) -> Pieces:
     """See `quant.checkpoints.layouts`."""
-    return collected(_pairs(contents))
+    return collected(contents, _pairs(contents))
 
 
 def _pairs(contents: Contents) -> Iterator[tuple[str, Piece]]:
