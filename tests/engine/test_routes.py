@@ -76,6 +76,10 @@ def test_a_norm_inside_the_embedding(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "rwkv7", "embedding_layer_norm_fused": true}')
     found = logits(folder, tmp_path)
     assert np.abs(found - wanted).max() < 1e-5 * np.ptp(wanted)
+    pytest.importorskip("torch")
+    plain = Model.load(str(tmp_path / "model.safetensors"), device="torch")
+    found = plain.forward(TOKENS, plain.new_state(), all_logits=True)
+    assert np.abs(found - wanted).max() < 1e-5 * np.ptp(wanted)
 
 
 FOLDER = os.environ.get("RWKV_CPP_TESTS", "")
