@@ -14,6 +14,7 @@ from pathlib import Path
 from quant.checkpoints import open_checkpoint
 from quant.checkpoints.write import write_pth, write_safetensors
 from quant.synthetic import SyntheticModel, iter_checkpoint
+from rwkvcli.services.exporting import export
 from rwkvcli.services.quantization import quantize
 
 ROOT = Path(__file__).parent.parent
@@ -80,15 +81,18 @@ def ours(folder: Path, shape: Shape, kind: str) -> Path:
 
 
 def gguf(folder: Path, shape: Shape, kind: str, python: str) -> Path:
-    """llama.cpp's file: F32, F16, Q8_0, Q4_0 or Q4_K_M, made by `python`, which has gguf and llama-cpp-python."""
+    """llama.cpp's file: F32 or F16 as `rwkv export` writes it; Q8_0, Q4_0 or Q4_K_M, quantized by llama.cpp itself in
+    `python`, which has llama-cpp-python.
+    """
     path = folder / f"{shape.stem}-{kind}.gguf"
     if path.exists():
         return path
     if kind in ("F32", "F16"):
-        run_python(python, "make_gguf.py", "write", str(checkpoint(folder, shape)), str(path), kind)
+        with open_checkpoint(checkpoint(folder, shape)) as model:
+            export(model, path, "gguf", dtype=kind.lower())
     else:
         source = gguf(folder, shape, "F16", python)
-        run_python(python, "make_gguf.py", "quantize", str(source), str(path), kind)
+        run_python(python, "quantize_gguf.py", str(source), str(path), kind)
     return path
 
 

@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quant.errors import FormatError, UnsupportedModel, quoted
 from quant.variants import refuse_by_name
@@ -44,6 +44,8 @@ class Arch:
     """v7: Dg of g1."""
     time_first_is_log: bool = False
     """5.0 and 5.1 only: the bonus is `att.time_first`, and u = exp(time_first); else `att.time_faaaa` = u."""
+    ln0_fused: bool = False
+    """The rows of the embedding are normalized already: there is no `blocks.0.ln0`."""
 
 
 # What each dimension of a shape stands for, in the tables below: V vocabulary, C embedding, F ffn, H heads, N
@@ -52,6 +54,7 @@ _OUTER = {
     "emb.weight": "VC", "ln_out.weight": "C", "ln_out.bias": "C", "head.weight": "VC",
     "blocks.0.ln0.weight": "C", "blocks.0.ln0.bias": "C",
 }  # fmt: skip
+LN0 = ("blocks.0.ln0.weight", "blocks.0.ln0.bias")
 _NORMS = {"ln1.weight": "C", "ln1.bias": "C", "ln2.weight": "C", "ln2.bias": "C"}
 _RKVO = {
     "att.receptance.weight": "CC", "att.key.weight": "CC",
@@ -100,6 +103,17 @@ def logical_shape(shape: Iterable[int]) -> Shape:
     return dims[2:] if len(dims) == 3 and dims[:2] == (1, 1) else dims
 
 
+def stored_shape(arch: Arch, name: str, shape: Shape) -> Shape:
+    """The shape that tensor `name` of logical `shape` has in BlinkDL's files: mix vectors are [1, 1, C]."""
+    leaf = name.rpartition(".")[2]
+    if arch.version == "7":
+        mix = leaf in ("w0", "a0", "v0", "k_k", "k_a") or leaf.startswith("x_")
+    else:
+        mix = leaf.startswith(("time_mix_", "time_maa_")) and leaf not in ("time_maa_w1", "time_maa_w2")
+        mix |= arch.version == "6" and leaf == "time_decay"
+    return (1, 1, *shape) if mix else shape
+
+
 def expected(arch: Arch) -> dict[str, Shape]:
     """{canonical name: logical shape} of every tensor that a model of `arch` uses.
 
@@ -114,7 +128,11 @@ def expected(arch: Arch) -> dict[str, Shape]:
     for suffix, dims in _BLOCK[arch.version].items():
         logged = suffix == "att.time_faaaa" and arch.time_first_is_log
         block["att.time_first" if logged else suffix] = tuple(sizes[dim] for dim in dims)
-    result = {name: tuple(sizes[dim] for dim in dims) for name, dims in _OUTER.items()}
+    result = {
+        name: tuple(sizes[dim] for dim in dims)
+        for name, dims in _OUTER.items()
+        if not (arch.ln0_fused and name in LN0)
+    }
     for layer in range(arch.n_layer):
         for suffix, shape in block.items():
             if not (layer == 0 and arch.version == "7" and suffix in _V7_VALUE):
@@ -134,13 +152,15 @@ def parameter_count(arch: Arch) -> int:
     vectors = {
         "4": 11 * c, "5.0": 11 * c + heads, "5.1": 12 * c + heads, "5.2": 14 * c, "6": 16 * c, "7": 19 * c,
     }[arch.version]  # fmt: skip
-    return 2 * arch.vocab_size * c + 4 * c + layers * (matrices + 2 * c * f + vectors)
+    outer = 2 * arch.vocab_size * c + (2 if arch.ln0_fused else 4) * c
+    return outer + layers * (matrices + 2 * c * f + vectors)
 
 
-def detect(shapes: Mapping[str, Shape], where: str = "the checkpoint") -> Arch:
+def detect(shapes: Mapping[str, Shape], where: str = "the checkpoint", *, ln0_fused: bool = False) -> Arch:
     """Version and sizes of the model whose tensors have these canonical names and shapes.
 
-    Shapes may be logical or as stored ([1, 1, C] for vectors). `where` names the file in messages.
+    Shapes may be logical or as stored ([1, 1, C] for vectors). `where` names the file in messages. `ln0_fused`: what a
+    configuration says of a model without ln0; one that has it needs it.
     Raises UnsupportedModel (a known variant or layout, by name; an unknown model) and FormatError (tensors
     missing, unexpected, or of a wrong shape; blocks not numbered 0, 1, 2, ...).
     """
@@ -153,6 +173,13 @@ def detect(shapes: Mapping[str, Shape], where: str = "the checkpoint") -> Arch:
     version = _version(suffixes, shapes, where)
     _refuse_unknown_variant(version, n_layer, shapes, suffixes, where)
     arch = _sizes(version, n_layer, shapes, where)
+    if not any(name in shapes for name in LN0):
+        if not ln0_fused:
+            raise UnsupportedModel(
+                f"{where} has no first layer norm (ln0), and nothing says that it is part of the embedding",
+                hint="A config.json beside it would: embedding_layer_norm_fused, or norm_first.",
+            )
+        arch = replace(arch, ln0_fused=True)
     _check(arch, shapes, where)
     return arch
 

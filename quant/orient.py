@@ -5,6 +5,7 @@ The rules are those of `quant/container/FORMAT.md`. Only orientation changes, ne
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ _TRANSPOSED = frozenset(
     for name in (*(f"{x}{i}" for x in "wavg" for i in "12"), "time_maa_w1", "time_decay_w1", "time_decay_w2")
 )  # fmt: skip
 _MIX = "att.time_maa_w2"
+LOW_RANK = _TRANSPOSED | {_MIX}
+"""Low-rank matrices, of which most other layouts store the transpose."""
 _ORDER = {"ln0": 0, "ln1": 1, "att": 2, "ln2": 3, "ffn": 4}
 
 
@@ -64,6 +67,13 @@ def turned(values: F32, item: Logical) -> F32:
     if item.turn is not Turn.KEEP:
         values = values.T
     return np.ascontiguousarray(values).reshape(item.shape)
+
+
+def restored(parts: Sequence[F32], item: Logical) -> F32:
+    """The checkpoint's tensor of its logical ones: the inverse of `turned`. `item` is what they have in common."""
+    if item.turn is Turn.PICK:
+        return np.stack([part.T for part in parts])
+    return np.ascontiguousarray(parts[0].T) if item.turn is Turn.TRANSPOSE else parts[0]
 
 
 def _place(name: str) -> tuple[int, int, int]:

@@ -7,7 +7,6 @@ ones, whose codebook is learned, and those in layout `kn`) are worked on in bloc
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -25,7 +24,7 @@ from quant.arrays import F32, Array, round_up
 from quant.atomic import new_file
 from quant.checkpoints import Checkpoint
 from quant.codecs import decode, floats
-from quant.container.header import FORMAT, FORMAT_VERSION, TOKENIZER_TENSOR, Entry, dumps
+from quant.container.header import FORMAT, FORMAT_VERSION, TOKENIZER_TENSOR, Entry, arch_fields, dumps
 from quant.container.reader import ModelFile
 from quant.container.writer import ContainerWriter
 from quant.errors import Cancelled, FormatError, InvalidRequest
@@ -111,9 +110,7 @@ def quantize(
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "arch": dumps(
-            dataclasses.asdict(weights.arch) | {"group_norm_eps": _epsilon(weights, group_norm_eps)}
-        ),
+        "arch": dumps(arch_fields(weights.arch) | {"group_norm_eps": _epsilon(weights, group_norm_eps)}),
         "tokenizer": tokenizer,
         "template": template or weights.template or "none",
         "recipe": f"{kind}, ffn.value {ffn_value}" if lossy and ffn_value != "auto" else kind,

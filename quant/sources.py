@@ -76,7 +76,7 @@ class CheckpointSource:
         self.path = checkpoint.path
         self.file_size = checkpoint.file_size
         self.arch = checkpoint.arch
-        self.group_norm_eps = None if self.arch.version == "4" else GROUP_NORM_EPS
+        self.group_norm_eps = _epsilon(checkpoint)
         self.tokenizer: str | None = None
         self.template: str | None = None
         self._items = logical_tensors(self.arch)
@@ -153,13 +153,19 @@ class ModelSource:
         return self._model.source
 
 
+def _epsilon(checkpoint: Checkpoint) -> float | None:
+    if checkpoint.arch.version == "4":
+        return None
+    return checkpoint.group_norm_eps or GROUP_NORM_EPS
+
+
 class _Stopped(Exception):
     """Hashing was told to stop."""
 
 
 def told_name(path: Path) -> str:
     """The file's name for metadata: what is not UTF-8 in it is replaced, whatever the locale."""
-    return os.fsencode(path.name).decode("utf-8", "replace")
+    return os.fsencode(path.name or path.resolve().name).decode("utf-8", "replace")
 
 
 def _is_model(path: str | os.PathLike[str]) -> bool:

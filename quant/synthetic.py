@@ -21,7 +21,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from quant.arch import VERSIONS, Arch, Shape, expected
+from quant.arch import VERSIONS, Arch, Shape, expected, stored_shape
 from quant.checkpoints.write import write_pth, write_safetensors
 from quant.errors import InvalidRequest
 
@@ -85,6 +85,7 @@ def synthetic_arch(
         vocab_size=vocab_size,
         **low_rank,
         time_first_is_log=time_first_is_log,
+        ln0_fused=False,
     )
 
 
@@ -117,7 +118,7 @@ class SyntheticModel:
         if self.arch.version == "7" and self.layer0_value:
             c, rank = self.arch.n_embd, self.arch.rank_value or 32
             shapes |= {"blocks.0.att.v0": (c,), "blocks.0.att.v1": (c, rank), "blocks.0.att.v2": (rank, c)}
-        return {name: (1, 1, *shape) if self._is_mix(name) else shape for name, shape in shapes.items()}
+        return {name: stored_shape(self.arch, name, shape) for name, shape in shapes.items()}
 
     def __iter__(self) -> Iterator[tuple[str, FloatArray]]:
         for name, shape in self.shapes.items():
@@ -126,14 +127,6 @@ class SyntheticModel:
     def tensor(self, name: str) -> FloatArray:
         """One tensor in its stored shape. KeyError when the model has none of that name."""
         return self._make(name, self.shapes[name])
-
-    def _is_mix(self, name: str) -> bool:
-        """Whether BlinkDL stores this vector as [1, 1, C]."""
-        leaf = name.rpartition(".")[2]
-        if self.arch.version == "7":
-            return leaf in ("w0", "a0", "v0", "k_k", "k_a") or leaf.startswith("x_")
-        mix = leaf.startswith(("time_mix_", "time_maa_")) and leaf not in ("time_maa_w1", "time_maa_w2")
-        return mix or (self.arch.version == "6" and leaf == "time_decay")
 
     def _make(self, name: str, shape: Shape) -> FloatArray:
         random = _Random(self.seed, name)

@@ -138,7 +138,9 @@ bool Model::run(std::span<const int32_t> tokens, const std::vector<Segment>& seg
         const int c = config_.n_embd;
         p.each_of(rows, [&](int t) {
             op_.embedding_row(weights_.emb, tokens[size_t(t)], s.x.row(t));
-            op_.layer_norm(s.x.row(t), weights_.ln0.weight, weights_.ln0.bias, kLayerNormEps, c, s.x.row(t));
+            if (weights_.ln0.weight)
+                op_.layer_norm(s.x.row(t), weights_.ln0.weight, weights_.ln0.bias, kLayerNormEps, c,
+                               s.x.row(t));
         });
         p.barrier();
         for (int layer = 0; layer < config_.n_layer; ++layer) {

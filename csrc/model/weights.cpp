@@ -91,7 +91,8 @@ Weights::Weights(const MappedFile& file, const Config& config, const TensorSpecs
     emb = in.matrix("emb.weight", config.vocab_size, c);
     require(emb.layout == Layout::kRow, Fault::kFormat, "emb.weight: must have layout 'row'");
     head = in.operand("head.weight", config.vocab_size, c);
-    ln0 = norm("blocks.0.ln0");
+    if (in.has("blocks.0.ln0.weight")) // a model without has it in its embedding
+        ln0 = norm("blocks.0.ln0");
     ln_out = norm("ln_out");
 
     for (int layer = 0; layer < config.n_layer; ++layer) {

@@ -1,61 +1,53 @@
-"""What every checkpoint reader offers, whatever the file format."""
+"""A checkpoint: a file of tensors, read through its layout as the canonical tensors of a model."""
 
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from quant.arch import Arch, Shape, detect, logical_shape
+from quant.arch import Arch, Shape, detect
+from quant.arrays import Array
+from quant.checkpoints.hf_config import HfConfig
+from quant.checkpoints.layouts import Contents, Piece, pieces_of
+from quant.checkpoints.tensor_file import ITEM_SIZE, RawTensor, TensorFile, widened
 from quant.errors import FormatError, UnsupportedModel, quoted
-from quant.mapped_file import MappedFile
 
-_ITEM_SIZE = {"f32": 4, "f16": 2, "bf16": 2}
 _PART = re.compile(r"-([0-9]{1,6})-of-([0-9]{1,6})\b")
 """What the names of the parts of a model in several files hold."""
 _FINITE_CHUNK = 1 << 18
 """Elements looked at together for NaN and infinity, so that the scratch array stays in the cache."""
 
 
-class Stored(NamedTuple):
-    """What the file says of one tensor."""
-
-    file_name: str
-    """The name in the file, with whatever prefix."""
-    dtype: str
-    """"f32", "f16", "bf16"; other dtypes are listed but cannot be read."""
-    shape: Shape
-    """As in the file: vectors may be [1, 1, C]."""
-
-
-class Checkpoint(ABC):
+class Checkpoint:
     """An open checkpoint: named tensors in a mapped file, read one at a time.
 
-    Names are canonical (BlinkDL's, without training prefixes) and shapes logical ([1, 1, C] is [C]). Use it
-    as a context manager; arrays that were read stay valid after `close`.
+    Names are canonical (BlinkDL's), orientations too, and shapes logical ([1, 1, C] is [C]). Use it as a context
+    manager; arrays that were read stay valid after `close`.
     """
 
-    format: ClassVar[str]
-    """"pth" or "safetensors"."""
-
-    def __init__(self, file: MappedFile, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
+    def __init__(self, file: TensorFile, config: HfConfig | None = None) -> None:
+        """`file` is this object's from now on. Raises FormatError and UnsupportedModel: nothing in it, or its layout
+        cannot be told.
+        """
         self._file = file
-        self._tensors = dict(tensors)
-        self.metadata = dict(metadata)
-        """Strings that the file carries beside its tensors."""
-        if not self._tensors:
+        self._config = config if config is not None else HfConfig.none()
+        if not file.tensors:
             raise FormatError(f"{file.path} holds no tensors")
+        contents = Contents(str(file.path), file.tensors, file.format, file.numbers)
+        self.layout, self._pieces = pieces_of(contents)
+        """Name of the layout, as in `quant.checkpoints.layouts`."""
 
-    @abstractmethod
-    def _view(self, name: str) -> npt.NDArray[Any]:
-        """Canonical `name` as it lies in the file: stored shape, native dtype (bf16 as uint16)."""
+    @property
+    def format(self) -> str:
+        """ "pth", "safetensors", "gguf" or "ggmf"."""
+        return self._file.format
 
     @property
     def path(self) -> Path:
@@ -64,46 +56,73 @@ class Checkpoint(ABC):
 
     @property
     def file_size(self) -> int:
-        """Size of the whole file in bytes."""
+        """Size of the whole file in bytes, of all files if there are several."""
         return self._file.size
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Strings that the file carries beside its tensors."""
+        return self._file.metadata
 
     @property
     def names(self) -> tuple[str, ...]:
         """Canonical names, in the file's order."""
-        return tuple(self._tensors)
+        return tuple(self._pieces)
 
     @property
     def shapes(self) -> dict[str, Shape]:
         """{canonical name: logical shape} of all tensors."""
-        return {name: logical_shape(stored.shape) for name, stored in self._tensors.items()}
+        return {name: piece.shape for name, piece in self._pieces.items()}
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors of known dtype, as stored."""
-        return sum(_elements(item.shape) * _ITEM_SIZE.get(item.dtype, 0) for item in self._tensors.values())
+        sources = {piece.source for piece in self._pieces.values()}
+        found = (raw for name, raw in self._file.tensors.items() if name in sources)
+        return sum(raw.nbytes for raw in found if raw.dtype in ITEM_SIZE)
+
+    @property
+    def quantized(self) -> str:
+        """The form of tensors that have lost precision to codes, such as "q4_k, q6_k"; empty if there are none."""
+        return ", ".join(sorted({raw.stored for raw in self._file.tensors.values() if raw.lossy}))
 
     @cached_property
     def arch(self) -> Arch:
-        """Version and sizes; raises what `quant.arch.detect` raises."""
+        """Version and sizes; raises what `quant.arch.detect` and `HfConfig.check` raise."""
         try:
-            return detect(self.shapes, str(self.path))
+            arch = detect(self.shapes, str(self.path), ln0_fused=self._config.ln0_fused)
         except FormatError:
             part = _PART.search(self.path.name)
             if part is None or int(part[2]) < 2:
                 raise
             raise UnsupportedModel(
-                f"{self.path} is part {int(part[1])} of {int(part[2])} of a model in several files: "
-                "not supported yet",
-                hint="Use a checkpoint in one file.",
+                f"{self.path} is part {int(part[1])} of {int(part[2])} of a model in several files",
+                hint="Pass the folder that they are in, or its file .index.json.",
             ) from None
+        self._config.check(arch)
+        return arch
+
+    @property
+    def group_norm_eps(self) -> float | None:
+        """The group norm's epsilon if a configuration beside the file tells it."""
+        return self._config.group_norm_eps(self.arch)
 
     def shape(self, name: str) -> Shape:
         """Logical shape of tensor `name`. FormatError when there is none of that name."""
-        return logical_shape(self._stored(name).shape)
+        return self._piece(name).shape
 
     def dtype(self, name: str) -> str:
-        """ "f32", "f16" or "bf16"; for tensors that cannot be read, the dtype's own name such as "i64"."""
-        return self._stored(name).dtype
+        """What `read_raw` gives: "f32", "f16" or "bf16"; for tensors that cannot be read, the dtype's own name."""
+        piece = self._piece(name)
+        return "f32" if piece.computed else self._raw(piece).dtype
+
+    def stored(self, name: str) -> tuple[str, float]:
+        """(form, bytes) of what the file holds for tensor `name`: ("q4_k", 1024). One of several that share a stored
+        tensor has its part of the bytes.
+        """
+        piece = self._piece(name)
+        raw = self._raw(piece)
+        return raw.stored, raw.nbytes * _elements(piece.shape) / max(_elements(raw.shape), 1)
 
     def read(self, name: str, *, check_finite: bool = True) -> npt.NDArray[np.float32]:
         """Tensor `name` as float32 [logical shape], C-contiguous, aligned and read-only.
@@ -113,35 +132,25 @@ class Checkpoint(ABC):
         Raises FormatError: no such tensor, a dtype other than f32, f16, bf16, or (unless `check_finite` is
         False) NaN or infinite values.
         """
-        stored = self._stored(name)
-        raw = self._native(name, stored)
-        if stored.dtype == "bf16":
-            bits = np.empty(raw.shape, np.uint32)
-            np.left_shift(raw, 16, out=bits, dtype=np.uint32, casting="unsafe")
-            values = bits.view(np.float32)
-        else:
-            values = np.require(raw, np.float32, ["C_CONTIGUOUS", "ALIGNED"])
+        piece = self._piece(name)
+        values = widened(self._native(name, piece), self.dtype(name))
         if check_finite:
             bad = count_nonfinite(values)
             if bad:
                 what = "value that is" if bad == 1 else "values that are"
                 raise FormatError(f"{self.path}: tensor {quoted(name)} has {bad} {what} NaN or infinite")
-        return _frozen(values.reshape(logical_shape(stored.shape)))
+        return _frozen(values)
 
     def read_raw(self, name: str) -> npt.NDArray[Any]:
         """Tensor `name` [logical shape] in its own dtype, C-contiguous and read-only.
 
         That is float32, float16, or for bf16 the bits as uint16. FormatError: no such tensor, other dtypes.
         """
-        stored = self._stored(name)
-        raw = np.require(self._native(name, stored), requirements=["C_CONTIGUOUS", "ALIGNED"])
-        return _frozen(raw.reshape(logical_shape(stored.shape)))
+        piece = self._piece(name)
+        return _frozen(np.require(self._native(name, piece), requirements=["C_CONTIGUOUS", "ALIGNED"]))
 
     def sha256(self, progress: Callable[[int, int], None] | None = None) -> str:
-        """SHA-256 of the whole file as 64 hex digits; FormatError if checksums inside it do not hold.
-
-        `progress(bytes done, bytes in all)` is called as it goes.
-        """
+        """See `TensorFile.sha256`."""
         return self._file.sha256(progress)
 
     def close(self) -> None:
@@ -156,18 +165,29 @@ class Checkpoint(ABC):
     ) -> None:
         self.close()
 
-    def _stored(self, name: str) -> Stored:
+    def _piece(self, name: str) -> Piece:
         try:
-            return self._tensors[name]
+            return self._pieces[name]
         except KeyError:
             raise FormatError(f"{self.path} has no tensor {quoted(name)}") from None
 
-    def _native(self, name: str, stored: Stored) -> npt.NDArray[Any]:
-        if stored.dtype not in _ITEM_SIZE:
+    def _raw(self, piece: Piece) -> RawTensor:
+        return self._file.tensors[piece.source]
+
+    def _native(self, name: str, piece: Piece) -> Array:
+        """The tensor [logical shape] in its own dtype; perhaps a view."""
+        raw = self._raw(piece)
+        if raw.dtype not in ITEM_SIZE:
             raise FormatError(
-                f"{self.path}: tensor {quoted(name)} is {quoted(stored.dtype)}; only f32, f16, bf16 are read"
+                f"{self.path}: tensor {quoted(name)} is {quoted(raw.dtype)}; only f32, f16, bf16 are read"
             )
-        return self._view(name)
+        with np.errstate(all="ignore"):  # damage makes values that no arithmetic likes; `read` finds them
+            values = self._file.array(piece.source)
+            if piece.computed:
+                values = widened(values, raw.dtype)
+            if piece.take is not None:
+                values = piece.take(values)
+        return values.reshape(piece.shape)
 
 
 def count_nonfinite(values: npt.NDArray[np.float32]) -> int:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+_TRAINING = ("_forward_module.", "module.", "_orig_mod.")
+"""What training frameworks (DeepSpeed, DataParallel, torch.compile) put before the names."""
+PREFIXES = (*_TRAINING, "model.", "rwkv.", "rwkv7.")
+"""These, and what Lightning and the transformers put there."""
 
-from quant.errors import FormatError, quoted
+ROOTS = ("emb.", "blocks.", "ln_out.", "head.", "head_q.", "head_k.", "embeddings.", "lm_head.")
+"""What every BlinkDL name begins with, and the transformers' words for two of them."""
 
-PREFIXES = ("_forward_module.", "module.", "model.", "_orig_mod.")
-"""What training frameworks (DeepSpeed, DataParallel, Lightning, torch.compile) put before the names."""
 
-ROOTS = ("emb.", "blocks.", "ln_out.", "head.", "head_q.", "head_k.")
-"""What every BlinkDL name begins with."""
+def without_training_prefixes(name: str) -> str:
+    """`name` without what training frameworks put before it.
+
+    >>> without_training_prefixes("_forward_module.module.model.norm.weight")
+    'model.norm.weight'
+    """
+    return _without(name, _TRAINING)
 
 
 def canonical_name(name: str) -> str:
@@ -21,18 +28,11 @@ def canonical_name(name: str) -> str:
     >>> canonical_name("model.layers.0.attn.k_k")
     'model.layers.0.attn.k_k'
     """
-    rest = name
-    while prefix := next((p for p in PREFIXES if rest.startswith(p)), None):
-        rest = rest[len(prefix) :]
+    rest = _without(name, PREFIXES)
     return rest if rest.startswith(ROOTS) else name
 
 
-def canonical_names(names: Iterable[str]) -> dict[str, str]:
-    """{canonical name: name in the file}, in the given order. FormatError when two names become one."""
-    result: dict[str, str] = {}
-    for name in names:
-        canonical = canonical_name(name)
-        if canonical in result:
-            raise FormatError(f"{quoted(result[canonical])} and {quoted(name)} are both {quoted(canonical)}")
-        result[canonical] = name
-    return result
+def _without(name: str, prefixes: tuple[str, ...]) -> str:
+    while prefix := next((p for p in prefixes if name.startswith(p)), None):
+        name = name[len(prefix) :]
+    return name

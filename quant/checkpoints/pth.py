@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from quant.checkpoints.base import Checkpoint, Stored
-from quant.checkpoints.naming import canonical_names
+from quant.arrays import Array
+from quant.checkpoints.tensor_file import OneMappedFile, RawTensor
 from quant.checkpoints.torch_pickle import MAX_PICKLE, TensorRef, load
 from quant.checkpoints.torch_zip import DOWNLOAD_AGAIN, Entry, read_directory
 from quant.errors import FormatError, UnsupportedModel, quoted
@@ -33,8 +32,8 @@ _CONVERTED = {"_strategy", "_version", "_rescale_layer"}
 """Keys that ChatRWKV's converter adds."""
 
 
-class PthCheckpoint(Checkpoint):
-    """A model in a torch zip file (.pth, .pt, .ckpt)."""
+class PthTensors(OneMappedFile):
+    """The tensors of a torch zip file (.pth, .pt, .ckpt, .bin)."""
 
     format = "pth"
 
@@ -53,21 +52,23 @@ class PthCheckpoint(Checkpoint):
                 raise UnsupportedModel(f"{where} holds big-endian tensors: not supported")
             found, extras = _weights(load(_read_pickle(file, entries[f"{root}/data.pkl"]), where), where)
             self._refs: dict[str, tuple[TensorRef, Entry]] = {}
-            tensors: dict[str, Stored] = {}
-            for name, file_name in canonical_names(found).items():
-                ref = found[file_name]
+            tensors: dict[str, RawTensor] = {}
+            for name, ref in found.items():
                 entry = entries.get(f"{root}/data/{ref.storage.key}")
                 _check_view(ref, entry, f"{where}: tensor {quoted(name)}")
                 assert entry is not None
                 self._refs[name] = ref, entry
-                tensors[name] = Stored(file_name, ref.storage.dtype, ref.shape)
-            super().__init__(file, tensors, extras)
+                dtype = ref.storage.dtype
+                nbytes = math.prod(ref.shape) * _ITEM_BYTES[dtype]
+                tensors[name] = RawTensor(dtype, ref.shape, dtype, nbytes)
+            super().__init__(file)
+            self.tensors, self.metadata = tensors, extras
         except BaseException:
             file.close()
             raise
 
     def sha256(self, progress: Callable[[int, int], None] | None = None) -> str:
-        """See `Checkpoint.sha256`. Checks the archive's checksums on the way: FormatError names the first member
+        """See `TensorFile.sha256`. Checks the archive's checksums on the way: FormatError names the first member
         that is damaged. Writers may leave checksums out.
         """
         digest = hashlib.sha256()
@@ -79,7 +80,7 @@ class PthCheckpoint(Checkpoint):
                 if member and self._entries[member].crc:
                     crc = zlib.crc32(data, crc)
                 if progress is not None:
-                    progress(at + len(data), self.file_size)
+                    progress(at + len(data), self.size)
             if member and crc != self._entries[member].crc:
                 raise FormatError(
                     f"{self.path}: the checksum of member {quoted(member)} is wrong", hint=DOWNLOAD_AGAIN
@@ -93,9 +94,10 @@ class PthCheckpoint(Checkpoint):
             yield at, entry.begin, ""
             yield entry.begin, entry.end, name
             at = entry.end
-        yield at, self.file_size, ""
+        yield at, self.size, ""
 
-    def _view(self, name: str) -> npt.NDArray[Any]:
+    def array(self, name: str) -> Array:
+        """See `TensorFile.array`."""
         ref, entry = self._refs[name]
         storage = self._file.array(_NUMPY[ref.storage.dtype], ref.storage.numel, entry.begin)
         if math.prod(ref.shape) == 0:

@@ -67,59 +67,70 @@ def encode(values: FloatArray, dtype: str) -> npt.NDArray[Any]:
     return out.reshape(values.shape)
 
 
+Dtype = str | Mapping[str, str]
+"""What tensors are stored as: "f32", "f16" or "bf16", the same for all or {name: dtype}."""
+
+
 def write_safetensors(
     path: str | os.PathLike[str],
     tensors: Tensors,
-    dtype: str = "f32",
+    dtype: Dtype = "f32",
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `tensors` (float32) as a safetensors file of `dtype` "f32", "f16" or "bf16".
+    """Write `tensors` (float32) as a safetensors file of `dtype`.
 
     The header is padded with spaces so that the data begins at a multiple of 64 bytes. InvalidRequest:
     unknown dtype. An interrupted write leaves no file behind.
     """
-    shapes, pairs = _prepare(tensors, dtype)
+    shapes, dtypes, pairs = _prepare(tensors, dtype)
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for name, shape in shapes.items():
-        size = _size(shape, dtype)
-        header[name] = {"dtype": dtype.upper(), "shape": list(shape), "data_offsets": [at, at + size]}
+        size = _size(shape, dtypes[name])
+        kind = dtypes[name].upper()
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     with whole_file(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, values in pairs:
-            file.write(_checked(name, values, shapes, dtype).data)
+            file.write(_checked(name, values, shapes, dtypes).data)
 
 
-def write_pth(path: str | os.PathLike[str], tensors: Tensors, dtype: str = "f32") -> None:
-    """Write `tensors` (float32) as a torch zip file of `dtype` "f32", "f16" or "bf16", as torch.save would.
+def write_pth(path: str | os.PathLike[str], tensors: Tensors, dtype: Dtype = "f32") -> None:
+    """Write `tensors` (float32) as a torch zip file of `dtype`, as torch.save would.
 
     `torch.load(path, weights_only=True)` gives a flat dict of the tensors; the storages are aligned to 64
     bytes. InvalidRequest: unknown dtype. An interrupted write leaves no file behind.
     """
-    shapes, pairs = _prepare(tensors, dtype)
+    shapes, dtypes, pairs = _prepare(tensors, dtype)
     with whole_file(path) as file:
         archive = _ZipWriter(file)
-        archive.add("data.pkl", _pickle(shapes, dtype))
+        archive.add("data.pkl", _pickle(shapes, dtypes))
         archive.add("byteorder", b"little")
         for index, (name, values) in enumerate(pairs):
-            archive.add(f"data/{index}", _checked(name, values, shapes, dtype).data)
+            archive.add(f"data/{index}", _checked(name, values, shapes, dtypes).data)
         archive.add("version", b"3\n")
         archive.finish()
 
 
 def _prepare(
-    tensors: Tensors, dtype: str
-) -> tuple[dict[str, tuple[int, ...]], Iterable[tuple[str, FloatArray]]]:
-    if dtype not in _ITEM_SIZE:
-        raise InvalidRequest(f"unknown dtype {dtype}", hint="Use f32, f16 or bf16.")
+    tensors: Tensors, dtype: Dtype
+) -> tuple[dict[str, tuple[int, ...]], Mapping[str, str], Iterable[tuple[str, FloatArray]]]:
+    """(shapes, dtypes, the tensors themselves)."""
+    pairs: Iterable[tuple[str, FloatArray]]
     if isinstance(tensors, TensorStream):
-        return dict(tensors.shapes), tensors
-    pairs = list(tensors.items() if isinstance(tensors, Mapping) else tensors)
-    return {name: values.shape for name, values in pairs}, pairs
+        shapes, pairs = dict(tensors.shapes), tensors
+    else:
+        pairs = list(tensors.items() if isinstance(tensors, Mapping) else tensors)
+        shapes = {name: values.shape for name, values in pairs}
+    dtypes = dict.fromkeys(shapes, dtype) if isinstance(dtype, str) else dtype
+    for name in dtypes.values():
+        if name not in _ITEM_SIZE:
+            raise InvalidRequest(f"unknown dtype {name}", hint="Use f32, f16 or bf16.")
+    return shapes, dtypes, pairs
 
 
 def _size(shape: tuple[int, ...], dtype: str) -> int:
@@ -130,15 +141,15 @@ def _size(shape: tuple[int, ...], dtype: str) -> int:
 
 
 def _checked(
-    name: str, values: FloatArray, shapes: Mapping[str, tuple[int, ...]], dtype: str
+    name: str, values: FloatArray, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]
 ) -> npt.NDArray[np.uint8]:
     """The encoded bytes of one tensor, which must have the shape that was announced."""
     if shapes.get(name) != values.shape:
         raise ValueError(f"tensor {name} has shape {values.shape}, announced was {shapes.get(name)}")
-    return encode(values, dtype).reshape(-1).view(np.uint8)
+    return encode(values, dtypes[name]).reshape(-1).view(np.uint8)
 
 
-def _pickle(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> bytes:
+def _pickle(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> bytes:
     """The pickle (protocol 2) of {name: tensor}; tensor number i is the whole of storage `i`, row-major."""
     out = bytearray(b"\x80\x02}(")
     for index, (name, shape) in enumerate(shapes.items()):
@@ -147,6 +158,7 @@ def _pickle(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> bytes:
         for dim in reversed(shape):
             strides.insert(0, step)
             step *= max(dim, 1)
+        dtype = dtypes[name]
         elements = _size(shape, dtype) // _ITEM_SIZE[dtype]
         out += _text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n("
         out += b"(" + _text("storage") + b"ctorch\n" + _STORAGE[dtype].encode() + b"\n"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from quant.arch import Arch
 from quant.arrays import round_up
 from quant.formats import ITEM_BYTES, Shape
 
@@ -24,6 +26,8 @@ KEYS = (
     "format", "format_version", "arch", "tokenizer", "template", "source", "recipe", "plan", "method",
     "calibration", "report",
 )  # fmt: skip
+OPTIONAL = ("ln0_fused",)
+"""Fields of `arch` that are only there when they are true."""
 TOKENIZERS = ("world", "bytes", "json", "none")
 
 
@@ -75,6 +79,15 @@ def render(placed: Iterable[Placed], metadata: Mapping[str, str], length: int | 
         length = round_up(8 + len(text), ALIGNMENT)
     assert 8 + len(text) <= length, "the header outgrew its reserve"
     return struct.pack("<Q", length - 8) + text.ljust(length - 8)
+
+
+def arch_fields(arch: Arch) -> dict[str, Any]:
+    """The metadata's `arch`, without the group norm's epsilon. What few models have is left out where it is not so."""
+    fields = dataclasses.asdict(arch)
+    for name in OPTIONAL:
+        if not fields[name]:
+            del fields[name]
+    return fields
 
 
 def dumps(value: object) -> str:

@@ -20,6 +20,7 @@ from quant.container.header import (
     FORMAT,
     FORMAT_VERSION,
     KEYS,
+    OPTIONAL,
     PAD_PREFIX,
     TOKENIZER_TENSOR,
     TOKENIZERS,
@@ -210,9 +211,10 @@ class ModelFile:
 
     def _read_arch(self, value: dict[str, Any]) -> tuple[Arch, float | None]:
         eps = value.pop("group_norm_eps", None)
-        fields = {field.name for field in dataclasses.fields(Arch)}
+        fields = {field.name for field in dataclasses.fields(Arch)} - set(OPTIONAL)
         if (
-            set(value) != fields
+            set(value) - set(OPTIONAL) != fields
+            or any(value.get(name, True) is not True for name in OPTIONAL)
             or value["version"] not in VERSIONS
             or type(value["time_first_is_log"]) is not bool
         ):

@@ -54,7 +54,7 @@ def quantize(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="SRC", help="Checkpoint (.pth, safetensors) or unquantized model.", show_default=False
+            metavar="SRC", help="Checkpoint (a file or a folder) or unquantized model.", show_default=False
         ),
     ] = None,
     to: Annotated[
@@ -130,6 +130,9 @@ def quantize(
     )
     with quantization.open_source(path) as opened, contextlib.ExitStack() as stack:
         bar = QuantizationBar(console)
+        lost_before = quantization.lost_before(opened)
+        if lost_before:
+            console.note(f"note: {source} is quantized itself ({lost_before}); what that cost stays")
         assessment = None
         if eval_text is not None:
             text, nbytes = stack.enter_context(opened_text(eval_text, "--eval"))

@@ -100,10 +100,10 @@ class DownloadBar(_Bar):
 
 
 class QuantizationBar(_Bar):
-    """Weights of a model that have been encoded."""
+    """Weights of a model that have been encoded or written."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console, "quantizing")
+    def __init__(self, console: Console, title: str = "quantizing") -> None:
+        super().__init__(console, title)
 
     def update(self, progress: Progress) -> None:
         """Show how far it is."""
@@ -252,6 +252,9 @@ def _facts(found: dict[str, Any], sizes: dict[str, Any]) -> Iterator[tuple[str, 
     yield "file", f"{found['path']} ({size(found['bytes'])}, {found['kind']})"
     yield "model", f"RWKV-{found['version']}, {found['parameters']:,} parameters"
     yield "sizes", ", ".join(f"{name} {value}" for name, value in sizes.items())
+    if "container" in found:
+        names = "original" if found["names"] == "blinkdl" else found["names"]
+        yield "layout", f"{found['container']}, {names} names"
     yield "state", size(found["state_bytes"])
     yield "bits per weight", f"{found['bits_per_weight']:.2f}"
     yield "formats", ", ".join(f"{name} {size(nbytes)}" for name, nbytes in found["formats"].items())

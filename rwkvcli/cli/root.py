@@ -20,6 +20,7 @@ VERBS = {
     "generate": "Continue a text with a model.",
     "state": "Build states, and look at, compare and convert them.",
     "quantize": "Make a model file out of a checkpoint.",
+    "export": "Write a model in the format of another tool.",
     "show": "Show what is inside a model file or a checkpoint.",
     "pull": "Download a model from the Hugging Face Hub.",
     "list": "List the models on this machine, or on the Hub.",

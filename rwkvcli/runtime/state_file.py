@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.container.header import arch_fields
 from quant.errors import SourceNotFound, quoted
 from quant.safetensors_file import SafetensorsFile
 from rwkvcli.errors import FormatError, ModelNotFound, StateMismatch
@@ -46,7 +47,7 @@ class Origin:
     @classmethod
     def of(cls, fingerprint: str, arch: Arch, source: object) -> Origin:
         """That of a model file; `source` is what it says of its checkpoint's name."""
-        return cls(fingerprint, asdict(arch), source if isinstance(source, str) else "")
+        return cls(fingerprint, arch_fields(arch), source if isinstance(source, str) else "")
 
     def __str__(self) -> str:
         sizes = f"{self.sizes.get('n_layer')} layers of {self.sizes.get('n_embd')}"

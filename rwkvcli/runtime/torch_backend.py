@@ -230,7 +230,8 @@ class TorchModel:
         """
         weights, version = self.weights, self.arch.version
         x = weights["emb.weight"][ids]
-        x = blocks.layer_norm(x, weights["blocks.0.ln0.weight"], weights["blocks.0.ln0.bias"])
+        if not self.arch.ln0_fused:
+            x = blocks.layer_norm(x, weights["blocks.0.ln0.weight"], weights["blocks.0.ln0.bias"])
         after: list[dict[str, Tensor]] = []
         v_first: Tensor | None = None
         for p, before in zip(self._layers, state, strict=True):

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 def inspect(path: Path, *, tensors: bool = False, header_only: bool = False) -> dict[str, Any]:
     """Describe the file `path`; reads its header, not its weights (`header_only`: nothing else at all).
 
-    Keys: `kind` ("model" or "checkpoint"), `path`, `bytes`, `version`, `dimensions`, `parameters`,
+    Keys: `kind` ("model" or "checkpoint"), for checkpoints `container` ("pth", "safetensors", "gguf", "ggmf") and `names`
+    (the tool whose layout it is), `path`, `bytes`, `version`, `dimensions`, `parameters`,
     `state_bytes`, `bits_per_weight`, `formats` {encoding: bytes}, and for models `tokenizer`, `template` (as the file
     says), `family` (the template in force; None: unknown), `recipe`,
     `method`, `calibration`, `source`, `report`, `group_norm_eps`. With `tensors` also `tensors`: a list of
@@ -51,20 +52,19 @@ def inspect(path: Path, *, tensors: bool = False, header_only: bool = False) -> 
             }
             kind, size = "model", opened.size
         else:
-            width = {"f32": 4, "f16": 2, "bf16": 2}
             listed = []
             for name in opened.names:
-                shape, dtype = opened.shape(name), opened.dtype(name)
+                form, nbytes = opened.stored(name)
                 listed.append(
                     {
                         "name": name,
-                        "shape": list(shape),
-                        "encoding": dtype,
+                        "shape": list(opened.shape(name)),
+                        "encoding": form,
                         "layout": "row",
-                        "bytes": math.prod(shape) * width.get(dtype, 0),
+                        "bytes": round(nbytes),
                     }
                 )
-            more = {}
+            more = {"container": opened.format, "names": opened.layout}
             kind, size = "checkpoint", opened.file_size
         memory = state_bytes(opened.arch)
         # what the model computes with: some RWKV-7 checkpoints hold tensors of block 0 that nothing reads

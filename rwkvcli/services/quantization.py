@@ -78,7 +78,14 @@ class NativeEncoder:
 
 def default_output(source: Path, kind: str) -> Path:
     """`./<stem>-<kind>.safetensors`."""
-    return Path(f"{source.stem}-{kind}.safetensors")
+    return Path(f"{stem_of(source)}-{kind}.safetensors")
+
+
+def stem_of(source: Path) -> str:
+    """What files made of `source` are called: its name without ending, or its folder's for a model in several files."""
+    if source.name.endswith(".index.json"):
+        source = source.parent
+    return source.resolve().name if source.is_dir() else source.stem
 
 
 def check_files(
@@ -241,6 +248,13 @@ def open_source(path: Path) -> Checkpoint | ModelFile:
     from quant.sources import open_model
 
     return open_model(path)
+
+
+def lost_before(source: Checkpoint | ModelFile) -> str:
+    """The form of a source that has been quantized by another tool; empty if it has not been."""
+    from quant.checkpoints import Checkpoint
+
+    return source.quantized if isinstance(source, Checkpoint) else ""
 
 
 def report(result: Result) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def parse(name: str) -> Path | Alias | Reference:
     """The path, the short name or the file on the Hub that `name` stands for.
 
     What is a short name is one, what exists is a path, and what can be a reference to the Hub is one. Raises
-    ModelNotFound for a path at which there is nothing, or a folder.
+    ModelNotFound for a path at which there is nothing, or a folder that is no checkpoint.
     """
     if name == DEMO:
         return _demo()
@@ -150,6 +150,8 @@ def parse(name: str) -> Path | Alias | Reference:
     except RuntimeError:  # ~nobody, or ~ of a user without a home
         raise ModelNotFound(f"{name} does not exist", hint="there is no such home folder") from None
     try:
+        if path.is_dir() and _is_model_folder(path):
+            return path
         if path.is_dir() and reference is None:
             raise ModelNotFound(f"{name} is a folder", hint="name the model file inside it")
         if path.exists() and not path.is_dir():
@@ -221,6 +223,13 @@ def is_of(item: kept.Kept, reference: Reference) -> bool:
     if reference.file not in (None, item.origin.file):
         return False
     return (reference.revision or "main") in item.origin.revisions
+
+
+def _is_model_folder(path: Path) -> bool:
+    """Whether a folder is a checkpoint, as the Hugging Face transformers write them."""
+    from quant.checkpoints import is_checkpoint_folder
+
+    return is_checkpoint_folder(path)
 
 
 def _demo() -> Path:

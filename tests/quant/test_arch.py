@@ -163,7 +163,6 @@ def test_a_huge_block_number_costs_nothing() -> None:
 
 
 V4 = expected(synthetic_arch("4", 2, 16, 32))
-V52 = expected(synthetic_arch("5.2", 2, 16, 32, 8))
 V6 = expected(synthetic_arch("6", 2, 16, 32, 8, ranks=(3, 3)))
 V7 = expected(synthetic_arch("7", 2, 16, 32, 8, ranks=(3, 3, 3, 3)))
 
@@ -182,20 +181,6 @@ def without(shapes: dict[str, tuple[int, ...]], part: str) -> dict[str, tuple[in
     return {name: shape for name, shape in shapes.items() if part not in name}
 
 
-def transposed(shapes: dict[str, tuple[int, ...]], *endings: str) -> dict[str, tuple[int, ...]]:
-    return {name: shape[::-1] if name.endswith(endings) else shape for name, shape in shapes.items()}
-
-
-FLA = renamed(
-    V7,
-    ("blocks.", "model.layers."),
-    ("emb.", "model.embeddings."),
-    (".att.", ".attn."),
-    ("head.weight", "lm_head.weight"),
-)
-HF_V4 = renamed(V4, ("blocks.", "rwkv.blocks."), (".att.", ".attention."), (".ffn.", ".feed_forward."))
-COMMUNITY_HF = renamed(V7, ("blocks.", "model.blocks."), ("emb.", "model.embeddings."))
-
 VARIANTS: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "v7a": (
         {**V7, "blocks.0.ffn.s_emb.weight": (32, 1024), "blocks.1.ffn.s_emb.weight": (32, 1024)},
@@ -210,18 +195,8 @@ VARIANTS: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "x060a": (without(V6, "att.gate"), "RWKV-6 training variant"),
     "x060b": (without(renamed(V6, ("time_maa_w1", "time_maa_rkvw_w1")), "maa_x"), "RWKV-6 training variant"),
     "x060c": ({**V6, "blocks.0.att.time_x": (16,), "blocks.1.att.time_x": (16,)}, "RWKV-6 training variant"),
-    "fla": (FLA, "fla layout"),
-    "transformers v4": (HF_V4, "transformers layout"),
-    "transformers v7": (
-        renamed(V7, ("blocks.", "rwkv7.blocks."), ("emb.", "rwkv7.emb.")),
-        "transformers layout",
-    ),
-    "community v7": (COMMUNITY_HF, "Hugging Face layout"),
-    "gguf names": ({"token_embd.weight": (4, 4), "blk.0.attn_norm.weight": (4,)}, "GGUF"),
-    "rwkv.cpp names": ({**V7, "blocks.0.att.x_rwkvag": (6, 1, 16)}, "rwkv.cpp"),
-    ".st v7": (transposed(V7, "w1", "w2", "a1", "a2", "g1", "g2", "v1", "v2"), r"\.st layout"),
-    ".st v6": (renamed(V6, ("time_maa", "time_mix"), ("time_faaaa", "time_first")), r"\.st layout"),
-    ".st v5": (renamed(V52, ("time_faaaa", "time_first")), r"\.st layout"),
+    "fla v6": ({"model.layers.0.attn.x_proj.0.linear.weight": (15, 16)}, "fla layout"),
+    "no ln0": (without(V7, ".ln0."), "no first layer norm"),
     "LoRA": ({"blocks.0.att.key.lora_A": (8, 16), "blocks.0.att.key.lora_B": (16, 8)}, "LoRA"),
     "state": ({"blocks.0.att.time_state": (2, 8, 8)}, "an initial state"),
     "merged state": ({**V7, "blocks.0.att.time_state": (2, 8, 8)}, "merged in"),
@@ -257,3 +232,10 @@ def test_a_counter_is_not_called_a_variant(shape: tuple[int, ...]) -> None:
         with pytest.raises(FormatError, match="unexpected tensors: step") as caught:
             detect({**shapes, "step": shape})
         assert not isinstance(caught.value, UnsupportedModel)
+
+
+def test_a_norm_that_the_embedding_holds_has_to_be_said() -> None:
+    fused = detect(without(V7, ".ln0."), ln0_fused=True)
+    assert fused.ln0_fused and expected(fused) == without(V7, ".ln0.")
+    assert parameter_count(fused) == parameter_count(detect(V7)) - 2 * fused.n_embd
+    assert not detect(V7, ln0_fused=True).ln0_fused  # it is there, so it is used

@@ -6,10 +6,12 @@ RWKV_MUTATION_CASES sets the number of cases per format (default 2,000).
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import other_tools
 import pytest
 
 from quant.checkpoints import open_checkpoint
@@ -82,6 +84,52 @@ def test_mutated_files(tmp_path: Path, suffix: str) -> None:
         path.write_bytes(mutate(data, structure, random))
         read += survives(path)
     assert 0 < read < CASES // 2
+
+
+@pytest.mark.parametrize("tool", ["llama_cpp", "rwkv_cpp"])
+def test_mutated_files_of_other_tools(tmp_path: Path, tool: str) -> None:
+    path = tmp_path / "m"
+    tensors = make_checkpoint("7", 1, 32, 5, 8, n_ffn=32, ranks=(2, 2, 2, 2))
+    getattr(other_tools, tool)(tensors, path, kind="q5_1")
+    data = path.read_bytes()
+    names = re.finditer(rb"(blk|blocks)\.\d+\.|token_embd|output|general|rwkv7|emb\.w|ln_out", data)
+    structure = np.unique(np.concatenate([np.arange(max(at.start() - 24, 0), at.end() + 40) for at in names]))
+    random = np.random.default_rng(20242)
+    read = 0
+    for _ in range(CASES // 4):
+        path.write_bytes(mutate(data, structure, random))
+        read += survives(path)
+    assert 0 < read < CASES // 8
+    for cut in (*range(1, 60, 7), *random.integers(60, len(data), 40)):
+        path.write_bytes(data[:cut])
+        assert not survives(path)
+
+
+def test_mutated_quantization_states(tmp_path: Path) -> None:
+    """What bitsandbytes keeps beside its codes."""
+    path = tmp_path / "m.safetensors"
+    tensors: dict[str, np.ndarray] = dict(make_checkpoint("4", 1, 32, 5, n_ffn=32))
+    state = b'{"quant_type":"nf4","blocksize":64,"dtype":"float32","shape":[32,32],"nested_blocksize":8,"nested_offset":0.5}'
+    key = "blocks.0.att.key.weight"
+    parts = {
+        "": np.zeros((512, 1), np.uint8),
+        ".absmax": np.zeros(16, np.uint8),
+        ".quant_map": np.ones(16, np.float32),
+        ".nested_absmax": np.ones(2, np.float32),
+        ".nested_quant_map": np.ones(256, np.float32),
+    }
+    random = np.random.default_rng(20243)
+    read = 0
+    for case in range(CASES // 20):
+        damaged = mutate(state, np.arange(len(state)), random) if case else state
+        broken = dict(parts)
+        if random.random() < 0.3:
+            part = list(parts)[int(random.integers(len(parts)))]
+            broken[part] = broken[part][: int(random.integers(1, len(broken[part])))]
+        said = {f"{key}.quant_state.bitsandbytes__nf4": np.frombuffer(damaged or b" ", np.uint8)}
+        other_tools.save({**tensors, **{key + part: array for part, array in broken.items()}, **said}, path)
+        read += survives(path)
+    assert 0 < read < CASES // 20
 
 
 def test_mutated_pickles_with_right_checksums(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "two.safetensors").write_bytes(b"1")
     with pytest.raises(SourceNotFound) as caught:
         open_checkpoint(tmp_path)
-    assert caught.value.hint == "Pass one of its 2 .pth or .safetensors files."
+    assert caught.value.hint == "Pass one of its 2 model files."
     with pytest.raises(SourceNotFound, match="cannot be read"):
         open_checkpoint("a\0b")
 
@@ -92,8 +92,11 @@ CONTENTS: dict[str, tuple[bytes, str, type[QuantError]]] = {
     "one byte": (b"P", "1 bytes long", FormatError),
     "text": (b"hello, this is some text", "is not a checkpoint", FormatError),
     "zeros": (bytes(1000), "is not a checkpoint", FormatError),
-    "GGUF": (b"GGUF\3\0\0\0" + bytes(50), "GGUF file: not supported yet", UnsupportedModel),
-    "ggmf": (struct.pack("<6i", 0x67676D66, 101, 256, 64, 12, 0), "ggmf", UnsupportedModel),
+    "empty GGUF": (b"GGUF\3\0\0\0" + bytes(50), "holds no tensors", FormatError),
+    "old GGUF": (b"GGUF\1\0\0\0" + bytes(50), "GGUF file of version 1", UnsupportedModel),
+    "big-endian GGUF": (b"GGUF\0\0\0\3" + bytes(50), "big-endian", UnsupportedModel),
+    "empty ggmf": (struct.pack("<6i", 0x67676D66, 101, 256, 64, 12, 0), "holds no tensors", FormatError),
+    "old ggmf": (struct.pack("<6i", 0x67676D66, 99, 256, 64, 12, 0), "of version 99", UnsupportedModel),
     "ggml": (struct.pack("<6i", 0x67676D6C, 101, 256, 64, 12, 0), "ggml", UnsupportedModel),
     "bare pickle": (b"\x80\x02}q\x00.............", "a bare pickle", FormatError),
     "old torch": (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "torch before 1.6", UnsupportedModel),
@@ -103,7 +106,11 @@ CONTENTS: dict[str, tuple[bytes, str, type[QuantError]]] = {
         FormatError,
     ),
     "web page": (b"<!DOCTYPE html><html>", "web page", FormatError),
-    "shard index": (b'{"metadata": {}, "weight_map": {"a": "b"}}', "in several files", UnsupportedModel),
+    "shard index": (
+        b'{"metadata": {}, "weight_map": {"a": "b"}}',
+        "end in .index.json|index of several",
+        FormatError,
+    ),
     "zip": (b"PK\3\4" + bytes(100), "is truncated", FormatError),
     "empty zip": (b"PK\5\6" + bytes(18), "not one written by torch.save", FormatError),
     "no tensors": (b"\2\0\0\0\0\0\0\0{}", "holds no tensors", FormatError),

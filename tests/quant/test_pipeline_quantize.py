@@ -18,7 +18,7 @@ from quant_models import VERSIONS, checkpoint, odd_arch, quantized, relative_err
 from quant.arch import expected, logical_shape
 from quant.arrays import F32, Array
 from quant.checkpoints import Checkpoint
-from quant.checkpoints.pth import PthCheckpoint
+from quant.checkpoints.pth import PthTensors
 from quant.container.header import dumps
 from quant.container.reader import ModelFile
 from quant.errors import Cancelled, FormatError, InvalidRequest, NoSpace, QuantError
@@ -385,7 +385,7 @@ def test_a_failing_hash_is_reported(small: Path, tmp_path: Path, monkeypatch: py
     def broken(self: Checkpoint, progress: object = None) -> str:
         raise FormatError("the disk went away")
 
-    monkeypatch.setattr(PthCheckpoint, "sha256", broken)
+    monkeypatch.setattr(PthTensors, "sha256", broken)
     with pytest.raises(FormatError, match="went away"):
         quantized(small, tmp_path / "o", "int8")
     assert not (tmp_path / "o").exists()

@@ -1,0 +1,70 @@
+"""Tensors on their way into a file of another tool: announced first, made one at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from quant.arch import Shape
+from quant.arrays import F32
+from quant.errors import Cancelled, FormatError
+from quant.pipeline import Progress
+
+_LARGEST_F16 = 65504.0
+
+
+class Outgoing(NamedTuple):
+    """One tensor as it is to be stored."""
+
+    name: str
+    shape: Shape
+    dtype: str
+    """"f32", "f16" or "bf16"."""
+    make: Callable[[], F32]
+    """Its values, with as many elements as `shape`, in order."""
+
+
+class OutgoingStream:
+    """A `TensorStream` of outgoing tensors that tells how far it is and can be stopped."""
+
+    def __init__(
+        self,
+        tensors: Iterable[Outgoing],
+        on_progress: Callable[[Progress], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        self.tensors = list(tensors)
+        self._on_progress, self._should_stop = on_progress, should_stop
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """{name: shape}, in the order of iteration."""
+        return {item.name: item.shape for item in self.tensors}
+
+    @property
+    def dtypes(self) -> Mapping[str, str]:
+        """{name: dtype}."""
+        return {item.name: item.dtype for item in self.tensors}
+
+    def __iter__(self) -> Iterator[tuple[str, F32]]:
+        """(name, values) pairs. Raises Cancelled, and FormatError for values that float16 does not hold."""
+        total = sum(math.prod(item.shape) for item in self.tensors)
+        done = 0
+        for item in self.tensors:
+            if self._should_stop is not None and self._should_stop():
+                raise Cancelled("stopped")
+            if self._on_progress is not None:
+                self._on_progress(Progress(item.name, done, total))
+            values = np.ascontiguousarray(item.make(), np.float32).reshape(item.shape)
+            if item.dtype == "f16" and values.size and max(values.max(), -values.min()) > _LARGEST_F16:
+                raise FormatError(
+                    f"tensor {item.name} has values past the range of f16",
+                    hint="Use --dtype bf16 or --dtype f32.",
+                )
+            yield item.name, values
+            done += values.size
+        if self._on_progress is not None:
+            self._on_progress(Progress("", total, total))

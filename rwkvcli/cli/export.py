@@ -1,0 +1,114 @@
+"""`rwkv export`."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rwkvcli.cli.console import Console
+from rwkvcli.cli.options import Misuse, with_settings
+from rwkvcli.cli.settings import Settings
+from rwkvcli.cli.signals import held_signals
+
+EXAMPLES = """
+  rwkv export model.pth --to gguf -o model.gguf
+  rwkv export model.gguf --to pth --dtype bf16
+  rwkv export model-folder --to safetensors
+  rwkv export owner/repo:model.pth --to hf -o model-hf
+"""
+
+
+class To(StrEnum):
+    """What `--to` takes."""
+
+    pth = "pth"
+    safetensors = "safetensors"
+    gguf = "gguf"
+    hf = "hf"
+
+
+class Dtype(StrEnum):
+    """What `--dtype` takes."""
+
+    f32 = "f32"
+    f16 = "f16"
+    bf16 = "bf16"
+
+
+@with_settings
+def export(
+    settings: Settings,
+    *,
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="SRC", help="Checkpoint or unquantized model.", show_default=False),
+    ] = None,
+    to: Annotated[
+        To | None,
+        typer.Option("--to", metavar="FORMAT", help="pth, safetensors, gguf or hf.", show_default=False),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="OUT",
+            help="Default: ./<name> with the format's ending; for hf ./<name>-hf.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE",
+            help="f32, f16 or bf16; default: what each tensor has.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Write a model in the format of another tool.
+
+    `pth` and `safetensors` have the original names and are read by the PyPI package `rwkv` and most others; `gguf` is
+    for llama.cpp (RWKV-6 and 7); `hf` is a folder for the transformers, in the layout of flash-linear-attention for
+    RWKV-7. Nothing is lost on the way unless --dtype asks for it; a quantized model is refused. Stdout is the path
+    of what was written.
+    """
+    source = source if source is not None else settings.model
+    if source is None:
+        raise Misuse("no SRC: name a checkpoint, for example `model.pth`")
+    if to is None:
+        raise Misuse("no format: give one, for example `--to gguf`")
+    if out == "-":
+        raise Misuse("-o takes a file, and stdout is none (`./-` is a file of that name)")
+    from rwkvcli.cli.download import model_file
+    from rwkvcli.cli.render import QuantizationBar, size
+    from rwkvcli.services import exporting
+    from rwkvcli.services.quantization import open_source
+
+    console = Console(settings)
+    path = model_file(console, source).path
+    target = Path(out) if out is not None else exporting.default_output(path, to.value)
+    exporting.check_output(path, target, to.value, force=force)
+    with open_source(path) as opened:
+        bar = QuantizationBar(console, "exporting")
+        with held_signals() as should_stop, bar:
+            result = exporting.export(
+                opened,
+                target,
+                to.value,
+                dtype=dtype.value if dtype is not None else None,
+                force=force,
+                on_progress=bar.update,
+                should_stop=should_stop,
+            )
+        console.line(json.dumps(exporting.report(result)) if settings.json else str(result.path))
+        forms = ", ".join(sorted(result.dtypes))
+        console.note(
+            f"RWKV-{result.version}, {forms}: {size(result.source_bytes)} -> {size(result.nbytes)} "
+            f"in {len(result.files)} file{'s' if len(result.files) != 1 else ''}"
+        )
