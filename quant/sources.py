@@ -108,7 +108,7 @@ class CheckpointSource:
             digest = self._checkpoint.sha256(watch)
         except _Stopped:
             digest = ""
-        dtype = self._checkpoint.dtype(self._largest().source)
+        dtype, _ = self._checkpoint.stored(self._largest().source)
         return {"file": told_name(self.path), "bytes": self.file_size, "sha256": digest, "dtype": dtype}
 
     def _raw(self, source: str) -> Array:

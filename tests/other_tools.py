@@ -226,10 +226,18 @@ def llama_cpp(
     writer.add_layer_norm_eps(1e-5)
     writer.add_wkv_head_size(width // heads)
     writer.add_head_count(0)
-    if not v7:
+    writer.add_block_count(1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")))
+    writer.add_feed_forward_length(tensors["blocks.0.ffn.key.weight"].shape[0])
+    if v7:
+        writer.add_decay_lora_rank(tensors["blocks.0.att.w1"].shape[1])
+        writer.add_iclr_lora_rank(tensors["blocks.0.att.a1"].shape[1])
+        writer.add_gate_lora_rank(tensors["blocks.0.att.g1"].shape[1])
+    else:
         writer.add_rescale_every_n_layers(rescale)
+        writer.add_time_mix_extra_dim(tensors["blocks.0.att.time_maa_w2"].shape[1])
+        writer.add_time_decay_extra_dim(tensors["blocks.0.att.time_decay_w1"].shape[1])
     writer.add_tokenizer_model("rwkv")
-    writer.add_token_list([b"<s>", *(repr(bytes([i % 256]))[2:-1].encode() for i in range(vocab - 1))])
+    writer.add_token_list([b"<s>", *(f"[{i}]".encode() for i in range(1, vocab))])
     outer = {"emb": "token_embd", "ln_out": "output_norm", "head": "output"}
     parts = {"ln0": "token_embd_norm", "ln1": "attn_norm", "ln2": "attn_norm_2"}
     v6_leaves = {"time_faaaa": "time_mix_first", "time_decay": "time_mix_decay"}

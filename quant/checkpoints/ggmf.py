@@ -10,16 +10,15 @@ from __future__ import annotations
 import os
 import struct
 
-from quant.checkpoints.ggml_blocks import TYPES, BlockType
+from quant.checkpoints.ggml_blocks import BY_NAME, BlockType
 from quant.checkpoints.ggml_tensors import GgmlTensors, Place
 from quant.errors import FormatError, UnsupportedModel, quoted
 from quant.mapped_file import MappedFile
 
 MAGIC = 0x67676D66
 VERSIONS = (100, 101)
-_BY_NAME = {item.name: item for item in TYPES.values()}
 _KINDS: dict[int, BlockType] = {
-    number: _BY_NAME[name]
+    number: BY_NAME[name]
     for number, name in {
         0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 7: "q5_0", 8: "q5_1", 9: "q8_0",
         11: "q2_k", 12: "q3_k", 13: "q4_k", 14: "q5_k", 15: "q6_k",

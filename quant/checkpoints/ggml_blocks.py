@@ -41,20 +41,29 @@ TYPES: dict[int, BlockType] = {
 """{ggml's number: type}, of all whose size is known here."""
 FLOATS = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
 """Types that are no blocks, as numpy reads them."""
+BY_NAME = {item.name: item for item in TYPES.values()}
+_TOGETHER = 1 << 13
+"""Blocks decoded together, so that the scratch arrays stay small."""
 INTEGERS = ("i8", "i16", "i32", "i64", "f64")
 """Types of other things than weights."""
 
 
 def dequantized(data: U8, kind: str) -> F32:
-    """Blocks of `kind` [..., bytes of a row] as float32 [..., weights of a row].
+    """Blocks of `kind` [..., bytes of a row] as float32 [..., weights of a row]. Beside the result a few MB are needed.
 
     InvalidRequest: the package that decodes them is not installed. FormatError: it cannot either.
     """
-    block = next(item for item in TYPES.values() if item.name == kind)
-    rows, row_bytes = data.shape[:-1], data.shape[-1]
-    if kind in _DECODERS:
-        parts = _DECODERS[kind](data.reshape(-1, block.nbytes))
-        return parts.reshape(*rows, row_bytes // block.nbytes * block.weights)
+    block = BY_NAME[kind]
+    decode = _DECODERS.get(kind) or _decoder_of_the_package(kind)
+    blocks = data.reshape(-1, block.nbytes)
+    values = np.empty((len(blocks), block.weights), np.float32)
+    for begin in range(0, len(blocks), _TOGETHER):
+        values[begin : begin + _TOGETHER] = decode(blocks[begin : begin + _TOGETHER])
+    return values.reshape(*data.shape[:-1], data.shape[-1] // block.nbytes * block.weights)
+
+
+def _decoder_of_the_package(kind: str) -> Callable[[U8], F32]:
+    """What decodes blocks [n, bytes] that are not decoded here."""
     try:
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
@@ -62,13 +71,18 @@ def dequantized(data: U8, kind: str) -> F32:
         raise InvalidRequest(
             f"decoding {kind} needs packages that are not installed: pip install 'rwkvcli[gguf]'"
         ) from None
-    try:
-        values = dequantize(np.ascontiguousarray(data), GGMLQuantizationType[kind.upper()])
-    except (NotImplementedError, KeyError):
-        raise FormatError(
-            f"the package gguf does not decode {kind}", hint="Use a file of another type."
-        ) from None
-    return np.ascontiguousarray(values, np.float32)
+
+    def decode(blocks: U8) -> F32:
+        try:
+            return np.asarray(
+                dequantize(np.ascontiguousarray(blocks), GGMLQuantizationType[kind.upper()]), np.float32
+            )
+        except (NotImplementedError, KeyError):
+            raise FormatError(
+                f"the package gguf does not decode {kind}", hint="Use a file of another type."
+            ) from None
+
+    return decode
 
 
 def _half(blocks: U8, at: int) -> F32:

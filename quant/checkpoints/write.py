@@ -127,7 +127,7 @@ def _prepare(
         pairs = list(tensors.items() if isinstance(tensors, Mapping) else tensors)
         shapes = {name: values.shape for name, values in pairs}
     dtypes = dict.fromkeys(shapes, dtype) if isinstance(dtype, str) else dtype
-    for name in dtypes.values():
+    for name in {dtype} if isinstance(dtype, str) else set(dtypes.values()):
         if name not in _ITEM_SIZE:
             raise InvalidRequest(f"unknown dtype {name}", hint="Use f32, f16 or bf16.")
     return shapes, dtypes, pairs

@@ -20,6 +20,7 @@ from quant.export import blinkdl, gguf, hf
 from quant.export.outgoing import Outgoing, OutgoingStream
 from quant.export.weights import Weights
 from quant.pipeline import SOURCE_ITSELF, Progress
+from quant.sources import GROUP_NORM_EPS
 
 DTYPES = ("f32", "f16", "bf16")
 
@@ -55,6 +56,8 @@ class Exported:
     source_bytes: int
     dtypes: dict[str, int]
     """{dtype: number of tensors}."""
+    untold_eps: float | None = None
+    """The group norm's epsilon, if it is not the usual one and the file has no place for it."""
 
 
 def export(
@@ -87,7 +90,9 @@ def export(
         counts[item.dtype] = counts.get(item.dtype, 0) + 1
     size = source.size if isinstance(source, ModelFile) else source.file_size
     nbytes = sum(file.stat().st_size for file in files)
-    return Exported(path, to, weights.arch.version, tuple(files), nbytes, size, counts)
+    eps = weights.group_norm_eps
+    untold = eps if eps is not None and eps != GROUP_NORM_EPS and not kind.files else None
+    return Exported(path, to, weights.arch.version, tuple(files), nbytes, size, counts, untold)
 
 
 def check_output(out: Path, to: str, *, force: bool, source: Path) -> list[Path]:

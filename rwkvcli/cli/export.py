@@ -107,6 +107,11 @@ def export(
                 should_stop=should_stop,
             )
         console.line(json.dumps(exporting.report(result)) if settings.json else str(result.path))
+        if result.untold_eps is not None:
+            eps = f"{result.untold_eps:g}"
+            console.note(
+                f"note: {eps}, the epsilon of its group norm, has no place in the file: `rwkv quantize --gn-eps {eps}`"
+            )
         forms = ", ".join(sorted(result.dtypes))
         console.note(
             f"RWKV-{result.version}, {forms}: {size(result.source_bytes)} -> {size(result.nbytes)} "

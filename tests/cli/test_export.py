@@ -80,6 +80,12 @@ def test_what_it_refuses(pth: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [file.name for file in Path().iterdir()] == ["int8.safetensors"]
 
 
+def test_an_epsilon_that_is_left_out_is_told(pth: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quantized(pth, Path("eps.safetensors"), "f16", group_norm_eps=1e-5)
+    assert main(["export", "eps.safetensors", "--to", "pth"]) == 0
+    assert "note: 1e-05, the epsilon of its group norm, has no place in the file" in capsys.readouterr().err
+
+
 def test_other_tools_files_are_quantized_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     tensors = make_checkpoint("7", 2, 64, 256, 64, ranks=(5, 7, 3, 9))
     other_tools.llama_cpp(tensors, Path("model.gguf"), kind="q8_0")
