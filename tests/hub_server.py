@@ -72,7 +72,7 @@ class Repo:
     status: int | None = None
     """Answer everything with this status."""
     statuses: list[int] = field(default_factory=list)
-    """Answer the next requests with these."""
+    """Answer the next requests with these; 200: as usual."""
     commit: str = COMMIT
     revisions: tuple[str, ...] = ("main",)
 
@@ -164,8 +164,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             authorized = self.headers.get("Authorization") == f"Bearer {TOKEN}"
             if repo is None or (repo.private and not authorized):
                 self._send(404 if authorized else 401, {"X-Error-Code": "RepoNotFound"})
-            elif repo.status is not None or repo.statuses:
-                self._send(repo.statuses.pop(0) if repo.statuses else repo.status or 0, {})
+            elif (status := repo.statuses.pop(0) if repo.statuses else repo.status or 200) != 200:
+                self._send(status, {})
             elif repo.gated and not authorized:
                 message = f"Access to model {name} is restricted."
                 self._send(401, {"X-Error-Code": "GatedRepo", "X-Error-Message": message})

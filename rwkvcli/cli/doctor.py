@@ -116,6 +116,8 @@ def _model_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     yield "", ""
     yield "model", model["path"]
+    if "download_bytes" in model:
+        yield "download", size(model["download_bytes"])
     yield "needs", f"{parts}; {_VERDICT[model['fits']]}"
     yield (
         "speed",

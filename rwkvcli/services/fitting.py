@@ -48,18 +48,31 @@ def state_bytes(arch: Arch) -> int:
 
 
 def prospects(name: str, threads: int, *, offline: bool = False) -> dict[str, Any]:
-    """What to expect of MODEL `name`, whatever it is: `forecast` of a model file that is here. Of a checkpoint, here or
-    on the Hub, `name`, `source_bytes`, `download_bytes` (what is missing), `disk_bytes` (free where it would go),
+    """What to expect of MODEL `name`, whatever it is: `forecast` of a model file, with `download_bytes` if it is on the Hub.
+
+    Of a checkpoint, here or on the Hub, `name`, `source_bytes`, `download_bytes` (what is missing), `disk_bytes` (free where it would go),
     `available_bytes`, `gb_per_s`, and `choices`: what could be made of it, each with `kind`, `bytes`, `needed_bytes`,
     `fits` and `tokens_per_s`. Nothing is downloaded but headers; sizes of what is only known by its own size are
     upper bounds (`exact` false).
     """
+    import contextlib
+
     from rwkvcli.services import store
 
     found = store.find(name)
-    if found is not None and not found.is_checkpoint and not _is_checkpoint(found.path):
-        return forecast(found, threads)
-    return _choices(name, found, threads, offline)
+    remote = store.remote_safetensors(name, offline=offline) if found is None else None
+    with contextlib.ExitStack() as stack:
+        if remote is not None:
+            from rwkvcli.services.hub import header_only
+
+            found = store.LocalModel(stack.enter_context(header_only(remote)), name, remote)
+        if found is None or found.is_checkpoint or _is_checkpoint(found.path):
+            judged = _choices(name, found, threads, offline)
+        else:
+            judged = forecast(found, threads)
+        if remote is not None and found is not None:
+            judged |= {"path": str(remote), "download_bytes": found.path.stat().st_size}
+        return judged
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -132,7 +145,7 @@ def forecast(found: LocalModel, threads: int) -> dict[str, Any]:
     from rwkvcli.services.inspection import refuse_checkpoint
 
     try:
-        with ModelFile.open(found.path) as file:
+        with ModelFile.open(found.path, check_values=False) as file:
             state, size = state_bytes(file.arch), file.size
             per_token = bytes_per_token(file, state, None)
     except FormatError:

@@ -85,7 +85,12 @@ def download(reference: Reference, watcher: Watcher | None = None) -> Path:
             url = hf_hub_url(repo, file, revision=about.commit_hash, repo_type=kind)
             _fetch(url, blob, about, str(reference), watcher)
         cache = str(hub_cache.hub_cache())
-        return Path(hf_hub_download(repo, file, revision=revision, repo_type=kind, cache_dir=cache))
+        return Path(
+            _retried(
+                lambda: hf_hub_download(repo, file, revision=revision, repo_type=kind, cache_dir=cache),
+                watcher,
+            )
+        )
 
 
 def part_of(reference: Reference, etag: str) -> int:

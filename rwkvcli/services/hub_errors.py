@@ -41,10 +41,14 @@ def ended_early(error: BaseException | None) -> bool:
     return False
 
 
-def status_of(error: BaseException) -> int | None:
-    """The status that the Hub answered with, if it answered."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None
+def status_of(error: BaseException | None) -> int | None:
+    """The status that the Hub answered with, if it answered; the library wraps some errors."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+        error = error.__cause__
+    return None
 
 
 def is_timeout(error: BaseException) -> bool:
@@ -78,6 +82,8 @@ def _of_the_disk(error: OSError, reference: Reference) -> RwkvError:
 def _translated(error: Exception, reference: Reference) -> RwkvError:
     from huggingface_hub import errors
 
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return _translated(error.__cause__, reference)  # that it is not here either is no news
     repo, at = reference.repo, f" at revision {reference.revision}" if reference.revision else ""
     if isinstance(error, errors.HFValidationError):
         return UsageError(f"{reference} cannot be a repository on the Hub", hint="write owner/repo:file")

@@ -43,7 +43,7 @@ def test_a_conversation_and_its_opening_and_closing_lines(place: dict[str, str])
     lines = terminal.text().split("\n")
     assert lines[0].startswith("demo: RWKV-7, 3.6 million parameters, bf16, 7.29 MB; cpu, ")
     assert lines[1].startswith("demo is a toy")
-    assert lines[2].startswith("  rwkv quantize BlinkDL/rwkv7-g1:") and len(lines[2]) < 80
+    assert lines[2] == "  rwkv chat g1-1.5b"
     assert lines[3:] == [
         "session trip, new; /help lists the commands, Ctrl-D leaves",
         ">>> message, or /help",

@@ -21,6 +21,7 @@ from hub_server import COMMIT, Hub, HubFile, Repo
 from quant_models import quantized
 
 from quant.container.reader import ModelFile
+from quant.synthetic import SyntheticModel, synthetic_arch, write_safetensors
 from rwkvcli.services import catalog, fitting
 
 G1 = "BlinkDL/rwkv7-g1"
@@ -55,8 +56,6 @@ def client(
 def second(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Another checkpoint of the same sizes."""
     from quant_models import checkpoint
-
-    from quant.synthetic import synthetic_arch
 
     path = tmp_path_factory.mktemp("second") / "second.pth"
     return checkpoint(path, synthetic_arch("7", 2, 128, 256, 64), "bf16", seed=5).read_bytes()
@@ -344,8 +343,12 @@ def test_a_header_is_all_that_is_read_of_a_remote_file(
 
 
 def test_the_arithmetic_before_anything_is_loaded(
-    hub: Hub, client: Client, pth: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, client: Client, pth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    q, tensors = tmp_path / "q.safetensors", tmp_path / "c.safetensors"
+    quantized(pth, q, "int4")
+    write_safetensors(tensors, SyntheticModel(synthetic_arch("7", 2, 128, 256, 64), 0), "bf16")
+    hub.repos["a/b"] = Repo({})
     found = json.loads(client("doctor", "g1-0.1b", "--json").out)["model"]
     assert found["download_bytes"] == found["source_bytes"] == pth.stat().st_size
     assert [choice["kind"] for choice in found["choices"]] == ["int4", "int8"]
@@ -354,6 +357,18 @@ def test_the_arithmetic_before_anything_is_loaded(
     assert (exact["exact"], exact["download_bytes"]) == (True, 0)
     for about, sure in zip(found["choices"], exact["choices"], strict=True):
         assert about["bytes"] >= 0.9 * sure["bytes"]
+    # of a safetensors file on the Hub the header tells
+    for name, source in (("c.safetensors", tensors), ("q.safetensors", q)):
+        hub.repos["a/b"].files[name] = HubFile(source.read_bytes())
+        there = json.loads(client("doctor", f"a/b:{name}", "--json").out)["model"]
+        here = json.loads(client("doctor", source, "--json").out)["model"]
+        assert there["download_bytes"] == source.stat().st_size
+        for key in ("needed_bytes", "bytes_per_token", "source_bytes", "exact"):
+            assert there.get(key) == here.get(key)
+        if "choices" in here:
+            assert [c["needed_bytes"] for c in there["choices"]] == [
+                c["needed_bytes"] for c in here["choices"]
+            ]
     monkeypatch.setattr(fitting, "free_memory", lambda: 1000)
     text = client("doctor", "g1-0.1b").out
     assert text.count("it does not fit") == 2

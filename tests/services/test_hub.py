@@ -62,6 +62,7 @@ def test_interruptions_at_random_bytes(
             file.ignores_range = draw.random() < 0.2
             file.sent_instead = bytes(len(data)) if draw.random() < 0.15 else None
             file.statuses = draw.choices([500, 503, 429, 404, 403], k=draw.randrange(2))
+            hub.repos["a/b"].statuses = draw.choices([500, 502, 200], k=draw.randrange(6))
             try:
                 done = service.download(Reference("a/b", "m.pth"))
                 break
@@ -69,6 +70,24 @@ def test_interruptions_at_random_bytes(
                 assert not blob.exists()
         assert done is not None and done.read_bytes() == data
         assert [path.name for path in blob.parent.iterdir()] == [file.etag]
+
+
+def test_a_failure_after_the_last_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with Hub() as hub:
+        client = Client(hub, tmp_path, monkeypatch, capfd)
+        hub.repos["a/b"] = Repo({"m.pth": HubFile(b"1234"), "n.pth": HubFile(b"12345")})
+        hub.repos["a/b"].statuses = [200, 200, 502]  # its facts, its bytes, its facts for the library
+        assert service.download(Reference("a/b", "m.pth")).read_bytes() == b"1234"
+        hub.repos["a/b"].statuses = [200, 200, *[502] * 30]
+        with pytest.raises(NetworkError, match="the Hub answered 502 for a/b:n.pth"):
+            service.download(Reference("a/b", "n.pth"))
+        hub.repos["a/b"].statuses = []
+        hub.requests.clear()
+        assert service.download(Reference("a/b", "n.pth")) == client.path("a/b", "n.pth")
+        assert hub.downloads() == []  # no byte is fetched twice
 
 
 def test_a_server_that_goes_silent_is_given_up_and_taken_up_again(
