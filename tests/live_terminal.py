@@ -38,6 +38,7 @@ class LiveTerminal:
         self.screen = pyte.HistoryScreen(columns, rows, history=2000, ratio=0.5)
         self.screen.write_process_input = self._answer  # type: ignore[method-assign]
         self._stream = pyte.ByteStream(self.screen)
+        self._shown: str | None = None
 
     def _answer(self, data: str) -> None:
         """What the terminal itself says, asked where the cursor is."""
@@ -57,11 +58,14 @@ class LiveTerminal:
             return False
         self.raw += data
         self._stream.feed(data)
+        self._shown = None
         return True
 
     def text(self) -> str:
         """What stands on the screen."""
-        return "\n".join(line.rstrip() for line in self.screen.display).rstrip("\n")
+        if self._shown is None:
+            self._shown = "\n".join(line.rstrip() for line in self.screen.display).rstrip("\n")
+        return self._shown
 
     def until(self, wanted: Any, seconds: float = 20) -> str:
         """Wait until `wanted` is on the screen (text), or says yes to the screen's text (a function)."""

@@ -191,7 +191,7 @@ def _read(chat: Chat, argument: str) -> None:
 
     path = _path(argument, "/read FILE")
     before = chat.talk.state().tokens_seen
-    with Interruption() as interruption, ReadingBar(chat.console, path.name) as bar:
+    with chat.keys_held(), Interruption() as interruption, ReadingBar(chat.console, path.name) as bar:
         interruption.raises = False
         turn = chat.talk.read(path, bar.update, interruption.asked)
     stopped = "stopped: " if turn.finish == "interrupted" else ""

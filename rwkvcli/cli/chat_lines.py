@@ -42,7 +42,11 @@ class PlainReader:
 
     def _line(self, prompt: str) -> str:
         self._console.write(prompt)
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except KeyboardInterrupt:
+            self._console.line("")
+            raise
         if not line.endswith("\n"):
             self._console.line("")
             raise EOFError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING
 
 from rwkvcli.cli.chat_commands import COMMANDS, arguments_of, perform
@@ -109,7 +109,7 @@ class Chat:
         )
         before = self.talk.history.head
         try:
-            with no_echo(in_lines=self._dumb), Interruption() as interruption, suppress(KeyboardInterrupt):
+            with self.keys_held(), Interruption() as interruption, suppress(KeyboardInterrupt):
                 parts = begin(interruption.asked)
                 next(parts)
                 interruption.raises = False
@@ -128,6 +128,10 @@ class Chat:
         self.show("")
         self.mind_trouble()
         interruption.settle(ctrl_c=False)
+
+    def keys_held(self) -> AbstractContextManager[None]:
+        """While the model works: what is typed is not shown, and is there for the next message."""
+        return no_echo(in_lines=self._dumb)
 
     def mind_trouble(self) -> None:
         """Tell once that the conversation cannot be saved, and once that it is again."""

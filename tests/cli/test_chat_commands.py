@@ -130,6 +130,11 @@ def test_settings(chat: Chatter, place: dict[str, str]) -> None:
 
 
 def test_what_is_told(chat: Chatter, place: dict[str, str]) -> None:
+    chat.send("/set min")
+    chat.until("min-p=")
+    chat.send("\t0.1\r")
+    chat.until("min-p is 0.1, from the next answer on\n>>>")
+    chat.prompt()
     assert "nothing was said yet" in chat.asked("/stats")
     chat.asked("Hello")
     stats = chat.asked("/stats")
@@ -156,6 +161,7 @@ def test_reading_can_be_stopped(chat: Chatter, place: dict[str, str], tmp_path: 
         chat.pump(0.05)
     chat.send("\x03")
     told = chat.until("tokens of long.txt were read")
+    assert "^C" not in told
     count = int(re.search(r"stopped: ([\d,]+) tokens", told)[1].replace(",", ""))  # type: ignore[index]
     chat.prompt()
     assert f"{count:,} tokens seen in " in chat.asked("/state")

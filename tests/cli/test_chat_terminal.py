@@ -200,6 +200,8 @@ def test_a_dumb_terminal_gets_plain_text(place: dict[str, str]) -> None:
     terminal.until("(ended by its length")
     terminal.until(lambda text: text.split("\n")[-1].startswith(">>>"))
     assert messages(place)[0] == "Hello"
+    terminal.send("\x03")
+    terminal.until("^C\nCtrl-D leaves; Ctrl-C stops an answer\n>>>")
     terminal.send("\x04")
     assert terminal.finish() == 0
     assert b"\x1b" not in terminal.raw

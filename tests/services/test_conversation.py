@@ -16,7 +16,7 @@ from rwkvcli.runtime import long_text, prefill
 from rwkvcli.services.conversation import Conversation, Settings
 from rwkvcli.services.snapshots import Snapshots
 
-SHORT = Settings(max_tokens=60)
+SHORT = Settings(max_tokens=30)
 WORDS = ["Hello, who are you?", "The weather is fine.", "And then?", "Good bye."]
 
 
