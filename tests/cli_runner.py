@@ -18,7 +18,8 @@ import pyte
 
 RWKV = [sys.executable, "-P", "-m", "rwkvcli"]  # -P: not the checkout that happens to be the current folder
 ROWS, COLUMNS = 30, 100
-_OURS = ("RWKV_", "HF_", "NO_COLOR", "COLUMNS", "PYTHONPATH", "PYTHONUTF8", "LC_", "LANG")
+_OURS = ("RWKV_", "HF_", "NO_COLOR", "COLUMNS", "PYTHONPATH", "PYTHONUTF8", "LC_", "LANG", "PYTHONDONTWRITE")
+"""Beginnings of names. The last is Python's own: without compiled files every start compiles the program anew."""
 
 
 @dataclass(frozen=True)
