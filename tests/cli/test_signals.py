@@ -107,6 +107,22 @@ def test_ctrl_c_keeps_what_was_written() -> None:
     process.stderr.close()
 
 
+@pytest.mark.parametrize("form", ["--stream-json", "--json"])
+def test_ctrl_c_leaves_whole_json(form: str) -> None:
+    process = start(*ENDLESS, form, "-v")
+    assert process.stdout is not None and process.stderr is not None
+    assert b"template" in process.stderr.readline()  # the model is loaded
+    first = process.stdout.readline() if form == "--stream-json" else b""
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, b"")
+    events = [json.loads(line) for line in (first + out).splitlines()]
+    assert events[-1]["finish_reason"] == "interrupted"
+    if form == "--stream-json":
+        assert "".join(event["text"] for event in events[:-1]) == events[-1]["text"]
+
+
 def test_ctrl_c_in_a_terminal_leaves_the_prompt_on_a_new_line() -> None:
     terminal = Terminal(*ENDLESS)
     terminal.until("e")
