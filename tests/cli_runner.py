@@ -21,7 +21,8 @@ RWKV = [sys.executable, "-P", "-m", "rwkvcli"]  # -P: not the checkout that happ
 ROWS, COLUMNS = 30, 100
 _NOWHERE = "/nowhere/of/the/tests"
 """Where nothing was downloaded; a test that downloads names a folder of its own."""
-_OURS = ("RWKV_", "HF_", "NO_COLOR", "COLUMNS", "PYTHONPATH", "PYTHONUTF8", "LC_", "LANG")
+_OURS = ("RWKV_", "HF_", "NO_COLOR", "COLUMNS", "PYTHONPATH", "PYTHONUTF8", "LC_", "LANG", "PYTHONDONTWRITE")
+"""Beginnings of names. The last is Python's own: without compiled files every start compiles the program anew."""
 
 
 @dataclass(frozen=True)

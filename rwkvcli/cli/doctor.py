@@ -59,7 +59,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "processor", cpu["features"]
     yield "kernels", f"{cpu['level'] or 'none'}: {cpu['why']}"
     quota = f", quota {threads['quota']:g}" if threads["quota"] is not None else ", no quota"
-    limits = f"{threads['allowed']} processors, {threads['cores']} cores{quota}"
+    limits = f"processors: {threads['allowed']}, cores: {threads['cores']}{quota}"
     yield "threads", f"{threads['count']}: {threads['why']} ({limits})"
     if memory["available_bytes"] is not None and memory["total_bytes"] is not None:
         yield "memory", f"{size(memory['available_bytes'])} free of {size(memory['total_bytes'])}"

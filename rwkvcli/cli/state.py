@@ -25,6 +25,7 @@ EXAMPLES = """
   rwkv state diff before.state after.state --json
   rwkv state import tuned.pth -m model-int8.safetensors -o tuned.state
   rwkv state export manual.state -o manual.pth
+  rwkv state verify manual.state -m demo
 """
 
 
@@ -89,7 +90,8 @@ def state(
     """Build states, and look at, compare and convert them.
 
     A state is all that a model remembers of a text, constant in size. `build` reads a text into one, once;
-    `rwkv generate --state` continues it at once, as often as wanted. `import` and `export` take and make tuned
+    `rwkv generate --state` continues it at once, as often as wanted. `info` tells what a file holds, `diff` how far
+    two are apart. `import` and `export` take and make tuned
     states (.pth, .st, safetensors), which hold the matrices only. `verify` checks a whole file, and with a model
     that the state belongs to it. A state belongs to the model file that made it.
     """

@@ -60,7 +60,7 @@ def _threads_why(have: Any) -> str:
         return f"the control group allows {have.quota:g} processors' time"
     if have.cores < have.allowed:
         return f"{have.cores} physical cores behind {have.allowed} processors"
-    return f"{have.allowed} processors that this process may use"
+    return "as many as there are processors that this process may use"
 
 
 def _gpu() -> dict[str, Any]:

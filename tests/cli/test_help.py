@@ -79,6 +79,15 @@ def test_help_of_a_verb_begins_with_the_line_that_the_program_shows(verb: str) -
     assert page.out.endswith("Examples:\n" + module.EXAMPLES.strip("\n") + "\n")
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_there_is_an_example_for_every_action(verb: str) -> None:
+    module = importlib.import_module(f"rwkvcli.cli.{verb}")
+    actions = getattr(module, "Action", getattr(module, "Task", ()))
+    for action in [*actions, *getattr(module, "SCRIPTS", ())]:
+        assert f"rwkv {verb} {action}" in module.EXAMPLES
+        assert action in inside(verb, action, "--help").out
+
+
 def test_version() -> None:
     assert rwkv_inside("--version").out == f"rwkv {__version__}\n"
     assert rwkv_inside("generate", "--version") == rwkv_inside("--version")

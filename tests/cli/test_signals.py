@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_runner import Terminal, environment, rwkv, start
+from cli_runner import Terminal, environment, inside, rwkv, start
 from quant_models import checkpoint
 
 from quant.arch import expected
@@ -101,10 +101,26 @@ def test_ctrl_c_keeps_what_was_written() -> None:
     rest = process.stdout.read()
     assert process.wait(30) == 130
     assert process.stderr.read() == b""
-    whole = rwkv(*ENDLESS[:3], "--max-tokens", "600", *ENDLESS[5:]).out.encode()
+    whole = inside(*ENDLESS[:3], "--max-tokens", "300", *ENDLESS[5:]).out.encode()
     assert whole.startswith((first + rest)[: len(whole)])
     process.stdout.close()
     process.stderr.close()
+
+
+@pytest.mark.parametrize("form", ["--stream-json", "--json"])
+def test_ctrl_c_leaves_whole_json(form: str) -> None:
+    process = start(*ENDLESS, form, "-v")
+    assert process.stdout is not None and process.stderr is not None
+    assert b"template" in process.stderr.readline()  # the model is loaded
+    first = process.stdout.readline() if form == "--stream-json" else b""
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, b"")
+    events = [json.loads(line) for line in (first + out).splitlines()]
+    assert events[-1]["finish_reason"] == "interrupted"
+    if form == "--stream-json":
+        assert "".join(event["text"] for event in events[:-1]) == events[-1]["text"]
 
 
 def test_ctrl_c_in_a_terminal_leaves_the_prompt_on_a_new_line() -> None:
@@ -223,7 +239,7 @@ def test_stderr_may_be_closed(folder: Path) -> None:
     ],
 )
 def test_a_reader_of_stderr_that_goes_changes_nothing(args: list[str], code: int) -> None:
-    whole = rwkv(*args)
+    whole = inside(*args)
     reader, writer = os.pipe()
     os.close(reader)
     process = start(*args, stderr=writer)

@@ -59,7 +59,7 @@ def test_the_c_locale_in_a_terminal() -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGTSTP"), reason="no job control")
 def test_a_suspended_generation_goes_on_where_it_was() -> None:
-    args = ["generate", "-m", "demo", "--max-tokens", "500", "--seed", "1", "It was"]
+    args = ["generate", "-m", "demo", "--max-tokens", "300", "--seed", "1", "It was"]
     process = start(*args, process_group=0)  # an orphaned group, as under nohup, would ignore the signal
     assert process.stdout is not None
     first = process.stdout.read(20)
