@@ -108,8 +108,8 @@ class BareEncoder:
 
     method = "codebook"
 
-    def encode(self, w: F32, encoding: str, layout: str) -> dict[str, Array]:
-        parts = numpy_encoder().encode(w, encoding, layout)
+    def encode(self, w: F32, encoding: str, layout: str, importance: F32 | None = None) -> dict[str, Array]:
+        parts = numpy_encoder().encode(w, encoding, layout, importance)
         return {name: array for name, array in parts.items() if name not in STATISTICS}
 
 
@@ -415,9 +415,10 @@ def test_recipes() -> None:
     assert plan_of(768, "int4", ffn_value="kn")["blocks.1.ffn.value.weight"] == ("q4g32", "kn")
     assert plan_of(2048, "int8", ffn_value="tile")["blocks.1.ffn.value.weight"] == ("q8g32", "t16x4")
     assert plan_of(2048, "bf16")["blocks.1.ffn.value.weight"] == ("bf16", "row")
-    assert middle["emb.weight"] == ("q8g32", "row") and small["emb.weight"] == ("q4g16", "row")
+    emb = [plan["emb.weight"] for plan in (large, middle, small)]
+    assert emb == [("q8g32", "row"), ("q4g16", "row"), ("q4g32", "row")]
     for plan in (large, middle, small):
-        assert plan["blocks.0.att.receptance.weight"] == ("q4g16", "t16x4")
+        assert plan["blocks.0.att.value.weight"] == ("q4g16", "t16x4")
         assert plan["blocks.0.ffn.key.weight"] == ("q4g32", "t16x4")
         assert plan["head.weight"] == ("q8g32", "t16x4")
         assert plan["blocks.1.att.v2"] == ("q8g32", "t16x4")
