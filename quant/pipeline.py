@@ -28,7 +28,7 @@ from quant.checkpoints import Checkpoint
 from quant.codecs import decode, floats
 from quant.container.header import FORMAT, FORMAT_VERSION, TOKENIZER_TENSOR, Entry, dumps
 from quant.container.reader import ModelFile
-from quant.container.writer import ContainerWriter
+from quant.container.writer import ContainerWriter, size_of
 from quant.errors import Cancelled, FormatError, InvalidRequest
 from quant.formats import ENCODINGS, KN, parts_of, stored_name
 from quant.methods import STATISTICS, Encoder, gptq
@@ -118,45 +118,33 @@ def quantize(
     out = Path(out_path)
     final = new_file(out, force=force, kept={SOURCE_ITSELF: weights.path})
     plan = make_plan(weights.arch, kind, ffn_value=ffn_value) if plan is None else plan
-    lossy = any(ENCODINGS[item.encoding].quantized for item in plan.values())
-    tokenizer, tokenizer_bytes = _tokenizer(weights, tokenizer_json)
-    metadata = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "arch": dumps(
-            dataclasses.asdict(weights.arch) | {"group_norm_eps": _epsilon(weights, group_norm_eps)}
-        ),
-        "tokenizer": tokenizer,
-        "template": template or weights.template or "none",
-        "recipe": recipe or (f"{kind}, ffn.value {ffn_value}" if lossy and ffn_value != "auto" else kind),
-        "plan": dumps({name: item._asdict() for name, item in plan.items()}),
-        "method": ("gptq" if hessians is not None else encoder.method) if lossy else "none",
-        "calibration": "none" if calibration is None else dumps(calibration.record()),
-        "report": "{}",
-        "source": "{}",
-    }
-    entries = [
-        Entry(stored_name(name, spec.part), spec.dtype, spec.shape)
-        for name, item in plan.items()
-        for spec in parts_of(*item)
-    ]
-    if tokenizer_bytes is not None:
-        entries.append(Entry(TOKENIZER_TENSOR, "U8", (len(tokenizer_bytes),)))
-    reserve = json_bound(plan) + 6 * len(told_name(weights.path).encode()) + 4096
-    reserve += QUALITY_BYTES if evaluate is not None else 0
-    reserve += 2 * len(dumps(notes or {}))
+    frame = _framed(
+        weights,
+        plan,
+        recipe or (f"{kind}, ffn.value {ffn_value}" if ffn_value != "auto" and _lossy(plan) else kind),
+        method="gptq" if hessians is not None else encoder.method,
+        calibration=calibration,
+        notes=notes or {},
+        tokenizer_json=tokenizer_json,
+        template=template,
+        group_norm_eps=group_norm_eps,
+        evaluated=evaluate is not None,
+    )
+    metadata = dict(frame.metadata)
     progress = _Watch(plan, on_progress, should_stop, resume)
-    writing = ContainerWriter(final, entries, metadata, reserve, told=out, keep=resume)
+    writing = ContainerWriter(final, frame.entries, metadata, frame.reserve, told=out, keep=resume)
     with contextlib.ExitStack() as stack:
         provenance = stack.enter_context(_Provenance(weights))
         writer = stack.enter_context(writing)
         journal = (
-            stack.enter_context(Journal(final, _identity(weights, metadata, reserve))) if resume else None
+            stack.enter_context(Journal(final, _identity(weights, metadata, frame.reserve)))
+            if resume
+            else None
         )
         work = _Work(weights, encoder, calibration, hessians, writer, journal, progress)
         reports = [work.tensor(name, item) for name, item in plan.items()]
-        if tokenizer_bytes is not None:
-            writer.write(TOKENIZER_TENSOR, np.frombuffer(tokenizer_bytes, np.uint8))
+        if frame.tokenizer_bytes is not None:
+            writer.write(TOKENIZER_TENSOR, np.frombuffer(frame.tokenizer_bytes, np.uint8))
         report = {**to_json(reports), **(notes or {})}
         metadata |= {"report": dumps(report), "source": dumps(provenance.result(progress.check))}
         quality = None
@@ -177,6 +165,69 @@ def quantize(
         tuple(reports),
         quality,
     )
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """All of a file but its weights."""
+
+    metadata: dict[str, str]
+    entries: list[Entry]
+    reserve: int
+    tokenizer_bytes: bytes | None
+
+
+def file_size(source: Source, plan: Plan, recipe: str, *, evaluated: bool = False, **options: Any) -> int:
+    """How large the file will be, to the byte. `evaluated`: with room for a quality record; `options`: `method`,
+    `calibration`, `notes`, `tokenizer_json`, `template`, `group_norm_eps`, as of `quantize`.
+    """
+    frame = _framed(source, plan, recipe, evaluated=evaluated, **options)
+    return size_of(frame.entries, frame.metadata, frame.reserve)
+
+
+def _framed(
+    weights: Source,
+    plan: Plan,
+    recipe: str,
+    *,
+    method: str,
+    calibration: Calibration | None,
+    notes: Mapping[str, Any],
+    tokenizer_json: bytes | None,
+    template: str | None,
+    group_norm_eps: float | None,
+    evaluated: bool,
+) -> _Frame:
+    tokenizer, tokenizer_bytes = _tokenizer(weights, tokenizer_json)
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "arch": dumps(
+            dataclasses.asdict(weights.arch) | {"group_norm_eps": _epsilon(weights, group_norm_eps)}
+        ),
+        "tokenizer": tokenizer,
+        "template": template or weights.template or "none",
+        "recipe": recipe,
+        "plan": dumps({name: item._asdict() for name, item in plan.items()}),
+        "method": method if _lossy(plan) else "none",
+        "calibration": "none" if calibration is None else dumps(calibration.record()),
+        "report": "{}",
+        "source": "{}",
+    }
+    entries = [
+        Entry(stored_name(name, spec.part), spec.dtype, spec.shape)
+        for name, item in plan.items()
+        for spec in parts_of(*item)
+    ]
+    if tokenizer_bytes is not None:
+        entries.append(Entry(TOKENIZER_TENSOR, "U8", (len(tokenizer_bytes),)))
+    reserve = json_bound(plan) + 6 * len(told_name(weights.path).encode()) + 4096
+    reserve += 2 * len(dumps(notes)) + (QUALITY_BYTES if evaluated else 0)
+    return _Frame(metadata, entries, reserve, tokenizer_bytes)
+
+
+def _lossy(plan: Plan) -> bool:
+    return any(ENCODINGS[item.encoding].quantized for item in plan.values())
 
 
 @dataclass

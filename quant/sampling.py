@@ -28,19 +28,20 @@ _TOGETHER = 16
 def plan_within(
     source: Source,
     plan: Plan,
-    limit: Callable[[Plan], int],
+    excess: Callable[[Plan], int],
     *,
     encoder: Encoder,
     calibration: Calibration | None = None,
     overrides: Iterable[Override] = (),
+    size_of: Callable[[Plan], int] = estimated_bytes,
     on_progress: Callable[[str, int, int], None] | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Plan:
-    """`plan` with other encodings for its matrices, such that it loses least while its data fit into `limit(smallest)`
-    bytes, `smallest` being the smallest plan there is.
+    """`plan` with other encodings for its matrices, such that it loses least while `excess(plan)`, how many bytes it is
+    too large, is not above 0.
 
     What a matrix loses is its relative squared error, with a calibration that of its output as far as the inputs' sizes
-    tell. What `overrides` match stays as it is planned. `on_progress(tensor, tensors done, in all)`.
+    tell. What `overrides` match stays as it is planned. `size_of(plan)`: how large a file is, for messages. `on_progress(tensor, tensors done, in all)`.
     Raises InvalidRequest, with the smallest size, if that is too large.
     """
     fixed = [override.pattern for override in overrides]
@@ -51,10 +52,9 @@ def plan_within(
         and not any(pattern.search(name) for pattern in fixed)
     ]
     smallest = {**plan, **{name: _as(plan, name, ENCODINGS[0]) for name in chosen}}
-    room = limit(smallest) - sum(item.nbytes for name, item in plan.items() if name not in chosen)
-    if room < sum(smallest[name].nbytes for name in chosen):
+    if excess(smallest) > 0:
         raise InvalidRequest(
-            f"too small: this model cannot be smaller than {amount(estimated_bytes(smallest))}",
+            f"too small: this model cannot be smaller than {amount(size_of(smallest))}",
             hint=f"That is {bits_per_weight(smallest):.2f} bits per weight.",
         )
     options = {}
@@ -65,8 +65,16 @@ def plan_within(
         importance = calibration.importance(name) if calibration is not None else None
         errors = losses(rows_of(source, name), encoder, importance)
         options[name] = [Option(e, _as(plan, name, e).nbytes, errors[e]) for e in ENCODINGS]
-    found = choose(options, room)
-    return {**plan, **{name: _as(plan, name, option.encoding) for name, option in found.items()}}
+    room = sum(each[-1].nbytes for each in options.values())
+    while True:
+        found = choose(options, room)
+        made = {**plan, **{name: _as(plan, name, option.encoding) for name, option in found.items()}}
+        over = excess(made)
+        if over <= 0:
+            return made
+        # the smallest fits, so this ends: every round asks for less
+        least = sum(each[0].nbytes for each in options.values())
+        room = max(least, sum(option.nbytes for option in found.values()) - over)
 
 
 def rows_of(source: Source, name: str) -> F32:

@@ -17,8 +17,18 @@ import numpy as np
 
 from quant.arrays import Array, round_up
 from quant.atomic import Replacement
-from quant.container.header import ALIGNMENT, PAD_PREFIX, Entry, place, render
+from quant.container.header import ALIGNMENT, PAD_PREFIX, Entry, Placed, place, render
 from quant.errors import InvalidRequest, NoSpace, amount
+
+
+def size_of(entries: Iterable[Entry], metadata: Mapping[str, str], reserve: int) -> int:
+    """Bytes of the file that a ContainerWriter makes of the same."""
+    placed = place(entries)
+    return _header_size(placed, metadata, reserve) + placed[-1].begin + placed[-1].entry.nbytes
+
+
+def _header_size(placed: list[Placed], metadata: Mapping[str, str], reserve: int) -> int:
+    return round_up(len(render(placed, metadata)) + reserve, ALIGNMENT)
 
 
 class ContainerWriter:
@@ -44,7 +54,7 @@ class ContainerWriter:
         self.path = Path(path)
         self._placed = place(entries)
         self._metadata = dict(metadata)
-        self._header_size = round_up(len(render(self._placed, metadata)) + reserve, ALIGNMENT)
+        self._header_size = _header_size(self._placed, metadata, reserve)
         self._begin = {item.entry.name: self._header_size + item.begin for item in self._placed}
         self._sizes = {item.entry.name: item.entry.nbytes for item in self._placed}
         self._left = dict(self._sizes)

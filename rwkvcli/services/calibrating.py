@@ -57,7 +57,7 @@ def read_windows(stream: BinaryIO, name: str, tokenizer: Tokenizer, tokens: int 
     ids = np.fromiter((i for piece in encode_long(tokenizer, read_text(hashed)) for i in piece.ids), np.int32)  # type: ignore[arg-type]
     if not len(ids):
         raise UsageError(f"{name}: the text is empty: there is nothing to calibrate with")
-    length = min(WINDOW - 1, len(ids), tokens)
+    length = min(WINDOW - 1, len(ids), max(1, tokens - 1))
     count = max(1, min(tokens, len(ids)) // WINDOW)
     begins = [i * (len(ids) - length) // max(1, count - 1) for i in range(count)]
     first = np.array([tokenizer.eos_id], np.int32)

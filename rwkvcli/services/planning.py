@@ -94,11 +94,11 @@ def decide(
     *,
     encoder: Encoder,
     calibration: Calibration | None,
-    overhead: int = 0,
+    size_of: Callable[[Plan, str, dict[str, Any]], int],
     on_progress: Callable[[str, int, int], None] | None = None,
     stop: Callable[[], None] = lambda: None,
 ) -> Planning:
-    """The plan for `source`. `overhead`: bytes that the file has beside what the plan tells, as far as known.
+    """The plan for `source`. `size_of(plan, recipe, notes)`: how large the file will be.
 
     Raises UsageError (see `quant.recipe.make_plan`; a size that is too small, with the smallest possible one).
     """
@@ -108,20 +108,22 @@ def decide(
     layout, why = _ffn_value(source, choices.ffn_value, calibration)
     overrides = [Override.parse(word) for word in choices.tensors]
     plan = make_plan(source.arch, kind, recipe=choices.recipe, overrides=overrides, ffn_value=layout)
+    lossy = any(item.encoding.startswith("q") for item in plan.values())
+    notes = {"ffn_value": {"layout": layout, "why": why}} if lossy else {}
+    recipe = _in_words(kind, choices, lossy)
     if choices.budgeted:
         plan = plan_within(
             source,
             plan,
-            lambda smallest: _limit(smallest, choices, overhead),
+            lambda found: _excess(found, choices, lambda found: size_of(found, recipe, notes)),
             encoder=encoder,
             calibration=calibration,
             overrides=overrides,
+            size_of=lambda found: size_of(found, recipe, notes),
             on_progress=on_progress,
             check=stop,
         )
-    lossy = any(item.encoding.startswith("q") for item in plan.values())
-    notes = {"ffn_value": {"layout": layout, "why": why}} if lossy else {}
-    return Planning(plan, _in_words(kind, choices, lossy), notes)
+    return Planning(plan, recipe, notes)
 
 
 def _ffn_value(source: Source, wanted: str, calibration: Calibration | None) -> tuple[str, str]:
@@ -139,18 +141,15 @@ def _ffn_value(source: Source, wanted: str, calibration: Calibration | None) -> 
     return layout, f"by size: {width} channels, and large models leave most of its inputs at zero"
 
 
-def _limit(smallest: Plan, choices: Choices, overhead: int) -> int:
-    """Bytes that the data of a plan may have."""
-    from quant.recipe import estimated_bytes
-
-    limits = []
+def _excess(plan: Plan, choices: Choices, size_of: Callable[[Plan], int]) -> int:
+    """By how many bytes a plan is larger than it may be."""
+    over = []
     if choices.target_bpw is not None:
-        weights = sum(math.prod(item.shape) for item in smallest.values())
-        limits.append(int(choices.target_bpw * weights / 8))
+        weights = sum(math.prod(item.shape) for item in plan.values())
+        over.append(sum(item.nbytes for item in plan.values()) - int(choices.target_bpw * weights / 8))
     if choices.max_size is not None:
-        data = sum(item.nbytes for item in smallest.values())
-        limits.append(choices.max_size - (estimated_bytes(smallest) - data) - overhead)
-    return min(limits)
+        over.append(size_of(plan) - choices.max_size)
+    return max(over)
 
 
 def _in_words(kind: str, choices: Choices, lossy: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rwkvcli.errors import Cancelled, MissingExtra
 from rwkvcli.services import planning
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from quant.container.reader import ModelFile
     from quant.methods.gptq import Hessians
     from quant.pipeline import Progress
+    from quant.recipe import Plan
     from quant.sources import Source
     from rwkvcli.runtime.tokenizer import Tokenizer
     from rwkvcli.runtime.torch_hessians import TorchHessians
@@ -49,6 +50,7 @@ class Preparation:
         self._device, self._tokenizer_json = device, tokenizer_json
         self._on_progress, self._should_stop = on_progress, should_stop
         self._windows: Windows | None = None
+        self._framing: dict[str, Any] = {}
         self._gptq = choices.method == "gptq" and kind == "int4"
         self.threads = threads or default_threads()
         method = "nearest" if choices.method == "nearest" else "codebook"
@@ -69,8 +71,18 @@ class Preparation:
         tokens = self._choices.tokens or TOKENS
         self._windows = read_windows(self._choices.text, self._choices.text_name, self.tokenizer(), tokens)
 
-    def decide(self, base: Path | None) -> None:
-        """Gather statistics with the unquantized model file `base`, then make the plan."""
+    def decide(
+        self,
+        base: Path | None,
+        *,
+        template: str | None = None,
+        group_norm_eps: float | None = None,
+        evaluated: bool = False,
+    ) -> None:
+        """Gather statistics with the unquantized model file `base`, then make the plan. The rest is what else the file's
+        size depends on.
+        """
+        self._framing = {"template": template, "group_norm_eps": group_norm_eps, "evaluated": evaluated}
         from rwkvcli.services.calibrating import gather
 
         if self._windows is not None and base is not None:
@@ -85,23 +97,37 @@ class Preparation:
                 on_progress=lambda done, total: self._tell("calibrating", done, total),
                 should_stop=self._should_stop,
             )
+        if self._gptq and self._windows is not None and self.calibration is not None:
+            self.calibration = dataclasses.replace(
+                self.calibration, tokens=self._windows.tokens, statistic="second moments of the inputs"
+            )
         self.planning = planning.decide(
             self._weights,
             self._kind,
             self._choices,
             encoder=self.encoder,
             calibration=self.calibration,
-            overhead=len(self._tokenizer_json or self._weights.tokenizer_bytes() or b""),
+            size_of=self.size_of,
             on_progress=lambda name, done, total: self._tell(f"measuring {name}", done, total),
             stop=self._check,
         )
-        if self._gptq and self._windows is not None and self.calibration is not None:
-            self.calibration = dataclasses.replace(
-                self.calibration,
-                tokens=self._windows.tokens,
-                inputs={},
-                statistic="second moments of the inputs",
-            )
+        if self._gptq and self.calibration is not None:
+            self.calibration = dataclasses.replace(self.calibration, inputs={})
+
+    def size_of(self, plan: Plan, recipe: str, notes: dict[str, Any]) -> int:
+        """How large the file will be, once `decide` knows what else it holds."""
+        from quant.pipeline import file_size
+
+        return file_size(
+            self._weights,
+            plan,
+            recipe,
+            method="gptq" if self._gptq else self.encoder.method,
+            calibration=self.calibration,
+            notes=notes,
+            tokenizer_json=self._tokenizer_json,
+            **self._framing,
+        )
 
     def hessians(self, group_norm_eps: float | None) -> Hessians | None:
         """The view of the text that GPTQ needs; None for other methods."""
@@ -128,7 +154,7 @@ class Preparation:
             device=device,
             threads=self.threads,
             group_norm_eps=group_norm_eps or self._weights.group_norm_eps or UNUSED_EPS,
-            check=self._check,
+            check=lambda: self._check("quantization was stopped"),
         )
 
     def _tell(self, what: str, done: int, total: int) -> None:
@@ -137,9 +163,9 @@ class Preparation:
 
             self._on_progress(Progress(what, done, total))
 
-    def _check(self) -> None:
+    def _check(self, message: str = "quantization was stopped; nothing was written") -> None:
         if self._should_stop is not None and self._should_stop():
-            raise Cancelled("quantization was stopped; nothing was written")
+            raise Cancelled(message)
 
 
 def tokenizer_of(source: Checkpoint | ModelFile, given: bytes | None) -> Tokenizer:

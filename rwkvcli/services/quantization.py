@@ -162,7 +162,7 @@ def quantize(
             from rwkvcli.services.assessment import base_file
 
             base = stack.enter_context(base_file(source, folder, **common))
-        work.decide(base)
+        work.decide(base, template=template, group_norm_eps=group_norm_eps, evaluated=assessment is not None)
         evaluate = None
         if assessment is not None and base is not None:
             evaluate = partial(assessment.measured, base=base, threads=work.threads, should_stop=should_stop)
@@ -199,7 +199,7 @@ def forecast(
     weights are looked at as far as the decision takes. Raises what that would before its work.
     """
     from quant.pipeline import check_options
-    from quant.recipe import bits_per_weight, class_encodings, class_sizes, estimated_bytes
+    from quant.recipe import bits_per_weight, class_encodings, class_sizes
     from quant.sources import source_of
 
     choices = choices or Choices()
@@ -222,7 +222,7 @@ def forecast(
             base = stack.enter_context(
                 base_file(source, folder, encoder=work.encoder, should_stop=should_stop, **options)
             )
-        work.decide(base)
+        work.decide(base, template=template, group_norm_eps=group_norm_eps)
     plan = work.planning.plan
     encodings = class_encodings(plan)
     classes = {
@@ -233,7 +233,7 @@ def forecast(
         weights.arch.version,
         sum(math.prod(item.shape) for item in plan.values()),
         weights.file_size,
-        estimated_bytes(plan) + len(tokenizer_json or b""),
+        work.size_of(plan, work.planning.recipe, work.planning.notes),
         bits_per_weight(plan),
         classes,
         work.planning.notes,

@@ -346,11 +346,11 @@ class FailingEncoder:
     def __init__(self, failure: BaseException) -> None:
         self.failure, self.count = failure, 0
 
-    def encode(self, w: F32, encoding: str, layout: str) -> dict[str, Array]:
+    def encode(self, w: F32, encoding: str, layout: str, importance: F32 | None = None) -> dict[str, Array]:
         self.count += 1
         if self.count == 5:
             raise self.failure
-        return numpy_encoder().encode(w, encoding, layout)
+        return numpy_encoder().encode(w, encoding, layout, importance)
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), ValueError("broken"), NoSpace("full")])
