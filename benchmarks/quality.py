@@ -31,7 +31,6 @@ ALL4 = r"(att|ffn)\.(receptance|key|value|gate|output)"
 """The matrices that are 4-bit in the default recipe."""
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "f32": ("f32", {}),
-    "bf16": ("bf16", {}),
     "f16": ("f16", {}),
     "int8": ("int8", {}),
     "int4": ("int4", {}),
@@ -41,9 +40,10 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "int4, calibrated": ("int4", {"text": True}),
     "int4, gptq": ("int4", {"text": True, "method": "gptq"}),
     "int4 best": ("int4", {"recipe": "best"}),
-    "int4 best, gptq": ("int4", {"recipe": "best", "text": True, "method": "gptq"}),
 }
 """{what it is called: (kind, choices; `text`: with the text to calibrate with)}."""
+TOKENS = 4096
+"""Of the text to calibrate with."""
 VALID_SHARE = 0.05
 """The last part of every book, as in tools/train_demo.py."""
 HEAD = (
@@ -65,7 +65,7 @@ def made(
 ) -> Path:
     """A model file of `kind`; `text=True` among the choices: calibrated."""
     if choices.pop("text", False):
-        choices |= {"text": io.BytesIO(calibrate), "text_name": "calibration"}
+        choices |= {"text": io.BytesIO(calibrate), "text_name": "calibration", "tokens": TOKENS}
     choices.setdefault("ffn_value", "tile")
     with open_model(source) as opened:
         quantization.quantize(
@@ -169,7 +169,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 base = made(source, Path(folder) / "base.safetensors", "f32", epsilon)
                 everything["models"][source.stem] |= {
-                    "peers": compare(base, Path(folder), text, args.ctx, calibrate, args.ggml),
+                    "peers": compare(base, Path(folder), text, args.ctx, calibrate, TOKENS, args.ggml),
                     "sensitivity": sensitivity(base, Path(folder), text, args.ctx),
                 }
     if args.json:

@@ -33,13 +33,19 @@ HEAD = "| format | bits per weight | weight error | output error | ratio to f32 
 
 
 def compare(
-    base: Path, folder: Path, text: bytes, ctx: int | None, calibrate: bytes, library: Path | None
+    base: Path,
+    folder: Path,
+    text: bytes,
+    ctx: int | None,
+    calibrate: bytes,
+    tokens: int,
+    library: Path | None,
 ) -> list[dict[str, Any]]:
     """Every format on all matrices of attention and FFN of the float32 model `base`; prints a table.
 
     Errors are relative squared ones: of the weights, and of the outputs as far as the sizes of the inputs tell.
     """
-    windows = read_windows(io.BytesIO(calibrate or text), "text", Model.load(base).tokenizer)
+    windows = read_windows(io.BytesIO(calibrate or text), "text", Model.load(base).tokenizer, tokens)
     calibration = gather(base, windows, threads=default_threads())
     print(f"\n{HEAD}\n|---|" + "---:|" * (HEAD.count("|") - 2), flush=True)
     found = []
@@ -111,7 +117,12 @@ def _by_gptq(base: Path, encoding: str, windows: Windows) -> Iterator[tuple[str,
     with ModelFile.open(base) as model:
         names = [name for name in model.plan if class_of(name) in ("att", "ffn")]
         view = TorchHessians(
-            source_of(model), windows.ids, names, device="cpu", group_norm_eps=model.group_norm_eps or 64e-5
+            source_of(model),
+            windows.ids,
+            names,
+            device="cpu",
+            group_norm_eps=model.group_norm_eps or 64e-5,
+            threads=default_threads(),
         )
         for name in names:
             w = model.decode(name).copy()

@@ -41,8 +41,8 @@ def plan_within(
     too large, is not above 0.
 
     What a matrix loses is its relative squared error, with a calibration that of its output as far as the inputs' sizes
-    tell. What `overrides` match stays as it is planned. `size_of(plan)`: how large a file is, for messages. `on_progress(tensor, tensors done, in all)`.
-    Raises InvalidRequest, with the smallest size, if that is too large.
+    tell. What `overrides` match stays as it is planned. `size_of(plan)`: how large a file is, for messages.
+    `on_progress(tensor, tensors done, in all)`. Raises InvalidRequest, with the smallest size, if that is too large.
     """
     fixed = [override.pattern for override in overrides]
     chosen = [
