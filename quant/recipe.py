@@ -196,7 +196,7 @@ def _formats(arch: Arch, kind: str, recipe: str, ffn_value: str) -> dict[str, st
     limit = q4_k_m_bytes(arch)
 
     def fits(steps: Sequence[dict[str, str]]) -> bool:
-        return estimated_bytes(_plan(arch, _merged(steps), ffn_value)) <= limit
+        return sum(item.nbytes for item in _plan(arch, _merged(steps), ffn_value).values()) <= limit
 
     taken = 0
     while taken < len(SHRINKING) and not fits(SHRINKING[:taken]):
