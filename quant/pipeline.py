@@ -7,8 +7,6 @@ ones, whose codebook is learned, and those in layout `kn`) are worked on in bloc
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import math
 import os
 import threading
@@ -26,24 +24,22 @@ from quant.atomic import new_file
 from quant.calibration import Calibration
 from quant.checkpoints import Checkpoint
 from quant.codecs import decode, floats
-from quant.container.header import FORMAT, FORMAT_VERSION, TOKENIZER_TENSOR, Entry, dumps
+from quant.container.header import TOKENIZER_TENSOR, dumps
 from quant.container.reader import ModelFile
-from quant.container.writer import ContainerWriter, size_of
-from quant.errors import Cancelled, FormatError, InvalidRequest
+from quant.container.writer import ContainerWriter
+from quant.errors import Cancelled, FormatError
 from quant.formats import ENCODINGS, KN, parts_of, stored_name
+from quant.frame import framed, is_lossy
 from quant.methods import STATISTICS, Encoder, gptq
 from quant.methods.gptq import Hessians
-from quant.metrics import ClassReport, Loss, TensorReport, by_class, json_bound, measure, to_json
+from quant.metrics import ClassReport, Loss, TensorReport, by_class, measure, to_json
 from quant.recipe import Plan, Planned, make_plan
 from quant.resume import Journal, digest_of
-from quant.sources import Source, source_of, told_name
-from quant.yardstick import is_world
+from quant.sources import Source, source_of
 
 BLOCK = 1 << 23
 """Weights of a tensor that are read and encoded together, where rows allow it (32 MB in float32)."""
 SHA256_DIGITS = 64
-QUALITY_BYTES = 8192
-"""Room in the header for what `evaluate` returns."""
 SOURCE_ITSELF = "the source itself"
 """What the source is called where writing over it is refused."""
 
@@ -118,10 +114,10 @@ def quantize(
     out = Path(out_path)
     final = new_file(out, force=force, kept={SOURCE_ITSELF: weights.path})
     plan = make_plan(weights.arch, kind, ffn_value=ffn_value) if plan is None else plan
-    frame = _framed(
+    frame = framed(
         weights,
         plan,
-        recipe or (f"{kind}, ffn.value {ffn_value}" if ffn_value != "auto" and _lossy(plan) else kind),
+        recipe or (f"{kind}, ffn.value {ffn_value}" if ffn_value != "auto" and is_lossy(plan) else kind),
         method="gptq" if hessians is not None else encoder.method,
         calibration=calibration,
         notes=notes or {},
@@ -165,69 +161,6 @@ def quantize(
         tuple(reports),
         quality,
     )
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """All of a file but its weights."""
-
-    metadata: dict[str, str]
-    entries: list[Entry]
-    reserve: int
-    tokenizer_bytes: bytes | None
-
-
-def file_size(source: Source, plan: Plan, recipe: str, *, evaluated: bool = False, **options: Any) -> int:
-    """How large the file will be, to the byte. `evaluated`: with room for a quality record; `options`: `method`,
-    `calibration`, `notes`, `tokenizer_json`, `template`, `group_norm_eps`, as of `quantize`.
-    """
-    frame = _framed(source, plan, recipe, evaluated=evaluated, **options)
-    return size_of(frame.entries, frame.metadata, frame.reserve)
-
-
-def _framed(
-    weights: Source,
-    plan: Plan,
-    recipe: str,
-    *,
-    method: str,
-    calibration: Calibration | None,
-    notes: Mapping[str, Any],
-    tokenizer_json: bytes | None,
-    template: str | None,
-    group_norm_eps: float | None,
-    evaluated: bool,
-) -> _Frame:
-    tokenizer, tokenizer_bytes = _tokenizer(weights, tokenizer_json)
-    metadata = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "arch": dumps(
-            dataclasses.asdict(weights.arch) | {"group_norm_eps": _epsilon(weights, group_norm_eps)}
-        ),
-        "tokenizer": tokenizer,
-        "template": template or weights.template or "none",
-        "recipe": recipe,
-        "plan": dumps({name: item._asdict() for name, item in plan.items()}),
-        "method": method if _lossy(plan) else "none",
-        "calibration": "none" if calibration is None else dumps(calibration.record()),
-        "report": "{}",
-        "source": "{}",
-    }
-    entries = [
-        Entry(stored_name(name, spec.part), spec.dtype, spec.shape)
-        for name, item in plan.items()
-        for spec in parts_of(*item)
-    ]
-    if tokenizer_bytes is not None:
-        entries.append(Entry(TOKENIZER_TENSOR, "U8", (len(tokenizer_bytes),)))
-    reserve = json_bound(plan) + 6 * len(told_name(weights.path).encode()) + 4096
-    reserve += 2 * len(dumps(notes)) + (QUALITY_BYTES if evaluated else 0)
-    return _Frame(metadata, entries, reserve, tokenizer_bytes)
-
-
-def _lossy(plan: Plan) -> bool:
-    return any(ENCODINGS[item.encoding].quantized for item in plan.values())
 
 
 @dataclass
@@ -416,42 +349,3 @@ class _Provenance:
         self._quit.set()
         if self._thread.ident is not None:
             self._thread.join()
-
-
-def check_options(source: Source, *, tokenizer_json: bytes | None, group_norm_eps: float | None) -> None:
-    """Raise InvalidRequest where `quantize` would for these options of its."""
-    _epsilon(source, group_norm_eps)
-    _tokenizer(source, tokenizer_json)
-
-
-def _epsilon(source: Source, wanted: float | None) -> float | None:
-    """The group norm's epsilon for the metadata."""
-    if wanted is None:
-        return source.group_norm_eps
-    if source.group_norm_eps is None:
-        raise InvalidRequest(f"{source.path} is an RWKV-4 model: it has no group norm")
-    if not 0 < wanted < 1:
-        raise InvalidRequest(f"a group norm epsilon of {wanted} makes no sense")
-    return float(wanted)
-
-
-def _tokenizer(source: Source, given: bytes | None) -> tuple[str, bytes | None]:
-    """The metadata's tokenizer and the bytes to embed, if any."""
-    if given is not None:
-        try:
-            valid = isinstance(json.loads(given), dict)
-        except (ValueError, RecursionError):
-            valid = False
-        if not valid:
-            raise InvalidRequest("the tokenizer file is not a tokenizer.json")
-        return "json", given
-    if source.tokenizer is not None:
-        return source.tokenizer, source.tokenizer_bytes()
-    return implied_tokenizer(source.arch.vocab_size), None
-
-
-def implied_tokenizer(vocab_size: int) -> str:
-    """The vocabulary of a checkpoint, by its size: "bytes", "world", or "none" when that is not certain."""
-    if vocab_size == 256:
-        return "bytes"
-    return "world" if is_world(vocab_size) else "none"

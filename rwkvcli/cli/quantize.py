@@ -128,7 +128,7 @@ def quantize(
         typer.Option(
             "--calibrate-tokens",
             metavar="N",
-            help="How many tokens of it, spread over it; default: 16384.",
+            help="How many tokens of it, spread over it; default: 8192.",
             min=1,
         ),
     ] = None,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from quant.calibration import Calibration
     from rwkvcli.runtime.tokenizer import Tokenizer
 
-TOKENS = 16384
+TOKENS = 8192
 """Tokens of a text that are used unless told otherwise."""
 WINDOW = 512
 """Tokens that are read from one fresh state."""

@@ -116,7 +116,7 @@ class Preparation:
 
     def size_of(self, plan: Plan, recipe: str, notes: dict[str, Any]) -> int:
         """How large the file will be, once `decide` knows what else it holds."""
-        from quant.pipeline import file_size
+        from quant.frame import file_size
 
         return file_size(
             self._weights,
@@ -170,7 +170,7 @@ class Preparation:
 
 def tokenizer_of(source: Checkpoint | ModelFile, given: bytes | None) -> Tokenizer:
     """What the new file will encode text with. Raises UsageError if it will know no vocabulary, FormatError."""
-    from quant.pipeline import implied_tokenizer
+    from quant.frame import implied_tokenizer
     from quant.sources import source_of
     from rwkvcli.runtime.tokenizer import tokenizer_for
 

@@ -198,7 +198,7 @@ def forecast(
     """What `quantize` would make of `source`: from its header, if no size and no text is to decide; otherwise its
     weights are looked at as far as the decision takes. Raises what that would before its work.
     """
-    from quant.pipeline import check_options
+    from quant.frame import check_options
     from quant.recipe import bits_per_weight, class_encodings, class_sizes
     from quant.sources import source_of
 

@@ -404,7 +404,7 @@ def test_open_model_tells_the_two_apart(small: Path, tmp_path: Path) -> None:
 
 
 def plan_of(n_embd: int, kind: str, **options: str) -> dict[str, tuple[str, str]]:
-    arch = synthetic_arch("7", 2, n_embd, 65536)
+    arch = synthetic_arch("7", 12 if n_embd < 1024 else 24, n_embd, 65536)
     return {name: (item.encoding, item.layout) for name, item in make_plan(arch, kind, **options).items()}
 
 
