@@ -15,6 +15,7 @@ from quant.checkpoints import open_checkpoint
 from quant.checkpoints.write import write_pth, write_safetensors
 from quant.synthetic import SyntheticModel, iter_checkpoint
 from rwkvcli.services.exporting import export
+from rwkvcli.services.planning import Choices
 from rwkvcli.services.quantization import quantize
 
 ROOT = Path(__file__).parent.parent
@@ -76,7 +77,9 @@ def ours(folder: Path, shape: Shape, kind: str) -> Path:
     path = folder / f"{shape.stem}-{kind}.safetensors"
     if not path.exists():
         with open_checkpoint(checkpoint(folder, shape)) as source:
-            quantize(source, path, kind, ffn_value="kn" if shape.density < SPARSE else "auto")
+            quantize(
+                source, path, kind, choices=Choices(ffn_value="kn" if shape.density < SPARSE else "auto")
+            )
     return path
 
 

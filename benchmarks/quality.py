@@ -1,16 +1,17 @@
 """What each format costs in prediction, and how many FFN channels are active: the tables of docs/quality.md.
 
-    python -m benchmarks.quality --books FOLDER demo small.pth@1e-5 > tables.md
+    python -m benchmarks.quality --books FOLDER --calibrate TEXT demo small.pth@1e-5 > tables.md
 
 Every model is made in every format and compared with its own weights in float32, token by token, by the code behind
 `rwkv perplexity --base`. `@X` gives a group-norm epsilon. The text is the part of each book in FOLDER (.txt) that
-`tools/train_demo.py` holds back (`--books`), or a file (`--text`). Progress goes to stderr; `--json FILE` keeps all numbers.
+`tools/train_demo.py` holds back (`--books`), or a file (`--text`); `--calibrate` takes another text. With `--peers` a
+second table compares formats of other programs with ours at the same bits, and a third tells what each kind of matrix
+costs. Progress goes to stderr; `--json FILE` keeps all numbers.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import json
 import sys
@@ -18,26 +19,31 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from quant import pipeline
-from quant.arch import Arch
-from quant.recipe import Plan, make_plan
 from quant.sources import open_model
 from rwkvcli import Model
 from rwkvcli.runtime.machine import default_threads
 from rwkvcli.runtime.model import demo_path
 from rwkvcli.services import evaluation, inspection, quantization
+from rwkvcli.services.planning import Choices
 
-FORMATS = {
-    "f32": ("f32", None),
-    "bf16": ("bf16", None),
-    "int8": ("int8", None),
-    "int4": ("int4", None),
-    "int4, all groups of 16": ("int4", "q4g16"),
-    "int4, all groups of 32": ("int4", "q4g32"),
+ALL4 = r"(att|ffn)\.(receptance|key|value|gate|output)"
+"""The matrices that are 4-bit in the default recipe."""
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "f32": ("f32", {}),
+    "f16": ("f16", {}),
+    "int8": ("int8", {}),
+    "int4": ("int4", {}),
+    "int4, groups of 32": ("int4", {"tensors": (f"{ALL4}=q4g32",)}),
+    "int4, groups of 16": ("int4", {"tensors": (f"{ALL4}=q4g16",)}),
+    "int4, fixed table": ("int4", {"method": "nearest"}),
+    "int4, calibrated": ("int4", {"text": True}),
+    "int4, gptq": ("int4", {"text": True, "method": "gptq"}),
+    "int4 best": ("int4", {"recipe": "best"}),
 }
-"""{what it is called: (kind, the encoding that all 4-bit tensors get in place of the recipe's)}."""
+"""{what it is called: (kind, choices; `text`: with the text to calibrate with)}."""
+TOKENS = 4096
+"""Of the text to calibrate with."""
 VALID_SHARE = 0.05
 """The last part of every book, as in tools/train_demo.py."""
 HEAD = (
@@ -54,39 +60,39 @@ def held_back(folder: Path, limit: int | None) -> bytes:
     return b"".join(book.encode()[:limit] for book in books)
 
 
-@contextlib.contextmanager
-def four_bits_as(encoding: str | None) -> Iterator[None]:
-    """Let the pipeline plan `encoding` for every 4-bit tensor; None: as the recipe says."""
-
-    def planned(arch: Arch, kind: str, *, ffn_value: str = "auto") -> Plan:
-        plan = make_plan(arch, kind, ffn_value=ffn_value)
-        return {
-            name: item._replace(encoding=encoding) if encoding and item.encoding.startswith("q4") else item
-            for name, item in plan.items()
-        }
-
-    with mock.patch.object(pipeline, "make_plan", planned):
-        yield
-
-
-def made(source: Path, out: Path, kind: str, epsilon: float | None, **options: Any) -> Path:
-    """A model file of `kind`."""
+def made(
+    source: Path, out: Path, kind: str, epsilon: float | None, calibrate: bytes = b"", **choices: Any
+) -> Path:
+    """A model file of `kind`; `text=True` among the choices: calibrated."""
+    if choices.pop("text", False):
+        choices |= {"text": io.BytesIO(calibrate), "text_name": "calibration", "tokens": TOKENS}
+    choices.setdefault("ffn_value", "tile")
     with open_model(source) as opened:
-        quantization.quantize(opened, out, kind, group_norm_eps=epsilon, force=True, **options)
+        quantization.quantize(
+            opened, out, kind, group_norm_eps=epsilon, force=True, choices=Choices(**choices)
+        )
     return out
 
 
-def rows(source: Path, epsilon: float | None, text: bytes, ctx: int | None) -> Iterator[dict[str, Any]]:
+def measured(path: Path, base: Path, text: bytes, ctx: int | None) -> dict[str, Any]:
+    return evaluation.measure(Model.load(path), io.BytesIO(text), base=Model.load(base), ctx=ctx).to_json()
+
+
+def rows(
+    source: Path, epsilon: float | None, text: bytes, ctx: int | None, calibrate: bytes
+) -> Iterator[dict[str, Any]]:
     """Every format of one model, measured."""
     with tempfile.TemporaryDirectory() as folder:
         base = made(source, Path(folder) / "base.safetensors", "f32", epsilon)
-        for name, (kind, encoding) in FORMATS.items():
-            with four_bits_as(encoding):
-                path = made(source, Path(folder) / "new.safetensors", kind, epsilon)
-            found = evaluation.measure(
-                Model.load(path), io.BytesIO(text), base=Model.load(base), ctx=ctx
-            ).to_json()
-            yield {"format": name, "bits": inspection.inspect(path)["bits_per_weight"], **found}
+        for name, (kind, choices) in FORMATS.items():
+            if choices.get("text") and not calibrate:
+                continue
+            path = made(source, Path(folder) / "new.safetensors", kind, epsilon, calibrate, **choices)
+            yield {
+                "format": name,
+                "bits": inspection.inspect(path)["bits_per_weight"],
+                **measured(path, base, text, ctx),
+            }
 
 
 def density(source: Path, epsilon: float | None, text: bytes) -> list[float]:
@@ -131,12 +137,18 @@ def main() -> None:
     parser.add_argument(
         "--ctx", type=int, metavar="N", help="windows of N tokens, as `rwkv perplexity --ctx`"
     )
+    parser.add_argument("--calibrate", type=Path, metavar="FILE", help="text for what takes one")
+    parser.add_argument("--peers", action="store_true", help="compare with other programs' formats")
+    parser.add_argument(
+        "--ggml", type=Path, metavar="LIBRARY", help="libggml-base of llama.cpp, for its K formats"
+    )
     parser.add_argument("--density-bytes", type=int, default=20_000, help="text for the density of the FFN")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     if (args.books is None) == (args.text is None):
         parser.error("give --books or --text")
     text = held_back(args.books, args.per_book) if args.books else args.text.read_bytes()
+    calibrate = args.calibrate.read_bytes() if args.calibrate else b""
     everything: dict[str, Any] = {"bytes": len(text), "ctx": args.ctx, "models": {}}
     for name in args.models:
         word, _, epsilon_text = name.partition("@")
@@ -144,13 +156,22 @@ def main() -> None:
         epsilon = float(epsilon_text) if epsilon_text else None
         print(f"\n{source.stem}\n\n{HEAD}\n|---|" + "---:|" * (HEAD.count("|") - 2), flush=True)
         results = []
-        for row in rows(source, epsilon, text, args.ctx):
+        for row in rows(source, epsilon, text, args.ctx, calibrate):
             print(table_row(row), flush=True)
             print(f"{source.stem} {row['format']} done, {default_threads()} threads", file=sys.stderr)
             results.append(row)
         shares = density(source, epsilon, text[: args.density_bytes])
         print("\nactive FFN channels by layer: " + ", ".join(f"{100 * share:.0f} %" for share in shares))
         everything["models"][source.stem] = {"formats": results, "density": shares}
+        if args.peers:
+            from benchmarks.weights_only import compare, sensitivity
+
+            with tempfile.TemporaryDirectory() as folder:
+                base = made(source, Path(folder) / "base.safetensors", "f32", epsilon)
+                everything["models"][source.stem] |= {
+                    "peers": compare(base, Path(folder), text, args.ctx, calibrate, TOKENS, args.ggml),
+                    "sensitivity": sensitivity(base, Path(folder), text, args.ctx),
+                }
     if args.json:
         args.json.write_text(json.dumps(everything, indent=1) + "\n")
 

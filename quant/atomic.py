@@ -49,22 +49,24 @@ class Replacement:
     """
 
     file: io.FileIO
-    """Open for reading and writing, unbuffered and empty."""
+    """Open for reading and writing, unbuffered; empty unless what it holds was to be kept."""
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
         wait: bool = False,
+        keep: bool = False,
         told: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Touches nothing yet. `wait`: for another process that is writing the same file. `told`: what messages
-        call it, `path` by default.
+        """Touches nothing yet. `wait`: for another process that is writing the same file. `keep`: what was begun stays
+        when the block ends without a commit, and is there when it is begun again. `told`: what messages call it, `path`
+        by default.
         """
         self.path = Path(path)
         self._told = path if told is None else told
         self.temporary = self.path.with_name(part_name(self.path.name))
-        self._wait = wait
+        self._wait, self._keep = wait, keep
         self._committed = False
 
     def __enter__(self) -> Replacement:
@@ -96,7 +98,7 @@ class Replacement:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._committed:
+        if not self._committed and not self._keep:
             with contextlib.suppress(FileNotFoundError):
                 if sys.platform == "win32":
                     self.file.close()
@@ -104,11 +106,12 @@ class Replacement:
         self.file.close()
 
     def _take(self, handle: int) -> bool:
-        """Whether the open file is now ours and empty; if not, it is to be opened again."""
+        """Whether the open file is now ours, and empty or to be kept; if not, it is to be opened again."""
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise InvalidRequest(f"{self.temporary} is in the way: not a regular file", hint="Remove it.")
         if sys.platform == "win32":
-            os.ftruncate(handle, 0)
+            if not self._keep:
+                os.ftruncate(handle, 0)
             return True
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
@@ -121,7 +124,7 @@ class Replacement:
             same = os.path.samestat(info, os.lstat(self.temporary))
         except FileNotFoundError:
             same = False
-        if same and info.st_size:
+        if same and info.st_size and not (self._keep and info.st_nlink == 1):
             os.unlink(self.temporary)  # not emptied: a link to something that matters would be emptied too
             return False
         return same

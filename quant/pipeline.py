@@ -7,7 +7,6 @@ ones, whose codebook is learned, and those in layout `kn`) are worked on in bloc
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import threading
@@ -22,23 +21,25 @@ import numpy as np
 from quant.arch import Arch
 from quant.arrays import F32, Array, round_up
 from quant.atomic import new_file
+from quant.calibration import Calibration
 from quant.checkpoints import Checkpoint
 from quant.codecs import decode, floats
-from quant.container.header import FORMAT, FORMAT_VERSION, TOKENIZER_TENSOR, Entry, arch_fields, dumps
+from quant.container.header import TOKENIZER_TENSOR, dumps
 from quant.container.reader import ModelFile
 from quant.container.writer import ContainerWriter
-from quant.errors import Cancelled, FormatError, InvalidRequest
+from quant.errors import Cancelled, FormatError
 from quant.formats import ENCODINGS, KN, parts_of, stored_name
-from quant.methods import STATISTICS, Encoder
-from quant.metrics import ClassReport, Loss, TensorReport, by_class, json_bound, measure, to_json
+from quant.frame import framed, is_lossy
+from quant.methods import STATISTICS, Encoder, gptq
+from quant.methods.gptq import Hessians
+from quant.metrics import ClassReport, Loss, TensorReport, by_class, measure, to_json
 from quant.recipe import Plan, Planned, make_plan
-from quant.sources import Source, source_of, told_name
+from quant.resume import Journal, digest_of
+from quant.sources import Source, source_of
 
 BLOCK = 1 << 23
 """Weights of a tensor that are read and encoded together, where rows allow it (32 MB in float32)."""
 SHA256_DIGITS = 64
-QUALITY_BYTES = 8192
-"""Room in the header for what `evaluate` returns."""
 SOURCE_ITSELF = "the source itself"
 """What the source is called where writing over it is refused."""
 
@@ -77,25 +78,35 @@ def quantize(
     kind: str,
     *,
     encoder: Encoder,
+    plan: Plan | None = None,
+    recipe: str | None = None,
+    calibration: Calibration | None = None,
+    hessians: Hessians | None = None,
+    notes: Mapping[str, Any] | None = None,
     tokenizer_json: bytes | None = None,
     template: str | None = None,
     group_norm_eps: float | None = None,
     ffn_value: str = "auto",
     force: bool = False,
     origin: Mapping[str, str] | None = None,
+    resume: bool = False,
     evaluate: Callable[[Path], Mapping[str, Any]] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Result:
     """Write `source` as a model file of `kind` ("int8", "int4", "bf16", "f16", "f32"; see `quant.recipe`).
 
+    `plan`: None for the default recipe's, with `ffn_value` ("auto", "tile" or "kn"); `recipe`: what to call it.
+    `calibration`: data that 4-bit codes are chosen by; with `hessians` (a view of the same text) by GPTQ. `notes`: more
+    for the report, by name.
     `tokenizer_json`: contents of a tokenizer.json to embed; without it, the vocabulary's size decides.
     `template`: id of the chat template; None for the source's, or none.
-    `group_norm_eps`: None for the source's, or the usual 64e-5. `ffn_value`: "auto", "tile" or "kn". `force`:
-    replace an existing file; where `out_path` is a link, what it leads to. `origin`: what is known of where the source
-    came from, for the metadata's `source`; if there is a `sha256` in it, the source must have it. `evaluate` is given
-    the path of the file before it takes its place; what it returns (ready for JSON, at most QUALITY_BYTES) is the
-    report's `quality`, and what it raises ends the work. `should_stop` is asked between blocks.
+    `group_norm_eps`: None for the source's, or the usual 64e-5. `force`: replace an existing file; where `out_path` is a
+    link, what it leads to. `resume`: keep what was done when the work is interrupted, and go on from what was kept of the
+    same work; the source counts as the same if its size and time are. `origin`: what is known of where the source came
+    from, for the metadata's `source`; if there is a `sha256` in it, the source must have it. `evaluate` is given the path of
+    the file before it takes its place; what it returns (ready for JSON, at most QUALITY_BYTES) is the report's
+    `quality`, and what it raises ends the work. `should_stop` is asked between blocks.
 
     Raises InvalidRequest (a quantized source, OUT is SRC, OUT exists or is no regular file, bad options),
     FormatError (NaN or infinite weights, values past the encoding's range, a source that its own checksums call
@@ -104,42 +115,36 @@ def quantize(
     weights = source_of(source)
     out = Path(out_path)
     final = new_file(out, force=force, kept={SOURCE_ITSELF: weights.path})
-    plan = make_plan(weights.arch, kind, ffn_value=ffn_value)
-    lossy = any(ENCODINGS[item.encoding].quantized for item in plan.values())
-    tokenizer, tokenizer_bytes = _tokenizer(weights, tokenizer_json)
-    metadata = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "arch": dumps(arch_fields(weights.arch) | {"group_norm_eps": _epsilon(weights, group_norm_eps)}),
-        "tokenizer": tokenizer,
-        "template": template or weights.template or "none",
-        "recipe": f"{kind}, ffn.value {ffn_value}" if lossy and ffn_value != "auto" else kind,
-        "plan": dumps({name: item._asdict() for name, item in plan.items()}),
-        "method": encoder.method if lossy else "none",
-        "calibration": "none",
-        "report": "{}",
-        "source": "{}",
-    }
-    entries = [
-        Entry(stored_name(name, spec.part), spec.dtype, spec.shape)
-        for name, item in plan.items()
-        for spec in parts_of(*item)
-    ]
-    if tokenizer_bytes is not None:
-        entries.append(Entry(TOKENIZER_TENSOR, "U8", (len(tokenizer_bytes),)))
-    reserve = json_bound(plan) + 6 * len(told_name(weights.path).encode()) + 4096
-    reserve += 6 * len(dumps(dict(origin))) if origin else 0
-    reserve += QUALITY_BYTES if evaluate is not None else 0
-    progress = _Watch(plan, on_progress, should_stop)
-    writing = ContainerWriter(final, entries, metadata, reserve, told=out)
-    with _Provenance(weights) as provenance, writing as writer:
-        reports = [
-            _tensor(weights, name, item, encoder=encoder, writer=writer, progress=progress)
-            for name, item in plan.items()
-        ]
-        if tokenizer_bytes is not None:
-            writer.write(TOKENIZER_TENSOR, np.frombuffer(tokenizer_bytes, np.uint8))
-        report = to_json(reports)
+    plan = make_plan(weights.arch, kind, ffn_value=ffn_value) if plan is None else plan
+    frame = framed(
+        weights,
+        plan,
+        recipe or (f"{kind}, ffn.value {ffn_value}" if ffn_value != "auto" and is_lossy(plan) else kind),
+        method="gptq" if hessians is not None else encoder.method,
+        calibration=calibration,
+        notes=notes or {},
+        tokenizer_json=tokenizer_json,
+        template=template,
+        group_norm_eps=group_norm_eps,
+        origin=origin,
+        evaluated=evaluate is not None,
+    )
+    metadata = dict(frame.metadata)
+    progress = _Watch(plan, on_progress, should_stop, resume)
+    writing = ContainerWriter(final, frame.entries, metadata, frame.reserve, told=out, keep=resume)
+    with contextlib.ExitStack() as stack:
+        provenance = stack.enter_context(_Provenance(weights))
+        writer = stack.enter_context(writing)
+        journal = (
+            stack.enter_context(Journal(final, _identity(weights, metadata, frame.reserve)))
+            if resume
+            else None
+        )
+        work = _Work(weights, encoder, calibration, hessians, writer, journal, progress)
+        reports = [work.tensor(name, item) for name, item in plan.items()]
+        if frame.tokenizer_bytes is not None:
+            writer.write(TOKENIZER_TENSOR, np.frombuffer(frame.tokenizer_bytes, np.uint8))
+        report = {**to_json(reports), **(notes or {})}
         told = _with_origin(weights, provenance.result(progress.check), origin or {})
         metadata |= {"report": dumps(report), "source": dumps(told)}
         quality = None
@@ -148,6 +153,8 @@ def quantize(
             metadata["report"] = dumps({**report, "quality": quality})
         progress.check()
         writer.finish(metadata)
+        if journal is not None:
+            journal.remove()
     return Result(
         out,
         weights.arch,
@@ -171,55 +178,116 @@ def _with_origin(source: Source, found: dict[str, Any], origin: Mapping[str, str
     return {**found, **origin}
 
 
-def _tensor(
-    source: Source, name: str, item: Planned, *, encoder: Encoder, writer: ContainerWriter, progress: _Watch
-) -> TensorReport:
-    """Encode and write one logical tensor."""
-    quantized = ENCODINGS[item.encoding].quantized
-    encode = _quantized if quantized else _plain
-    offsets = dict.fromkeys((spec.part for spec in parts_of(*item)), 0)
-    loss = Loss()
-    for begin, end in _blocks(item):
-        progress.at(name)
-        values = source.rows(name, begin, end)
-        parts, lost = encode(values, item, encoder)
-        if not all(map(math.isfinite, (lost.error, lost.power, lost.largest))):
-            raise FormatError(
-                f"{source.path}: tensor {name} has values past the range of {item.encoding}",
-                hint=f"Use --to {'bf16 or --to f32' if item.encoding == 'f16' else 'f32'}.",
-            )
-        for part, array in parts.items():
-            writer.write(stored_name(name, part), array, offsets[part])
-            offsets[part] += array.nbytes
-        loss += lost
-        progress.add(values.size)
-    return TensorReport(name, item.encoding, item.layout, math.prod(item.shape), item.nbytes, loss)
+@dataclass
+class _Work:
+    """All that encoding one tensor after the other takes."""
+
+    source: Source
+    encoder: Encoder
+    calibration: Calibration | None
+    hessians: Hessians | None
+    writer: ContainerWriter
+    journal: Journal | None
+    progress: _Watch
+
+    def tensor(self, name: str, item: Planned) -> TensorReport:
+        """Encode and write one logical tensor, unless an earlier run did."""
+        loss = self._done_before(name, item)
+        if loss is None:
+            loss = self._encode(name, item)
+            if self.journal is not None:
+                self.journal.add(name, digest_of(self._stored(name, item)), loss)
+        return TensorReport(name, item.encoding, item.layout, math.prod(item.shape), item.nbytes, loss)
+
+    def _encode(self, name: str, item: Planned) -> Loss:
+        offsets = dict.fromkeys((spec.part for spec in parts_of(*item)), 0)
+        loss = Loss()
+        for begin, end in _blocks(item, whole=self.hessians is not None):
+            self.progress.at(name)
+            values = self.source.rows(name, begin, end)
+            parts, lost = self._parts(name, values, item)
+            if not all(map(math.isfinite, (lost.error, lost.power, lost.largest))):
+                raise FormatError(
+                    f"{self.source.path}: tensor {name} has values past the range of {item.encoding}",
+                    hint=f"Use --to {'bf16 or --to f32' if item.encoding == 'f16' else 'f32'}.",
+                )
+            for part, array in parts.items():
+                self.writer.write(stored_name(name, part), array, offsets[part])
+                offsets[part] += array.nbytes
+            loss += lost
+            self.progress.add(values.size)
+        return loss
+
+    def _parts(self, name: str, values: F32, item: Planned) -> tuple[Mapping[str, Array], Loss]:
+        if not ENCODINGS[item.encoding].quantized:
+            return _plain(values, item)
+        shape = (values.shape[0], values.shape[1])
+        hessian = None
+        if self.hessians is not None and ENCODINGS[item.encoding].bits == 4:
+            hessian = self.hessians.of(name)
+        if hessian is not None:
+            parts = gptq.encode(values, hessian, item.encoding, item.layout)
+        else:
+            importance = self.calibration.importance(name) if self.calibration is not None else None
+            parts = self.encoder.encode(values, item.encoding, item.layout, importance)
+        statistics = [parts.pop(key, None) for key in STATISTICS]
+        if self.hessians is not None:
+            self.hessians.replace(name, decode(parts, item.encoding, item.layout, shape))
+        if any(value is None for value in statistics):
+            return parts, measure(values, decode(parts, item.encoding, item.layout, shape))
+        error, power, largest = (np.asarray(value, np.float64) for value in statistics)
+        return parts, Loss(math.fsum(error), math.fsum(power), float(largest.max()))
+
+    def _done_before(self, name: str, item: Planned) -> Loss | None:
+        done = self.journal.finished(name) if self.journal is not None else None
+        if done is None:
+            return None
+        self.progress.at(name)
+        stored = self._stored(name, item)
+        if digest_of(stored) != done[0]:
+            return None
+        for spec in parts_of(*item):
+            self.writer.leave(stored_name(name, spec.part))
+        if self.hessians is not None and ENCODINGS[item.encoding].quantized:
+            arrays = {
+                spec.part: np.frombuffer(data, _DTYPES[spec.dtype]).reshape(spec.shape)
+                for spec, data in zip(parts_of(*item), stored, strict=True)
+            }
+            self.hessians.replace(name, decode(arrays, item.encoding, item.layout, item.shape))
+        self.progress.add(math.prod(item.shape))
+        return done[1]
+
+    def _stored(self, name: str, item: Planned) -> list[bytes]:
+        return [self.writer.read(stored_name(name, spec.part)) for spec in parts_of(*item)]
 
 
-def _blocks(item: Planned) -> Iterator[tuple[int, int]]:
+_DTYPES = {"U8": np.uint8, "I8": np.int8, "F32": np.float32}
+
+
+def _identity(source: Source, metadata: Mapping[str, str], reserve: int) -> dict[str, Any]:
+    """All that the bytes of the new file depend on."""
+    stat = source.path.stat()
+    return {
+        **metadata,
+        "reserve": reserve,
+        "source": [str(source.path.resolve()), stat.st_size, stat.st_mtime_ns],
+    }
+
+
+def _blocks(item: Planned, *, whole: bool) -> Iterator[tuple[int, int]]:
     """Ranges of rows that can be encoded by themselves: whole tiles, or everything."""
     rows = item.shape[0]
-    whole = ENCODINGS[item.encoding].bits == 4 or item.layout == KN
+    whole = whole or ENCODINGS[item.encoding].bits == 4 or item.layout == KN
     step = rows if whole else round_up(max(1, BLOCK // math.prod(item.shape[1:])), 16)
     for begin in range(0, rows, step):
         yield begin, min(begin + step, rows)
 
 
-def _plain(values: F32, item: Planned, encoder: Encoder) -> tuple[Mapping[str, Array], Loss]:
+def _plain(values: F32, item: Planned) -> tuple[Mapping[str, Array], Loss]:
     stored = floats.encode(values, item.encoding)
     if item.encoding == "f32":
         return {"": stored}, Loss()
     return {"": stored}, measure(values, floats.decode(stored, item.encoding))
-
-
-def _quantized(values: F32, item: Planned, encoder: Encoder) -> tuple[Mapping[str, Array], Loss]:
-    parts = encoder.encode(values, item.encoding, item.layout)
-    statistics = [parts.pop(key, None) for key in STATISTICS]
-    if any(value is None for value in statistics):
-        shape = (values.shape[0], values.shape[1])
-        return parts, measure(values, decode(parts, item.encoding, item.layout, shape))
-    error, power, largest = (np.asarray(value, np.float64) for value in statistics)
-    return parts, Loss(math.fsum(error), math.fsum(power), float(largest.max()))
 
 
 class _Watch:
@@ -230,8 +298,9 @@ class _Watch:
         plan: Plan,
         on_progress: Callable[[Progress], None] | None,
         should_stop: Callable[[], bool] | None,
+        resume: bool,
     ) -> None:
-        self._report, self._stop = on_progress, should_stop
+        self._report, self._stop, self._resume = on_progress, should_stop, resume
         self._name, self._done = "", 0
         self._total = sum(math.prod(item.shape) for item in plan.values())
 
@@ -249,7 +318,8 @@ class _Watch:
     def check(self) -> None:
         """Raise Cancelled if so wished."""
         if self._stop is not None and self._stop():
-            raise Cancelled("quantization was stopped; nothing was written")
+            kept = "the same command goes on from here" if self._resume else "nothing was written"
+            raise Cancelled(f"quantization was stopped; {kept}")
 
 
 class _Provenance:
@@ -294,42 +364,3 @@ class _Provenance:
         self._quit.set()
         if self._thread.ident is not None:
             self._thread.join()
-
-
-def check_options(source: Source, *, tokenizer_json: bytes | None, group_norm_eps: float | None) -> None:
-    """Raise InvalidRequest where `quantize` would for these options of its."""
-    _epsilon(source, group_norm_eps)
-    _tokenizer(source, tokenizer_json)
-
-
-def _epsilon(source: Source, wanted: float | None) -> float | None:
-    """The group norm's epsilon for the metadata."""
-    if wanted is None:
-        return source.group_norm_eps
-    if source.group_norm_eps is None:
-        raise InvalidRequest(f"{source.path} is an RWKV-4 model: it has no group norm")
-    if not 0 < wanted < 1:
-        raise InvalidRequest(f"a group norm epsilon of {wanted} makes no sense")
-    return float(wanted)
-
-
-def _tokenizer(source: Source, given: bytes | None) -> tuple[str, bytes | None]:
-    """The metadata's tokenizer and the bytes to embed, if any."""
-    if given is not None:
-        try:
-            valid = isinstance(json.loads(given), dict)
-        except (ValueError, RecursionError):
-            valid = False
-        if not valid:
-            raise InvalidRequest("the tokenizer file is not a tokenizer.json")
-        return "json", given
-    if source.tokenizer is not None:
-        return source.tokenizer, source.tokenizer_bytes()
-    return implied_tokenizer(source.arch.vocab_size), None
-
-
-def implied_tokenizer(vocab_size: int) -> str:
-    """The vocabulary of a checkpoint, by its size: "bytes", "world", or "none" when that is not certain."""
-    if vocab_size == 256:
-        return "bytes"
-    return "world" if 65529 <= vocab_size <= 65536 else "none"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from quant.arch import Arch
 from quant.errors import InvalidRequest
 from quant.formats import ENCODINGS, KN, ROW, TILE, Shape, stored_bytes
 from quant.orient import logical_tensors
+from quant.yardstick import q4_k_m_bytes
 
 KINDS = ("int8", "int4", "bf16", "f16", "f32")
 """What `--to` offers."""
@@ -19,8 +22,17 @@ CLASSES = ("emb", "att", "ffn", "low-rank", "head", "vectors")
 
 KN_FROM = 2048
 """n_embd from which `ffn.value` goes to `kn`: such models, trained, leave 87 % of its inputs at zero."""
-GROUP16_EMB_BELOW = 1024
-"""n_embd below which int4 puts the embedding, half of such a model, into 4 bits too."""
+
+INT8 = dict.fromkeys(("emb", "att", "ffn", "low-rank", "head"), "q8g32")
+INT4 = INT8 | {"att": "q4g16", "ffn": "q4g32"}
+BEST4 = INT4 | {"att.value": "q8g32", "att.output": "q8g32", "ffn": "q4g16"}
+"""Encodings by class, or by leaf of a block where that has one of its own: the most sensitive matrices get 8 bits."""
+SHRINKING = (
+    {"att.key": "q4g32"}, {"att.receptance": "q4g32"}, {"emb": "q4g16"}, {"emb": "q4g32"}, {"att": "q4g32"},
+    {"head": "q4g16"}, {"head": "q4g32"},
+)  # fmt: skip
+"""What the default int4 recipe gives up, in this order, until a model is no larger than Q4_K_M would make it."""
+RECIPES = ("default", "best")
 
 _LOW_RANK = re.compile(r"att\.([wavg][12]|time_maa_w1|time_maa_w2\.[wkvrg]|time_decay_w[12])")
 _MATRIX = re.compile(r"(att|ffn)\.(receptance|key|value|gate|output)\.weight")
@@ -70,23 +82,76 @@ def is_allowed(name: str, encoding: str, layout: str) -> bool:
     return layout == TILE or (layout == KN and name.endswith(".ffn.value.weight"))
 
 
-def make_plan(arch: Arch, kind: str, *, ffn_value: str = "auto") -> Plan:
-    """The plan for a model of `arch` in `kind`, in file order. InvalidRequest: an unknown kind or layout.
+@dataclass(frozen=True)
+class Override:
+    """What `--tensor REGEX=FORMAT` says."""
 
-    int8: every matrix q8g32. int4: attention q4g16, ffn q4g32, the rest q8g32; in models below
-    GROUP16_EMB_BELOW the embedding is q4g16. Low-rank factors are never below 8 bits, and what is no matrix
-    is f32.
+    pattern: re.Pattern[str]
+    encoding: str
+
+    @classmethod
+    def parse(cls, word: str) -> Override:
+        """From `REGEX=FORMAT`. InvalidRequest: no such format, no regular expression."""
+        regex, sign, form = word.rpartition("=")
+        if not sign or not regex:
+            raise InvalidRequest(f"{word!r} is not REGEX=FORMAT", hint="For example: 'att.value=q8g32'.")
+        encoding = ALIASES.get(form, form)
+        if encoding not in ENCODINGS:
+            known = ", ".join((*ALIASES, *(name for name in ENCODINGS if name not in ALIASES)))
+            raise InvalidRequest(
+                f"unknown format {form!r} for tensors {regex!r}", hint=f"Use one of {known}."
+            )
+        try:
+            return cls(re.compile(regex), encoding)
+        except re.error as error:
+            raise InvalidRequest(f"{regex!r} is no regular expression: {error}") from None
+
+
+ALIASES = {"int8": "q8g32", "int4": "q4g16"}
+"""Names of formats that `Override.parse` takes beside the encodings' own."""
+
+
+def make_plan(
+    arch: Arch,
+    kind: str,
+    *,
+    recipe: str = "default",
+    overrides: Sequence[Override] = (),
+    ffn_value: str = "auto",
+) -> Plan:
+    """The plan for a model of `arch` in `kind`, in file order.
+
+    int8: every matrix q8g32. int4, by default: attention q4g16, ffn q4g32, the rest q8g32, and less of it (SHRINKING)
+    where that is larger than llama.cpp's Q4_K_M; `recipe` "best": BEST4. What is no matrix is f32. The last of the
+    overrides that match a matrix decides about it. `ffn_value`: "tile", "kn", or "auto" to choose by the model's size.
+
+    Raises InvalidRequest: an unknown kind, recipe or layout; an override that matches no matrix; one that makes integers
+    of a matrix in some blocks only, which the engine does not run.
     """
-    if kind not in KINDS:
-        raise InvalidRequest(f"unknown format {kind!r}", hint=f"Use one of {', '.join(KINDS)}.")
-    if ffn_value not in FFN_VALUE:
-        raise InvalidRequest(
-            f"unknown layout {ffn_value!r} for ffn.value", hint=f"Use one of {', '.join(FFN_VALUE)}."
-        )
-    return {
-        name: _planned(name, item.shape, arch, kind, ffn_value)
-        for name, item in logical_tensors(arch).items()
-    }
+    for value, known, what in (
+        (kind, KINDS, "format"), (recipe, RECIPES, "recipe"), (ffn_value, FFN_VALUE, "layout of ffn.value"),
+    ):  # fmt: skip
+        if value not in known:
+            raise InvalidRequest(f"unknown {what} {value!r}", hint=f"Use one of {', '.join(known)}.")
+    if ffn_value == "auto":
+        ffn_value = "kn" if arch.n_embd >= KN_FROM else "tile"
+    formats = _formats(arch, kind, recipe, ffn_value)
+    plan = _plan(arch, formats, ffn_value)
+    for override in overrides:
+        matched = [name for name in plan if override.pattern.search(name) and class_of(name) != "vectors"]
+        if not matched:
+            raise _no_match(override, plan)
+        plan |= {name: planned(name, plan[name].shape, override.encoding, ffn_value) for name in matched}
+    _check_uniform(plan)
+    return plan
+
+
+def planned(name: str, shape: Shape, encoding: str, ffn_value: str) -> Planned:
+    """The matrix `name` in `encoding`, in the layout that it then has; `ffn_value`: "tile" or "kn"."""
+    if not ENCODINGS[encoding].quantized or class_of(name) == "emb":
+        return Planned(encoding, ROW, shape)
+    kn = ffn_value == "kn" and name.endswith(".ffn.value.weight")
+    return Planned(encoding, KN if kn else TILE, shape)
 
 
 def class_sizes(plan: Mapping[str, Planned]) -> dict[str, ClassSize]:
@@ -101,6 +166,14 @@ def class_sizes(plan: Mapping[str, Planned]) -> dict[str, ClassSize]:
     return {name: size for name, size in sizes.items() if size.weights}
 
 
+def class_encodings(plan: Mapping[str, Planned]) -> dict[str, tuple[str, ...]]:
+    """{class: the encodings of its tensors}."""
+    found: dict[str, set[str]] = {}
+    for name, item in plan.items():
+        found.setdefault(class_of(name), set()).add(item.encoding)
+    return {name: tuple(sorted(encodings)) for name, encodings in found.items()}
+
+
 def estimated_bytes(plan: Mapping[str, Planned]) -> int:
     """About how large the file will be: exact but for the tokenizer, within a few per mille of it."""
     from quant.container.header import HEADER_BYTES_PER_TENSOR
@@ -108,22 +181,76 @@ def estimated_bytes(plan: Mapping[str, Planned]) -> int:
     return sum(item.nbytes + HEADER_BYTES_PER_TENSOR for item in plan.values())
 
 
-def _planned(name: str, shape: Shape, arch: Arch, kind: str, ffn_value: str) -> Planned:
-    part = class_of(name)
-    if part == "vectors":
-        return Planned("f32", ROW, shape)
+def bits_per_weight(plan: Mapping[str, Planned]) -> float:
+    """Of the whole model, norms and scales included, as `rwkv show` tells it."""
+    sizes = class_sizes(plan).values()
+    return 8 * sum(size.nbytes for size in sizes) / sum(size.weights for size in sizes)
+
+
+def _formats(arch: Arch, kind: str, recipe: str, ffn_value: str) -> dict[str, str]:
+    """{class or leaf: encoding}."""
     if kind not in ("int8", "int4"):
-        return Planned(kind, ROW, shape)
-    encoding = "q8g32" if kind == "int8" else _int4(part, arch)
-    layout = ROW if part == "emb" else TILE
-    if name.endswith("ffn.value.weight") and (
-        ffn_value == "kn" or (ffn_value == "auto" and arch.n_embd >= KN_FROM)
-    ):
-        layout = KN
-    return Planned(encoding, layout, shape)
+        return dict.fromkeys(INT8, kind)
+    if kind == "int8" or recipe == "best":
+        return INT8 if kind == "int8" else BEST4
+    limit = q4_k_m_bytes(arch)
+
+    def fits(steps: Sequence[dict[str, str]]) -> bool:
+        return sum(item.nbytes for item in _plan(arch, _merged(steps), ffn_value).values()) <= limit
+
+    taken = 0
+    while taken < len(SHRINKING) and not fits(SHRINKING[:taken]):
+        taken += 1
+    steps = list(SHRINKING[:taken])
+    for step in SHRINKING[:taken]:  # a later one may have made it needless
+        rest = [other for other in steps if other is not step]
+        if fits(rest):
+            steps = rest
+    return _merged(steps)
 
 
-def _int4(part: str, arch: Arch) -> str:
-    if part == "att" or (part == "emb" and arch.n_embd < GROUP16_EMB_BELOW):
-        return "q4g16"
-    return "q4g32" if part == "ffn" else "q8g32"
+def _merged(steps: Iterable[dict[str, str]]) -> dict[str, str]:
+    formats = dict(INT4)
+    for step in steps:
+        formats |= step
+    return formats
+
+
+def _plan(arch: Arch, formats: Mapping[str, str], ffn_value: str) -> Plan:
+    return {
+        name: planned(name, item.shape, _encoding(name, formats), ffn_value)
+        if class_of(name) != "vectors"
+        else Planned("f32", ROW, item.shape)
+        for name, item in logical_tensors(arch).items()
+    }
+
+
+def _encoding(name: str, formats: Mapping[str, str]) -> str:
+    leaf = name.split(".", 2)[-1].removesuffix(".weight")
+    return formats.get(leaf, formats[class_of(name)])
+
+
+def _no_match(override: Override, plan: Plan) -> InvalidRequest:
+    """An error that names what is near."""
+    wanted = override.pattern.pattern
+    vectors = [name for name in plan if override.pattern.search(name)]
+    if vectors:
+        return InvalidRequest(f"{wanted!r} matches no matrix: {vectors[0]} is always f32")
+    matrices = [name for name in plan if class_of(name) != "vectors"]
+    leaves = dict.fromkeys(name.split(".", 2)[-1].removesuffix(".weight") for name in matrices)
+    near = difflib.get_close_matches(wanted, [*matrices, *leaves], 3, 0.5) or list(leaves)
+    return InvalidRequest(f"no tensor matches {wanted!r}", hint=f"There are {', '.join(near)}.")
+
+
+def _check_uniform(plan: Plan) -> None:
+    """The engine rounds a matrix's inputs to integers in all blocks or in none."""
+    forms: dict[str, bool] = {}
+    for name, item in plan.items():
+        leaf = name.split(".", 2)[-1]
+        if class_of(name) in ("att", "ffn", "low-rank") and forms.setdefault(leaf, item.layout == TILE) != (
+            item.layout == TILE
+        ):
+            raise InvalidRequest(
+                f"{leaf} would be integers in some blocks and floats in others",
+                hint="Give it one kind of format in all blocks.",
+            )

@@ -2,7 +2,10 @@
 // meanwhile.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,7 +19,11 @@ namespace rwkv::bindings {
 namespace {
 
 using Matrix2 = py::array_t<float, py::array::c_style>;
+using Vector1 = py::array_t<float, py::array::c_style>;
 using Dims = std::vector<py::ssize_t>;
+
+/// So that no sum of a group overflows.
+constexpr float kMostImportant = 1e9f;
 
 template <typename T>
 T* add_part(py::dict& parts, const char* name, const Dims& dims) {
@@ -26,7 +33,8 @@ T* add_part(py::dict& parts, const char* name, const Dims& dims) {
 }
 
 py::dict encode(const Matrix2& w, const std::string& encoding, const std::string& layout, int threads,
-                const std::string& method, const std::string& level) {
+                const std::string& method, const std::string& level,
+                const std::optional<Vector1>& importance) {
     require(w.ndim() == 2 && w.shape(0) > 0 && w.shape(1) > 0 && w.shape(0) <= 1 << 30 &&
                 w.shape(1) <= 1 << 30,
             Fault::kArgument, "encode takes a matrix with two dimensions");
@@ -43,6 +51,13 @@ py::dict encode(const Matrix2& w, const std::string& encoding, const std::string
     r.layout = layout == "t16x4" ? Layout::kTile : layout == "row" ? Layout::kRow : Layout::kKn;
     require(method == "codebook" || method == "nearest", Fault::kArgument, "unknown method " + method);
     r.learn = method == "codebook";
+    if (importance) {
+        require(importance->ndim() == 1 && importance->shape(0) == w.shape(1) &&
+                    std::all_of(importance->data(), importance->data() + r.k,
+                                [](float h) { return h > 0 && h <= kMostImportant; }),
+                Fault::kArgument, "importance must be a positive number for each input");
+        r.importance = importance->data();
+    }
     require(threads >= 1 && threads <= 1024, Fault::kArgument, "threads must be in 1..1024");
 
     py::dict parts;
@@ -74,6 +89,7 @@ py::dict encode(const Matrix2& w, const std::string& encoding, const std::string
 void register_codec(py::module_& m) {
     m.def("encode", &encode, py::arg("w").noconvert(), py::arg("encoding"), py::arg("layout"),
           py::arg("threads"), py::arg("method") = "codebook", py::arg("level") = "",
+          py::arg("importance").noconvert() = py::none(),
           "Parts of a finite float32 matrix [n, k] and what was lost per row; see quant.methods.Encoder.");
 }
 

@@ -89,6 +89,17 @@ py::array_t<float> forward_batch(Model& model, const Tokens& tokens, const std::
     return logits;
 }
 
+/// {name of a matrix: (sum of squares [k], how often not 0 [k])} of its inputs.
+py::dict inputs_of(const Model& model) {
+    py::dict result;
+    for (const auto& [name, sums] : model.inputs().all()) {
+        const auto count = py::ssize_t(sums.squares.size());
+        result[py::str(name)] = py::make_tuple(py::array_t<double>(count, sums.squares.data()),
+                                               py::array_t<uint64_t>(count, sums.nonzero.data()));
+    }
+    return result;
+}
+
 py::dict export_state(const State& state) {
     py::dict result;
     for (const State::Entry& entry : state.export_entries())
@@ -135,6 +146,8 @@ void register_model(py::module_& m) {
         .def("forward_batch", &forward_batch, py::arg("tokens"), py::arg("states"))
         .def("count_active_channels", &Model::count_active_channels, py::arg("on"))
         .def_property_readonly("active_channels", &Model::active_channels)
+        .def("collect_inputs", &Model::collect_inputs, py::arg("on"))
+        .def_property_readonly("inputs", &inputs_of)
         .def_property_readonly("threads", &Model::threads)
         .def_property_readonly("level", &Model::level)
         .def_property_readonly("weight_bytes", &Model::weight_bytes);

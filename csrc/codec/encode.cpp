@@ -82,32 +82,47 @@ Codebook codebook_of(const uint8_t* table) {
     return codebook_of(entries);
 }
 
-/// Evenly spaced rows of the matrix, one after the other.
-std::vector<float> sample_of(const Request& r, int* rows) {
+/// Evenly spaced rows of the matrix, one after the other, and how much errors count: of a column, or in kn of
+/// a row.
+struct Sample {
+    int rows = 0;
+    std::vector<float> values;
+    std::vector<float> column, row; ///< empty: all alike
+};
+
+Sample sample_of(const Request& r) {
     const int count = r.rows(), length = r.length();
     const int wanted = std::min(count, std::max(kSampleRows, (kSampleWeights + length - 1) / length));
-    std::vector<float> sample(size_t(wanted) * size_t(length));
+    Sample sample{wanted, std::vector<float>(size_t(wanted) * size_t(length)), {}, {}};
+    if (r.importance && r.layout != Layout::kKn)
+        sample.column.assign(r.importance, r.importance + length);
     const size_t row_step = r.layout == Layout::kKn ? 1 : size_t(r.k),
                  step = r.layout == Layout::kKn ? size_t(r.k) : 1;
     for (int i = 0; i < wanted; ++i) {
-        const float* from = r.w + size_t(int64_t(i) * count / wanted) * row_step;
+        const size_t at = size_t(int64_t(i) * count / wanted);
+        const float* from = r.w + at * row_step;
         for (int j = 0; j < length; ++j)
-            sample[size_t(i) * size_t(length) + size_t(j)] = from[size_t(j) * step];
+            sample.values[size_t(i) * size_t(length) + size_t(j)] = from[size_t(j) * step];
+        if (r.importance && r.layout == Layout::kKn)
+            sample.row.push_back(r.importance[at]);
     }
-    *rows = wanted;
     return sample;
 }
 
-/// Moves each entry to the scale-weighted mean of its weights: sums in double, row by row.
-void move_entries(const std::vector<float>& sample, int length, int group, const std::vector<uint8_t>& index,
+/// Moves each entry to the mean of its weights, as scales and importance weigh them: sums in double, row by
+/// row.
+void move_entries(const Sample& sample, int length, int group, const std::vector<uint8_t>& index,
                   const std::vector<float>& scale, float* entries) {
     const size_t groups = size_t((length + group - 1) / group);
     double moment[16] = {}, weight[16] = {}, centre[16];
-    for (size_t i = 0; i < sample.size(); ++i) {
+    for (size_t i = 0; i < sample.values.size(); ++i) {
         const size_t row = i / size_t(length), column = i % size_t(length);
         const double s = scale[row * groups + column / size_t(group)];
-        moment[index[i]] += s * double(sample[i]);
-        weight[index[i]] += s * s;
+        const double h = !sample.column.empty() ? sample.column[column]
+                         : !sample.row.empty()  ? sample.row[row]
+                                                : 1.0f;
+        moment[index[i]] += s * double(sample.values[i]) * h;
+        weight[index[i]] += s * s * h;
     }
     for (int i = 0; i < 16; ++i)
         centre[i] = weight[i] > 0 ? moment[i] / weight[i] : double(entries[i]);
@@ -135,23 +150,24 @@ void learn(const Request& r, const EncodeTable& kernels, int threads, uint8_t* t
     std::copy(kTable, kTable + 16, table);
     if (!r.learn)
         return;
-    int rows = 0;
-    std::vector<float> sample = sample_of(r, &rows);
+    Sample sample = sample_of(r);
+    const int rows = sample.rows;
     float top = 0;
-    for (const float value : sample)
+    for (const float value : sample.values)
         top = std::max(top, std::fabs(value));
     if (!(top >= kTiny))
         return;
-    for (float& value : sample)
+    for (float& value : sample.values)
         value /= top;
     const int length = r.length();
-    std::vector<uint8_t> index(sample.size());
+    std::vector<uint8_t> index(sample.values.size());
+    const float* importance = sample.column.empty() ? nullptr : sample.column.data();
     std::vector<float> scale(size_t(rows) * size_t((length + r.group - 1) / r.group));
     Codebook book = codebook_of(table);
     for (int round = 0; round < kLearningRounds; ++round) {
         parallel(blocks_of(rows), threads, [&](int block, int) {
-            kernels.assign_block(sample.data(), rows, length, r.group, book, block, index.data(),
-                                 scale.data());
+            kernels.assign_block(sample.values.data(), rows, length, r.group, importance, book, block,
+                                 index.data(), scale.data());
         });
         float entries[16];
         std::copy(book.entry, book.entry + 16, entries);

@@ -25,6 +25,8 @@ struct Request {
     int group = 32;                    ///< 32, or 16 with kQ4
     Layout layout = Layout::kTile;
     bool learn = true; ///< kQ4: a codebook learned for this matrix; else the fixed one
+    /// [k] How much errors at each input count when kQ4 codes are chosen, each > 0; null: all alike.
+    const float* importance = nullptr;
 
     uint8_t* q = nullptr;
     int8_t* s = nullptr; ///< not in kn

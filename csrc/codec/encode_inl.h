@@ -27,9 +27,11 @@ struct alignas(64) Lane {
     float v[kLanes];
 };
 
-/// One group of 16 rows: x[k] holds weight k of each; `count` of them are real.
+/// One group of 16 rows: x[k] holds weight k of each, whose error counts h[k] times; `count` of them are
+/// real.
 struct Group {
     Lane x[kMaxGroup];
+    float h[kMaxGroup];
     int count;
 };
 
@@ -59,7 +61,8 @@ inline int nearest_index(const Codebook& book, float value) { return count_from<
 
 inline float magnitude(float value) { return value < 0 ? -value : value; }
 
-/// cross = sum of x times its entry, square = sum of squared entries, for weights divided by `scale`.
+/// cross = sum of h times x times its entry, square = sum of h times squared entries, for weights divided by
+/// `scale`.
 inline void correlate(const Group& group, const Codebook& book, const Lane& scale, Lane& cross,
                       Lane& square) {
     const Codebook local = book; // so that no store can be thought to change it
@@ -70,10 +73,11 @@ inline void correlate(const Group& group, const Codebook& book, const Lane& scal
     }
     for (int k = 0; k < group.count; ++k) {
         const Lane& x = group.x[k];
+        const float h = group.h[k];
         for (int l = 0; l < kLanes; ++l) {
             const float entry = nearest(local, x.v[l] * inverse.v[l]);
-            a.v[l] += x.v[l] * entry;
-            b.v[l] += entry * entry;
+            a.v[l] += x.v[l] * h * entry;
+            b.v[l] += entry * h * entry;
         }
     }
     cross = a;
@@ -180,12 +184,15 @@ struct Reader {
     int rows;        // real ones, 1..16
     int length;
     int group;
+    const float* importance; // of a row's columns; or null
 
     int groups() const { return (length + group - 1) / group; }
 
     void load(int g, Group& out) const {
         const int begin = g * group, rest = length - begin;
         out.count = rest < group ? rest : group;
+        for (int k = 0; k < out.count; ++k)
+            out.h[k] = importance ? importance[begin + k] : 1.0f;
         if (step == 1) { // rows lie one after the other: turn them
             for (int l = 0; l < rows; ++l) {
                 const float* from = w + size_t(l) * row_step + begin;
@@ -344,7 +351,8 @@ inline Reader reader_of(const Request& r, int block) {
     const bool kn = r.layout == Layout::kKn;
     const size_t first = size_t(block) * kLanes, k = size_t(r.k);
     return {r.w + (kn ? first : first * k), kn ? 1 : k, kn ? k : 1,
-            rows_in_block(r.rows(), block), r.length(), r.group};
+            rows_in_block(r.rows(), block), r.length(), r.group,
+            kn ? nullptr : r.importance}; // a row of kn is one input: all of it counts alike
 }
 
 inline void store_rows(const Request& r, int block, const Lane& d, const Losses& losses) {
@@ -476,11 +484,16 @@ void encode_block(const Request& request, const Codebook& book, int block, float
         encode8(request, block);
 }
 
-void assign_block(const float* sample, int rows, int length, int group_size, const Codebook& book, int block,
-                  uint8_t* index, float* scale) {
+void assign_block(const float* sample, int rows, int length, int group_size, const float* importance,
+                  const Codebook& book, int block, uint8_t* index, float* scale) {
     const size_t first = size_t(block) * kLanes;
-    const Reader in{sample + first * size_t(length), size_t(length), 1,
-                    rows_in_block(rows, block),      length,         group_size};
+    const Reader in{sample + first * size_t(length),
+                    size_t(length),
+                    1,
+                    rows_in_block(rows, block),
+                    length,
+                    group_size,
+                    importance};
     Group group;
     Lane fitted, inverse;
     for (int g = 0; g < in.groups(); ++g) {

@@ -19,10 +19,11 @@ struct EncodeTable {
     /// Rows [16 block, 16 block + 16) of `request`; scratch: 16 floats for every group of a row. `book`: kQ4
     /// only.
     void (*encode_block)(const Request& request, const Codebook& book, int block, float* scratch);
-    /// One round of learning for the same rows of `sample` [rows, length] (within -1..1): the entry that each
-    /// weight is nearest to, and the scale [rows, groups] of each group.
-    void (*assign_block)(const float* sample, int rows, int length, int group, const Codebook& book,
-                         int block, uint8_t* index, float* scale);
+    /// One round of learning for the same rows of `sample` [rows, length] (within -1..1), whose columns count
+    /// as `importance` [length] says (null: alike): the entry that each weight is nearest to, and the scale
+    /// [rows, groups] of each group.
+    void (*assign_block)(const float* sample, int rows, int length, int group, const float* importance,
+                         const Codebook& book, int block, uint8_t* index, float* scale);
 };
 
 const EncodeTable* scalar_encode_table();

@@ -39,6 +39,7 @@ Matrix make_matrix(const std::string& name, const std::string& encoding, const s
                    int k, const Parts& parts) {
     require(n > 0 && k > 0 && n <= (1 << 24) && k <= (1 << 24), Fault::kFormat, name + ": impossible shape");
     Matrix m;
+    m.name = name;
     m.n = m.n_pad = n;
     m.k = m.k_pad = k;
     if (encoding == "f32" || encoding == "f16" || encoding == "bf16") {

@@ -22,6 +22,7 @@ constexpr int kQ4Zero = 64;
 
 /// [n, k] = [outputs, inputs]. Pointers lie in the mapped file.
 struct Matrix {
+    std::string name; ///< of the logical tensor
     Encoding encoding = Encoding::kF32;
     Layout layout = Layout::kRow;
     int n = 0;

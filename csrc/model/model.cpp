@@ -70,6 +70,17 @@ void Model::count_active_channels(bool on) {
         active_channels_.assign(size_t(config_.n_layer), 0);
 }
 
+void Model::collect_inputs(bool on) {
+    const Turnstile::Turn turn(turnstile_, {});
+    collects_inputs_ = on;
+    if (!on)
+        return;
+    inputs_ = {};
+    inputs_.prepare(weights_.head);
+    for (const Block& b : weights_.blocks)
+        Weights::each_matrix(b, [&](const Matrix& m) { inputs_.prepare(m); });
+}
+
 void Model::forward(std::span<const int32_t> tokens, State& state, float* logits, bool all,
                     const Poll& poll) {
     check(tokens);
@@ -132,8 +143,15 @@ bool Model::run(std::span<const int32_t> tokens, const std::vector<Segment>& seg
     // One flag per layer, written by the caller's thread before a barrier and read by all after it.
     std::vector<char> stop(size_t(config_.n_layer), 0);
     pool_.run([&](int thread) {
-        Pass p{config_,  op_,  scratch_, pool_,
-               segments, rows, thread,   counts_active_ ? active_channels_.data() : nullptr};
+        Pass p{config_,
+               op_,
+               scratch_,
+               pool_,
+               segments,
+               rows,
+               thread,
+               counts_active_ ? active_channels_.data() : nullptr,
+               collects_inputs_ ? &inputs_ : nullptr};
         Scratch& s = scratch_;
         const int c = config_.n_embd;
         p.each_of(rows, [&](int t) {

@@ -34,6 +34,10 @@ class Model {
     void count_active_channels(bool on);
     const std::vector<uint64_t>& active_channels() const { return active_channels_; } // [n_layer]
 
+    /// Begins (at zero) or ends adding up what goes into each matrix.
+    void collect_inputs(bool on);
+    const InputStatistics& inputs() const { return inputs_; }
+
     /// Returns true to stop. Called on the calling thread, while it waits for another evaluation to end and
     /// between the layers of a prompt.
     using Poll = std::function<bool()>;
@@ -63,8 +67,9 @@ class Model {
     Scratch scratch_;
     int chunk_;
     size_t weight_bytes_ = 0;
-    bool counts_active_ = false;
+    bool counts_active_ = false, collects_inputs_ = false;
     std::vector<uint64_t> active_channels_;
+    InputStatistics inputs_;
 };
 
 } // namespace rwkv

@@ -8,6 +8,7 @@
 
 #include "core/thread_pool.h"
 #include "cpu/kernels.h"
+#include "model/input_statistics.h"
 #include "model/scratch.h"
 #include "model/state.h"
 #include "model/weights.h"
@@ -31,6 +32,7 @@ struct Pass {
     int thread;
     uint64_t* active_channels =
         nullptr; ///< [n_layer], where thread 0 counts what a kn ffn.value reads; or null
+    InputStatistics* inputs = nullptr; ///< where the inputs of all products are added up; or null
 
     void barrier() { pool.barrier(); }
 
@@ -59,6 +61,8 @@ struct Pass {
             };
             op.product(p, unit_at(begin), unit_at(end), rows, s.thread_bytes(thread));
             base += cost(p);
+            if (inputs)
+                inputs->add(p, rows, share(p.w->k, thread), share(p.w->k, thread + 1));
         }
     }
 

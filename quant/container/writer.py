@@ -17,8 +17,18 @@ import numpy as np
 
 from quant.arrays import Array, round_up
 from quant.atomic import Replacement
-from quant.container.header import ALIGNMENT, PAD_PREFIX, Entry, place, render
+from quant.container.header import ALIGNMENT, PAD_PREFIX, Entry, Placed, place, render
 from quant.errors import InvalidRequest, NoSpace, amount
+
+
+def size_of(entries: Iterable[Entry], metadata: Mapping[str, str], reserve: int) -> int:
+    """Bytes of the file that a ContainerWriter makes of the same."""
+    placed = place(entries)
+    return _header_size(placed, metadata, reserve) + placed[-1].begin + placed[-1].entry.nbytes
+
+
+def _header_size(placed: list[Placed], metadata: Mapping[str, str], reserve: int) -> int:
+    return round_up(len(render(placed, metadata)) + reserve, ALIGNMENT)
 
 
 class ContainerWriter:
@@ -32,24 +42,27 @@ class ContainerWriter:
         reserve: int,
         *,
         told: str | os.PathLike[str] | None = None,
+        keep: bool = False,
     ) -> None:
         """Lay out `entries`; nothing is made before the `with` block begins.
 
-        `reserve`: bytes that metadata may still grow by until `finish`. `told`: what messages call the file.
+        `reserve`: bytes that metadata may still grow by until `finish`. `told`: what messages call the file. `keep`: what
+        was written stays when the block is left without `finish`, for another writer with `keep` to `read`.
         Raises InvalidRequest (no such folder, or not writable, or someone else is writing `path`) and NoSpace,
         here or on entering the block.
         """
         self.path = Path(path)
         self._placed = place(entries)
         self._metadata = dict(metadata)
-        self._header_size = round_up(len(render(self._placed, metadata)) + reserve, ALIGNMENT)
+        self._header_size = _header_size(self._placed, metadata, reserve)
         self._begin = {item.entry.name: self._header_size + item.begin for item in self._placed}
-        self._left = {item.entry.name: item.entry.nbytes for item in self._placed}
+        self._sizes = {item.entry.name: item.entry.nbytes for item in self._placed}
+        self._left = dict(self._sizes)
         last = self._placed[-1]
         self.size = self._header_size + last.begin + last.entry.nbytes
         """Size of the finished file in bytes."""
         self._told = os.fspath(path if told is None else told)
-        self._new = Replacement(self.path, told=self._told)
+        self._new = Replacement(self.path, told=self._told, keep=keep)
         self._check_space()
 
     def write(self, name: str, array: Array, offset: int = 0) -> None:
@@ -61,6 +74,18 @@ class ContainerWriter:
         assert self._left[name] >= data.nbytes, f"{name} is longer than announced"
         self._left[name] -= data.nbytes
         self._write_at(self._begin[name] + offset, data)
+
+    def read(self, name: str) -> bytes:
+        """The bytes that tensor `name` has now: those of an earlier writer, if nothing was written. Fewer, or zeros,
+        where it has not written them either.
+        """
+        file = self._new.file
+        file.seek(self._begin[name])
+        return file.read(self._sizes[name])
+
+    def leave(self, name: str) -> None:
+        """Tensor `name` is as an earlier writer left it, and complete."""
+        self._left[name] = 0
 
     def preview(self, metadata: Mapping[str, str]) -> Path:
         """Write the header with `metadata` and return where the file is until `finish`, for a look at it.

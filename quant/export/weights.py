@@ -13,7 +13,7 @@ from quant.checkpoints import Checkpoint
 from quant.container.reader import ModelFile
 from quant.errors import FormatError, InvalidRequest
 from quant.orient import logical_tensors, restored
-from quant.pipeline import implied_tokenizer
+from quant.frame import implied_tokenizer
 from quant.sources import source_of
 
 

@@ -12,8 +12,9 @@ from typing import Protocol
 from quant.arrays import F32, Array
 from quant.errors import InvalidRequest
 
-METHODS = ("codebook", "nearest")
-"""codebook: 4-bit tables learned per tensor. nearest: one fixed table. 8-bit codes are the same in both."""
+METHODS = ("codebook", "nearest", "gptq")
+"""codebook: 4-bit tables learned per tensor. nearest: one fixed table. gptq: learned tables, and codes that make good
+for the errors of those before them, from calibration data. 8-bit codes are the same in all."""
 
 STATISTICS = ("row_error", "row_power", "row_max")
 
@@ -22,12 +23,14 @@ class Encoder(Protocol):
     """Turns matrices into the parts of the file format."""
 
     method: str
-    """Its name for the file's provenance, one of METHODS."""
+    """Its name for the file's provenance: "codebook" or "nearest"."""
 
-    def encode(self, w: F32, encoding: str, layout: str) -> dict[str, Array]:
+    def encode(self, w: F32, encoding: str, layout: str, importance: F32 | None = None) -> dict[str, Array]:
         """The parts ("q", "s", "d", "cb", as `quant.formats.parts_of` says) of a quantized `encoding`.
 
-        `w`: finite float32 [N, K], C-contiguous. Beside the parts: what was lost, per row (outputs; inputs in
+        `w`: finite float32 [N, K], C-contiguous. `importance`: float32 [K] > 0, how much errors at each input count when
+        4-bit codes are chosen (in layout `kn`, where a group has one input, only the table's choice); None: all alike.
+        Beside the parts: what was lost, per row (outputs; inputs in
         layout `kn`), as "row_error" (float64, sum of squared errors), "row_power" (float64, sum of squared weights)
         and "row_max" (float32, the largest absolute error).
         """
@@ -35,9 +38,11 @@ class Encoder(Protocol):
 
 
 def numpy_encoder(method: str = "codebook") -> Encoder:
-    """The plain numpy encoder of `method`; InvalidRequest for an unknown one. About 4 M weights a second."""
+    """The plain numpy encoder of `method`, "codebook" or "nearest"; InvalidRequest for another one. About 4 M weights
+    a second.
+    """
     from quant.methods.numpy_twin import NumpyEncoder
 
-    if method not in METHODS:
-        raise InvalidRequest(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    if method not in METHODS[:2]:
+        raise InvalidRequest(f"unknown method {method!r}; known: {', '.join(METHODS[:2])}")
     return NumpyEncoder(method)

@@ -65,6 +65,10 @@ class Groups(NamedTuple):
         cut = rows[:, self.columns]
         return np.ascontiguousarray(cut.reshape(len(rows) * count, -1).T)
 
+    def spread(self, columns: F32 | None, rows: int) -> F32 | None:
+        """[L] -> [k, R * groups]: what `gather` gives for R = `rows` equal rows; None stays None."""
+        return None if columns is None else self.gather(np.broadcast_to(columns, (rows, len(columns))))
+
 
 def groups_of(length: int, group: int) -> Iterator[Groups]:
     """The groups of a row of `length` weights: those of full size, and the rest if there is one."""
@@ -101,8 +105,11 @@ def fit8(block: F32, group: int) -> Fit:
     return Fit(codes, scales, rows, *stats.result())
 
 
-def fit4(block: F32, group: int, table: U8) -> Fit:
-    """q4 nibbles for `block` [R, L] and a table [16]: searched scales, then the best of two rounded ones."""
+def fit4(block: F32, group: int, table: U8, importance: F32 | None = None) -> Fit:
+    """q4 nibbles for `block` [R, L] and a table [16]: searched scales, then the best of two rounded ones.
+
+    `importance` [L]: how much errors in each column count for both; None: all alike.
+    """
     count, length = block.shape
     codes = np.empty((count, length), np.uint8)
     scales = np.zeros((count, -(-length // group)), np.int8)
@@ -114,15 +121,20 @@ def fit4(block: F32, group: int, table: U8) -> Fit:
     unit[~live] = 0
     wanted = np.empty(scales.shape, np.float32)
     for run in groups_of(length, group):
-        wanted[:, run.indices] = search(run.gather(unit), lookup).reshape(count, -1)
+        found = search(run.gather(unit), lookup, run.spread(importance, count))
+        wanted[:, run.indices] = found.reshape(count, -1)
     step = np.abs(wanted).max(axis=1) / TOP
     rows = step * top
     rows[~live] = 0
     stats = _Statistics(count)
     for run in groups_of(length, group):
         width = run.indices.stop - run.indices.start
-        root, code = _round(
-            run.gather(unit), np.ravel(wanted[:, run.indices]), np.repeat(step, width), lookup
+        root, code = round_scales(
+            run.gather(unit),
+            np.ravel(wanted[:, run.indices]),
+            np.repeat(step, width),
+            lookup,
+            run.spread(importance, count),
         )
         square = root.astype(np.int32) * np.abs(root.astype(np.int32))
         factor = np.repeat(rows, width) * square.astype(np.float32)
@@ -164,11 +176,12 @@ class Lookup:
         return fine.astype(np.uint16)
 
 
-def search(x: F32, lookup: Lookup) -> F32:
+def search(x: F32, lookup: Lookup, importance: F32 | None = None) -> F32:
     """The scale, with sign, that suits each group of `x` [k, n] best: float32 [n], 0 for groups of zeros.
 
     Weights are within -1..1. For every candidate: codes, then the scale that is best for these codes in
-    closed form; of all, the one that explains most of the group's power; once more from there.
+    closed form; of all, the one that explains most of the group's power; once more from there. `importance` [k, n]
+    weighs the errors; None: all alike.
     """
     reach = np.abs(x).max(axis=0)
     live = reach >= SMALL
@@ -178,7 +191,7 @@ def search(x: F32, lookup: Lookup) -> F32:
 
     def attempt(candidate: F32) -> None:
         entries = lookup.entries(x * (ONE / candidate))
-        cross, square = _sum(x * entries), _sum(entries * entries)
+        cross, square = _correlate(x, entries, importance)
         safe = divisor(square, square > 0)
         fitted = cross / safe
         gain = cross * fitted
@@ -194,7 +207,9 @@ def search(x: F32, lookup: Lookup) -> F32:
     return scale
 
 
-def _round(x: F32, wanted: F32, step: F32, lookup: Lookup) -> tuple[I8, U8]:
+def round_scales(
+    x: F32, wanted: F32, step: F32, lookup: Lookup, importance: F32 | None = None
+) -> tuple[I8, U8]:
     """Signed roots [n] and nibbles [k, n] for groups `x` [k, n] of wanted scale [n], in units of `step` [n].
 
     Tries the two neighbouring roots; a group whose error they do not lessen becomes zero.
@@ -208,7 +223,7 @@ def _round(x: F32, wanted: F32, step: F32, lookup: Lookup) -> tuple[I8, U8]:
         factor = step * (root * root) * sign
         scaled = x * (ONE / divisor(factor, factor != 0))
         code, entries = lookup.indices(scaled), lookup.entries(scaled)
-        cross, square = _sum(x * entries), _sum(entries * entries)
+        cross, square = _correlate(x, entries, importance)
         return (factor + factor) * cross - (factor * factor) * square, code
 
     gain_low, code_low = attempt(low)
@@ -228,6 +243,13 @@ def divisor(values: F32, usable: npt.NDArray[np.bool_]) -> F32:
     """`values`, but 1 where they are not usable."""
     result: F32 = np.where(usable, values, ONE)
     return result
+
+
+def _correlate(x: F32, entries: F32, importance: F32 | None) -> tuple[F32, F32]:
+    """[n]: sums over k of x times its entry and of the squared entries, weighted by `importance` [k, n]."""
+    if importance is None:
+        return _sum(x * entries), _sum(entries * entries)
+    return _sum(x * importance * entries), _sum(entries * importance * entries)
 
 
 def _sum(terms: F32) -> F32:

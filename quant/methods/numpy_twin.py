@@ -19,7 +19,7 @@ class NumpyEncoder:
 
     method: str = "codebook"
 
-    def encode(self, w: F32, encoding: str, layout: str) -> dict[str, Array]:
+    def encode(self, w: F32, encoding: str, layout: str, importance: F32 | None = None) -> dict[str, Array]:
         """See `quant.methods.Encoder.encode`."""
         kind = encoding_of(encoding)
         shape = (w.shape[0], w.shape[1])
@@ -28,8 +28,13 @@ class NumpyEncoder:
         padded = padded_length(encoding, layout, shape)
         four = kind.bits == 4
         table: U8 | None = None
+        columns, by_row = (None, importance) if layout == KN else (importance, None)
         if four:
-            table = codebook.learn(values, kind.group) if self.method == "codebook" else nearest.TABLE
+            table = (
+                codebook.learn(values, kind.group, columns=columns, by_row=by_row)
+                if self.method == "codebook"
+                else nearest.TABLE
+            )
         codes: U8 = np.full((count, padded), 0 if four else 128, np.uint8)
         scales: I8 = np.zeros((count, padded // kind.group), np.int8)
         rows: F32 = np.zeros(count, np.float32)
@@ -44,7 +49,7 @@ class NumpyEncoder:
                 fit = (
                     nearest.fit8(block, kind.group)
                     if table is None
-                    else nearest.fit4(block, kind.group, table)
+                    else nearest.fit4(block, kind.group, table, columns)
                 )
             codes[part, :length] = fit.codes
             scales[part, : fit.scales.shape[1]] = fit.scales

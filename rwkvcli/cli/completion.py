@@ -142,6 +142,10 @@ def _values_of(verb: str | None, flag: str) -> list[str] | None:
             return ["int8", "int4"]
         case "to":
             return ["int8", "int4", "bf16", "f16", "f32"]
+        case "recipe":
+            return ["default", "best"]
+        case "method":
+            return ["codebook", "nearest", "gptq"]
         case "ffn_value":
             return ["auto", "tile", "kn"]
         case "think":

@@ -26,6 +26,8 @@ EXAMPLES = """
   rwkv quantize owner/repo:model.pth --to int4 --dry-run
   rwkv quantize pile.pth --to int8 --tokenizer 20B_tokenizer.json
   rwkv quantize model.pth --to int4 --eval book.txt --fail-over kl=0.05
+  rwkv quantize model.pth --to int4 --calibrate book.txt
+  rwkv quantize model.pth --to int4 --max-size 900MB --tensor 'att.value=q8g32' --dry-run
 """
 
 
@@ -37,6 +39,21 @@ class Kind(StrEnum):
     bf16 = "bf16"
     f16 = "f16"
     f32 = "f32"
+
+
+class Recipe(StrEnum):
+    """What `--recipe` takes."""
+
+    default = "default"
+    best = "best"
+
+
+class Method(StrEnum):
+    """What `--method` takes."""
+
+    codebook = "codebook"
+    nearest = "nearest"
+    gptq = "gptq"
 
 
 class FfnValue(StrEnum):
@@ -78,7 +95,57 @@ def quantize(
     ffn_value: Annotated[
         FfnValue, typer.Option("--ffn-value", metavar="LAYOUT", help="Layout of ffn.value: auto, tile or kn.")
     ] = FfnValue.auto,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell sizes; write no model.")] = False,
+    recipe: Annotated[
+        Recipe,
+        typer.Option(
+            "--recipe",
+            metavar="NAME",
+            help="default: as small as usual 4-bit files; best: larger, and closer to SRC.",
+        ),
+    ] = Recipe.default,
+    tensor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tensor",
+            metavar="REGEX=FORMAT",
+            help="A format for the tensors that match; the last match decides.",
+        ),
+    ] = None,
+    target_bpw: Annotated[
+        float | None,
+        typer.Option("--target-bpw", metavar="X", help="Choose formats for at most X bits per weight."),
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option("--max-size", metavar="SIZE", help="Choose formats for a file of at most SIZE (900MB)."),
+    ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option("--calibrate", metavar="TEXT", help="Weigh errors by what this text puts through SRC."),
+    ] = None,
+    calibrate_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--calibrate-tokens",
+            metavar="N",
+            help="How many tokens of it, spread over it; default: 8192.",
+            min=1,
+        ),
+    ] = None,
+    method: Annotated[
+        Method | None,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            help="codebook (default), nearest, or gptq (with --calibrate; needs torch).",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what is done when interrupted, and go on from there.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell the plan and its size; write no model.")
+    ] = False,
     report: Annotated[
         str | None, typer.Option("--report", metavar="FILE", help="Write what it cost, by tensor, as JSON.")
     ] = None,
@@ -96,7 +163,9 @@ def quantize(
     """Make a model file out of a checkpoint.
 
     The file holds everything that `rwkv generate` needs, in the layout that the processor reads. Stdout is
-    its path; sizes and errors by class of tensors go to stderr. An interrupted run leaves nothing behind. What
+    its path; sizes and errors by class of tensors go to stderr. An interrupted run leaves nothing behind, or with
+    --resume a hidden file beside OUT that the same command goes on from. FORMAT is q8g32 (int8), q4g16 (int4), q4g32,
+    bf16, f16 or f32. What
     --eval measures (as `rwkv perplexity --base SRC` does) is told too, and kept in the file, where
     `rwkv show` finds it. A file that misses a limit of --fail-over is written all the same.
     """
@@ -105,6 +174,8 @@ def quantize(
         raise Misuse("no SRC: name a checkpoint, for example `model.pth`")
     if to is None:
         raise Misuse("no format: give one, for example `--to int4`")
+    if calibrate == eval_text == "-":
+        raise Misuse("--calibrate and --eval cannot both read stdin")
     for name, flag in ((out, "-o"), (report, "--report")):
         if name == "-":
             raise Misuse(f"{flag} takes a file, and stdout is none (`./-` is a file of that name)")
@@ -117,6 +188,7 @@ def quantize(
     from rwkvcli.services import quantization
     from rwkvcli.services.assessment import Assessment
     from rwkvcli.services.evaluation import check_limits, parse_limits
+    from rwkvcli.services.planning import Choices, parse_size
 
     limits = parse_limits(fail_over or (), compared=True)
     console = Console(settings)
@@ -125,8 +197,18 @@ def quantize(
     tokenizer_path = Path(tokenizer) if tokenizer is not None else None
     report_path = Path(report) if report is not None else None
     text_path = Path(eval_text) if eval_text not in (None, "-") else None
+    limit = parse_size(max_size) if max_size is not None else None
     quantization.check_files(
-        path, target, tokenizer=tokenizer_path, text=text_path, report=report_path, force=force
+        path,
+        target,
+        tokenizer=tokenizer_path,
+        texts={
+            f"the text to {use}": Path(name)
+            for use, name in (("measure on", eval_text), ("calibrate with", calibrate))
+            if name is not None and name != "-"
+        },
+        report=report_path,
+        force=force,
     )
     with quantization.open_source(path) as opened, contextlib.ExitStack() as stack:
         bar = QuantizationBar(console)
@@ -138,15 +220,34 @@ def quantize(
             text, nbytes = stack.enter_context(opened_text(eval_text, "--eval"))
             name = "stdin" if text_path is None else told_name(text_path)
             assessment = Assessment(text, name, lambda done, so_far: bar.measure(done, nbytes, so_far))
+        calibration_text = None
+        if calibrate is not None:
+            calibration_text, _ = stack.enter_context(opened_text(calibrate, "--calibrate"))
+        choices = Choices(
+            recipe=recipe.value,
+            tensors=tuple(tensor or ()),
+            target_bpw=target_bpw,
+            max_size=limit,
+            ffn_value=ffn_value.value,
+            method=None if method is None else method.value,
+            text=calibration_text,
+            text_name="stdin" if calibrate == "-" else told_name(Path(calibrate or "")),
+            tokens=calibrate_tokens,
+        )
         if dry_run:
-            found = quantization.forecast(
-                opened,
-                to.value,
-                tokenizer=tokenizer_path,
-                template=template,
-                group_norm_eps=gn_eps,
-                ffn_value=ffn_value.value,
-            )
+            with held_signals() as should_stop, bar:
+                found = quantization.forecast(
+                    opened,
+                    target,
+                    to.value,
+                    choices=choices,
+                    threads=settings.threads,
+                    tokenizer=tokenizer_path,
+                    template=template,
+                    group_norm_eps=gn_eps,
+                    on_progress=bar.update,
+                    should_stop=should_stop,
+                )
             if report_path is not None:
                 quantization.write_report(report_path, {"path": str(target), **found.to_json()})
             _tell_forecast(console, target, found, told=report_path is not None)
@@ -157,12 +258,14 @@ def quantize(
                     opened,
                     target,
                     to.value,
+                    choices=choices,
                     threads=settings.threads,
+                    device=settings.device or "auto",
                     tokenizer=tokenizer_path,
                     template=template,
                     group_norm_eps=gn_eps,
-                    ffn_value=ffn_value.value,
                     force=force,
+                    resume=resume,
                     assessment=assessment,
                     on_progress=bar.update,
                     should_stop=should_stop,
@@ -198,7 +301,15 @@ def _tell_forecast(console: Console, target: Path, found: Forecast, told: bool) 
         console.line(json.dumps({"path": str(target), **found.to_json()}))
         return
     console.line(f"{target}: RWKV-{found.version}, {found.parameters:,} parameters")
-    for name, (weights, nbytes) in found.classes.items():
-        console.line(f"  {name:<9} {weights:>15,} weights {8 * nbytes / weights:6.2f} bits {size(nbytes):>9}")
+    for name, row in found.classes.items():
+        bits = f"{8 * row.nbytes / row.weights:6.2f} bits"
+        console.line(
+            f"  {name:<9} {row.weights:>15,} weights {bits} {size(row.nbytes):>9}  {'+'.join(row.encodings)}"
+        )
+    if "ffn_value" in found.notes:
+        console.line(
+            f"ffn.value in layout {found.notes['ffn_value']['layout']}: {found.notes['ffn_value']['why']}"
+        )
+    console.line(f"{found.bits_per_weight:.2f} bits per weight")
     written = "nothing but the report" if told else "nothing"
     console.line(f"{size(found.source_bytes)} -> about {size(found.nbytes)}; {written} was written")

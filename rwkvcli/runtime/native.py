@@ -67,6 +67,17 @@ class NativeModel:
         """Channels of `ffn.value` in layout kn read since counting began, over all tokens: of each layer."""
         return self._model.active_channels
 
+    def collect_inputs(self, on: bool) -> None:
+        """Begin (at zero) or end adding up `inputs`."""
+        self._model.collect_inputs(on)
+
+    @property
+    def inputs(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.uint64]]]:
+        """{matrix: (sum of the squares [K], how often not 0 [K])} of what went into it since collecting began. Only
+        float32 inputs are seen: those of unquantized matrices and of layout kn.
+        """
+        return self._model.inputs
+
     @property
     def description(self) -> str:
         return f"cpu, {self.level}, {self.threads} thread{'s' if self.threads != 1 else ''}"

@@ -53,7 +53,7 @@ class Assessment:
         from rwkvcli.runtime.model import Model
         from rwkvcli.services.evaluation import measure
 
-        text = _Hashed(self.text)
+        text = Hashed(self.text)
         found = measure(
             Model.load(made, device="cpu", threads=threads),
             text,  # type: ignore[arg-type]
@@ -89,12 +89,13 @@ def _lossless(source: Checkpoint | ModelFile) -> str:
     from quant.container.reader import ModelFile
 
     if isinstance(source, ModelFile):
-        return source.recipe
-    stored = {source.dtype(name) for name in source.names}
+        stored = {item.encoding for item in source.plan.values() if len(item.shape) > 1} - {"f32"} or {"f32"}
+    else:
+        stored = {source.dtype(name) for name in source.names}
     return stored.pop() if stored in ({"bf16"}, {"f16"}) else "f32"
 
 
-class _Hashed:
+class Hashed:
     """A file that knows the hash of what was read of it."""
 
     def __init__(self, file: BinaryIO) -> None:

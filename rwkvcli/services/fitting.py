@@ -99,7 +99,12 @@ def _choices(name: str, found: LocalModel | None, threads: int, offline: bool) -
         nbytes = found.path.stat().st_size
         with quantization.open_source(found.path) as source:
             state = state_bytes(source.arch)
-            sizes = {kind: quantization.forecast(source, kind).nbytes for kind in names.KINDS}
+            sizes = {
+                kind: quantization.forecast(
+                    source, quantization.default_output(found.path, kind), kind
+                ).nbytes
+                for kind in names.KINDS
+            }
     else:
         if offline or hub_cache.is_offline():
             raise store.missing(name, offline=offline)

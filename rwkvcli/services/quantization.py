@@ -10,19 +10,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from rwkvcli.errors import DeviceUnavailable, SourceNotFound
+from rwkvcli.errors import SourceNotFound
+from rwkvcli.services import planning
+from rwkvcli.services.planning import Choices
+from rwkvcli.services.preparing import Preparation
 
 if TYPE_CHECKING:
-    from quant.arrays import F32, Array
     from quant.checkpoints import Checkpoint
     from quant.container.reader import ModelFile
     from quant.pipeline import Progress, Result
-    from rwkvcli.runtime.tokenizer import Tokenizer
     from rwkvcli.services.assessment import Assessment
+
+
+class ClassForecast(NamedTuple):
+    """Size and formats of one class of tensors."""
+
+    weights: int
+    nbytes: int
+    encodings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -35,45 +42,29 @@ class Forecast:
     source_bytes: int
     nbytes: int
     """About the size of the file."""
-    classes: dict[str, tuple[int, int]]
-    """{class of tensors: (weights, bytes)}."""
+    bits_per_weight: float
+    classes: dict[str, ClassForecast]
+    notes: dict[str, Any]
+    """What else was decided, and why, as in the report."""
+    encodings: dict[str, str]
+    """{tensor: encoding}."""
 
     def to_json(self) -> dict[str, Any]:
         """The same, ready for JSON."""
-        classes = {name: {"weights": weights, "bytes": n} for name, (weights, n) in self.classes.items()}
+        classes = {
+            name: {"weights": row.weights, "bytes": row.nbytes, "encodings": list(row.encodings)}
+            for name, row in self.classes.items()
+        }
         return {
             "version": self.version,
             "parameters": self.parameters,
             "source_bytes": self.source_bytes,
             "bytes": self.nbytes,
+            "bits_per_weight": self.bits_per_weight,
             "classes": classes,
+            **self.notes,
+            "encodings": self.encodings,
         }
-
-
-@dataclass
-class NativeEncoder:
-    """The C++ encoder of `rwkvcli._kernels`: the bytes of `quant.methods.numpy_twin`, many times as fast."""
-
-    threads: int
-    method: str = "codebook"
-    level: str = ""
-    """A CPU level, or empty for the best one. The bytes are the same on all."""
-
-    def encode(self, w: F32, encoding: str, layout: str) -> dict[str, Array]:
-        """Parts of the float32 matrix w [N, K] by name. See `quant.methods.Encoder`.
-
-        Raises UsageError (no such level) and DeviceUnavailable (one that does not run here).
-        """
-        from rwkvcli import _kernels
-        from rwkvcli.runtime.native import refused
-
-        values = np.ascontiguousarray(w, np.float32)
-        try:
-            return _kernels.encode(values, encoding, layout, self.threads, self.method, self.level)
-        except _kernels.DeviceError as e:
-            raise DeviceUnavailable(str(e)) from None
-        except ValueError as e:
-            raise refused(e) from None
 
 
 def default_output(source: Path, kind: str) -> Path:
@@ -93,13 +84,14 @@ def check_files(
     out: Path,
     *,
     tokenizer: Path | None = None,
-    text: Path | None = None,
+    texts: Mapping[str, Path] | None = None,
     report: Path | None = None,
     force: bool = False,
 ) -> None:
-    """Refuse an OUT or a report that would replace what is to be kept, before any work.
+    """Refuse an OUT or a report that would replace what is to be kept, before any work. `texts`: by what they are
+    called.
 
-    Raises UsageError: one of them is the source, the tokenizer, the text or the other, exists (unless `force`), is no
+    Raises UsageError: one of them is the source, the tokenizer, a text or the other, exists (unless `force`), is no
     regular file, or lies in no folder.
     """
     from quant.atomic import new_file
@@ -108,8 +100,7 @@ def check_files(
     kept = {SOURCE_ITSELF: source}
     if tokenizer is not None:
         kept["the tokenizer"] = tokenizer
-    if text is not None:
-        kept["the text to measure on"] = text
+    kept |= texts or {}
     new_file(out, force=force, kept=kept)
     if report is not None:
         new_file(report, force=force, kept={**kept, "the model file": out})
@@ -128,12 +119,14 @@ def quantize(
     out: str | os.PathLike[str],
     kind: str,
     *,
+    choices: Choices | None = None,
     threads: int | None = None,
+    device: str = "auto",
     tokenizer: Path | None = None,
     template: str | None = None,
     group_norm_eps: float | None = None,
-    ffn_value: str = "auto",
     force: bool = False,
+    resume: bool = False,
     origin: Mapping[str, str] | None = None,
     assessment: Assessment | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -141,68 +134,120 @@ def quantize(
 ) -> Result:
     """Write `source` as a model file of `kind`; see `quant.pipeline.quantize`, which this calls.
 
-    `threads`: None for one per core. `tokenizer`: a tokenizer.json to embed. `template`: a family's name. `origin`: where
-    the source came from, and perhaps the sha256 that it must have.
+    `choices`: recipe, formats, method and the text to calibrate with. `threads`: None for one per core. `device`: where
+    GPTQ reads that text. `tokenizer`: a tokenizer.json to embed. `template`: a family's name. `origin`:
+    where the source came from, and perhaps the sha256 that it must have.
     With `assessment` the file is measured against the source on a text before it takes its place; a checkpoint is
-    written out as a model file for that, beside OUT and for the time being. Raises what the pipeline raises,
-    SourceNotFound if the tokenizer cannot be read, FormatError if it is none, UsageError for a family that does
-    not exist and for a text that cannot be measured.
+    written out as a model file for that and for calibrating, beside OUT and for the time being. Raises what the
+    pipeline raises, SourceNotFound if the tokenizer cannot be read, FormatError if it is none, UsageError for choices
+    that do not go together, a family that does not exist and a text that is no use, MissingExtra.
     """
     from quant.pipeline import quantize as run
-    from rwkvcli.runtime.device import cpu_level
-    from rwkvcli.runtime.machine import default_threads
+    from quant.sources import source_of
 
-    tokenizer_json = _tokenizer_json(tokenizer, source.arch.vocab_size)
+    choices = choices or Choices()
+    weights = source_of(source)
+    tokenizer_json = _tokenizer_json(tokenizer, weights.arch.vocab_size)
     _check_template(template)
-    threads = threads or default_threads()
-    common: dict[str, Any] = {
-        "encoder": NativeEncoder(threads, level=cpu_level()),
-        "tokenizer_json": tokenizer_json,
-        "template": template,
-        "group_norm_eps": group_norm_eps,
-        "on_progress": on_progress,
-        "should_stop": should_stop,
-    }
+    planning.check(choices, kind)
+    folder = Path(os.path.realpath(out)).parent
     with contextlib.ExitStack() as stack:
-        evaluate = None
+        work = Preparation(
+            source, weights, kind, choices, threads, device, tokenizer_json, on_progress, should_stop
+        )
+        common: dict[str, Any] = {
+            "encoder": work.encoder,
+            "tokenizer_json": tokenizer_json,
+            "template": template,
+            "group_norm_eps": group_norm_eps,
+            "on_progress": on_progress,
+            "should_stop": should_stop,
+        }
         if assessment is not None:
+            assessment.check(work.tokenizer())
+        work.read_text()
+        base = None
+        if assessment is not None or choices.text is not None:
             from rwkvcli.services.assessment import base_file
 
-            assessment.check(_tokenizer_of(source, tokenizer_json))
-            folder = Path(os.path.realpath(out)).parent
             base = stack.enter_context(base_file(source, folder, **common))
-            evaluate = partial(assessment.measured, base=base, threads=threads, should_stop=should_stop)
+        work.decide(base, template=template, group_norm_eps=group_norm_eps, evaluated=assessment is not None)
+        evaluate = None
+        if assessment is not None and base is not None:
+            evaluate = partial(assessment.measured, base=base, threads=work.threads, should_stop=should_stop)
         return run(
-            source, out, kind, ffn_value=ffn_value, force=force, origin=origin, evaluate=evaluate, **common
+            source,
+            out,
+            kind,
+            plan=work.planning.plan,
+            recipe=work.planning.recipe,
+            notes=work.planning.notes,
+            calibration=work.calibration,
+            hessians=work.hessians(group_norm_eps),
+            force=force,
+            resume=resume,
+            origin=origin,
+            evaluate=evaluate,
+            **common,
         )
 
 
 def forecast(
     source: Checkpoint | ModelFile,
+    out: str | os.PathLike[str],
     kind: str,
     *,
+    choices: Choices | None = None,
+    threads: int | None = None,
     tokenizer: Path | None = None,
     template: str | None = None,
     group_norm_eps: float | None = None,
-    ffn_value: str = "auto",
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Forecast:
-    """What `quantize` would make of `source`, from its header. Raises what that would before its work."""
-    from quant.pipeline import check_options
-    from quant.recipe import class_sizes, estimated_bytes, make_plan
+    """What `quantize` would make of `source`: from its header, if no size and no text is to decide; otherwise its
+    weights are looked at as far as the decision takes. Raises what that would before its work.
+    """
+    from quant.frame import check_options
+    from quant.recipe import bits_per_weight, class_encodings, class_sizes
     from quant.sources import source_of
 
+    choices = choices or Choices()
     weights = source_of(source)
     tokenizer_json = _tokenizer_json(tokenizer, weights.arch.vocab_size)
     _check_template(template)
     check_options(weights, tokenizer_json=tokenizer_json, group_norm_eps=group_norm_eps)
-    plan = make_plan(weights.arch, kind, ffn_value=ffn_value)
-    classes = {name: (size.weights, size.nbytes) for name, size in class_sizes(plan).items()}
+    planning.check(choices, kind)
+    with contextlib.ExitStack() as stack:
+        work = Preparation(
+            source, weights, kind, choices, threads, "cpu", tokenizer_json, on_progress, should_stop
+        )
+        work.read_text()
+        base = None
+        if choices.text is not None:
+            from rwkvcli.services.assessment import base_file
+
+            folder = Path(os.path.realpath(out)).parent
+            options: dict[str, Any] = {"tokenizer_json": tokenizer_json, "group_norm_eps": group_norm_eps}
+            base = stack.enter_context(
+                base_file(source, folder, encoder=work.encoder, should_stop=should_stop, **options)
+            )
+        work.decide(base, template=template, group_norm_eps=group_norm_eps)
+    plan = work.planning.plan
+    encodings = class_encodings(plan)
+    classes = {
+        name: ClassForecast(size.weights, size.nbytes, encodings[name])
+        for name, size in class_sizes(plan).items()
+    }
     return Forecast(
         weights.arch.version,
         sum(math.prod(item.shape) for item in plan.values()),
         weights.file_size,
-        estimated_bytes(plan),
+        work.size_of(plan, work.planning.recipe, work.planning.notes),
+        bits_per_weight(plan),
         classes,
+        work.planning.notes,
+        {name: item.encoding for name, item in plan.items()},
     )
 
 
@@ -220,19 +265,6 @@ def _tokenizer_json(path: Path | None, vocab_size: int) -> bytes | None:
         ) from None
     tokenizer_for("json", vocab_size, contents)
     return contents
-
-
-def _tokenizer_of(source: Checkpoint | ModelFile, given: bytes | None) -> Tokenizer:
-    """What the new file will encode text with. Raises UsageError if it will know no vocabulary, FormatError."""
-    from quant.pipeline import implied_tokenizer
-    from quant.sources import source_of
-    from rwkvcli.runtime.tokenizer import tokenizer_for
-
-    weights = source_of(source)
-    size = weights.arch.vocab_size
-    if given is not None:
-        return tokenizer_for("json", size, given)
-    return tokenizer_for(weights.tokenizer or implied_tokenizer(size), size, weights.tokenizer_bytes())
 
 
 def _check_template(name: str | None) -> None:

@@ -24,7 +24,7 @@ def tokenizer_of(path: Path) -> Tokenizer:
     Raises what opening raises, UsageError if the file knows none, FormatError if it does not fit.
     """
     from quant.container.reader import ModelFile
-    from quant.pipeline import implied_tokenizer
+    from quant.frame import implied_tokenizer
     from quant.sources import open_model
     from rwkvcli.runtime.tokenizer import tokenizer_for
 

@@ -85,7 +85,7 @@ def test_there_is_an_example_for_every_action(verb: str) -> None:
     actions = getattr(module, "Action", getattr(module, "Task", ()))
     for action in [*actions, *getattr(module, "SCRIPTS", ())]:
         assert f"rwkv {verb} {action}" in module.EXAMPLES
-        assert action in inside(verb, action, "--help").out
+        assert action in rwkv_inside(verb, action, "--help").out
 
 
 def test_version() -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -371,3 +372,84 @@ def test_show_escapes_what_could_harm_a_terminal(folder: Path) -> None:
     assert done.code == 0
     assert "\\x1b[2J" in done.out
     assert "\x1b" not in done.out + done.err
+
+
+def test_a_plan_by_tensor_and_size(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = str(folder / "small.pth"), str(folder / "o.st")
+    words = ["--tensor", r"att\.value=int8", "--tensor", "head=q4g16", "--max-size", "1MB", "-q"]
+    assert main(["quantize", source, "--to", "int4", "-o", out, *words, "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["encodings"]["blocks.1.att.value.weight"] == "q8g32" and told["bytes"] <= 1e6
+    assert told["classes"]["head"]["encodings"] == ["q4g16"]
+    assert told["ffn_value"]["layout"] == "tile"
+    assert main(["quantize", source, "--to", "int4", "-o", out, *words]) == 0
+    with ModelFile.open(folder / "o.st") as made:
+        assert made.size == told["bytes"]
+        assert {name: item.encoding for name, item in made.plan.items()} == told["encodings"]
+        assert made.recipe == r"int4, at most 1000000 bytes, att\.value=int8, head=q4g16"
+    capsys.readouterr()
+    assert main(["quantize", source, "--to", "int4", "--recipe", "best", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[0] == "att" and line.endswith("q4g16+q8g32") for line in lines)
+    assert any(re.fullmatch(r"\d\.\d\d bits per weight", line) for line in lines)
+
+
+def test_a_calibrated_file_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "t.txt").write_bytes(b"To be, or not to be, that is the question. " * 30)
+    args = ["quantize", str(folder / "small.pth"), "--to", "int4", "-o", str(folder / "c.st"), "-q"]
+    assert main([*args, "--calibrate", str(folder / "t.txt"), "--calibrate-tokens", "100", "--resume"]) == 0
+    with ModelFile.open(folder / "c.st") as made:
+        assert json.loads(made.calibration)["text"] == "t.txt"
+        assert json.loads(made.calibration)["tokens"] == 100
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["--calibrate", "none.txt"], 3, "none.txt: no such file"),
+        (["--calibrate", "-", "--eval", "-"], 2, "cannot both read stdin"),
+        (["--max-size", "much"], 2, "'much' is no size"),
+        (["--max-size", "10kB"], 2, "too small: this model cannot be smaller than "),
+        (["--target-bpw", "2"], 2, "bits per weight"),
+        (["--method", "gptq"], 2, "gptq needs a text to calibrate with"),
+        (["--tensor", "atn=int8"], 2, "no tensor matches 'atn'"),
+        (
+            ["--calibrate", "small.txt", "-o", "small.txt", "--force"],
+            2,
+            "small.txt is the text to calibrate with",
+        ),
+    ],
+)
+def test_plans_that_cannot_be(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    args: list[str], code: int, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(folder)
+    (folder / "small.txt").write_text("text")
+    before = sorted(folder.iterdir())
+    assert main(["quantize", "small.pth", "--to", "int4", *args]) == code
+    assert message in capsys.readouterr().err
+    assert sorted(folder.iterdir()) == before
+
+
+def test_gptq_without_torch_says_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "rwkvcli.runtime.torch_hessians", None)
+    text = folder / "t.txt"
+    text.write_text("text")
+    args = [
+        "quantize",
+        str(folder / "small.pth"),
+        "--to",
+        "int4",
+        "--method",
+        "gptq",
+        "--calibrate",
+        str(text),
+    ]
+    assert main([*args, "-o", str(folder / "o.st")]) == 2
+    assert "pip install 'rwkvcli[torch]'" in capsys.readouterr().err
+    assert not (folder / "o.st").exists()

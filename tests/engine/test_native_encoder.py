@@ -14,7 +14,7 @@ from quant.methods import STATISTICS, numpy_encoder
 from quant.pipeline import quantize
 from quant.sources import open_model
 from rwkvcli import _kernels
-from rwkvcli.services.quantization import NativeEncoder
+from rwkvcli.services.encoding import NativeEncoder
 
 ENCODINGS = ["q8g32", "q4g32", "q4g16"]
 LAYOUTS = ["t16x4", "row", "kn"]
@@ -47,6 +47,32 @@ def test_same_bytes_as_numpy(encoding: str, layout: str, shape: tuple[int, int])
                 for part, array in wanted.items():
                     assert made[part].dtype == array.dtype and made[part].shape == array.shape, part
                     assert made[part].tobytes() == array.tobytes(), (part, level, threads)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_same_bytes_as_numpy_with_importance(encoding: str, layout: str) -> None:
+    w = weights((50, 90))
+    importance = np.random.default_rng(4).uniform(0.01, 30, 90).astype(np.float32)
+    wanted = numpy_encoder().encode(w, encoding, layout, importance)
+    for level in _kernels.cpu_levels():
+        made = _kernels.encode(w, encoding, layout, 2, "codebook", level, importance)
+        assert all(made[part].tobytes() == array.tobytes() for part, array in wanted.items()), level
+    plain = numpy_encoder().encode(w, encoding, layout)
+    alike = numpy_encoder().encode(w, encoding, layout, np.ones(90, np.float32))
+    assert all(plain[part].tobytes() == array.tobytes() for part, array in alike.items())
+    assert (plain["q"].tobytes() == wanted["q"].tobytes()) == (encoding == "q8g32")
+
+
+def test_what_counts_more_loses_less() -> None:
+    w = np.random.default_rng(5).standard_normal((64, 256)).astype(np.float32)
+    importance = np.where(np.arange(256) % 4, 0.1, 3.7).astype(np.float32)
+    errors = {}
+    for name, weight in (("plain", None), ("weighted", importance)):
+        parts = NativeEncoder(1).encode(w, "q4g32", "t16x4", weight)
+        lost = np.square(w - decode(parts, "q4g32", "t16x4", w.shape), dtype=np.float64)
+        errors[name] = (lost @ importance).sum()
+    assert errors["weighted"] < 0.7 * errors["plain"]
 
 
 def test_same_bytes_for_a_sample_of_many_rows() -> None:
@@ -95,6 +121,15 @@ def test_quality_on_a_matrix_of_real_size() -> None:
         (np.zeros((2, 2), np.float32), ("q8g32", "row", 0), ValueError),
         (np.zeros((2, 2), np.float32), ("q8g32", "row", 1, "gptq"), ValueError),
         (np.zeros((2, 2), np.float32), ("q8g32", "row", 1, "codebook", "sse9"), ValueError),
+        *(
+            (
+                np.zeros((2, 2), np.float32),
+                ("q4g32", "row", 1, "codebook", "", np.array(h, np.float32)),
+                ValueError,
+            )
+            for h in ([1, 0], [1, np.nan], [1, np.inf], [1, -1], [1], [[1, 1]])
+        ),
+        (np.zeros((2, 2), np.float32), ("q4g32", "row", 1, "codebook", "", np.ones(2)), TypeError),
     ],
 )
 def test_wrong_arguments_are_refused(w: np.ndarray, arguments: tuple, error: type[Exception]) -> None:

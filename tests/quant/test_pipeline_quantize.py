@@ -108,8 +108,8 @@ class BareEncoder:
 
     method = "codebook"
 
-    def encode(self, w: F32, encoding: str, layout: str) -> dict[str, Array]:
-        parts = numpy_encoder().encode(w, encoding, layout)
+    def encode(self, w: F32, encoding: str, layout: str, importance: F32 | None = None) -> dict[str, Array]:
+        parts = numpy_encoder().encode(w, encoding, layout, importance)
         return {name: array for name, array in parts.items() if name not in STATISTICS}
 
 
@@ -346,11 +346,11 @@ class FailingEncoder:
     def __init__(self, failure: BaseException) -> None:
         self.failure, self.count = failure, 0
 
-    def encode(self, w: F32, encoding: str, layout: str) -> dict[str, Array]:
+    def encode(self, w: F32, encoding: str, layout: str, importance: F32 | None = None) -> dict[str, Array]:
         self.count += 1
         if self.count == 5:
             raise self.failure
-        return numpy_encoder().encode(w, encoding, layout)
+        return numpy_encoder().encode(w, encoding, layout, importance)
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), ValueError("broken"), NoSpace("full")])
@@ -404,7 +404,7 @@ def test_open_model_tells_the_two_apart(small: Path, tmp_path: Path) -> None:
 
 
 def plan_of(n_embd: int, kind: str, **options: str) -> dict[str, tuple[str, str]]:
-    arch = synthetic_arch("7", 2, n_embd, 65536)
+    arch = synthetic_arch("7", 12 if n_embd < 1024 else 24, n_embd, 65536)
     return {name: (item.encoding, item.layout) for name, item in make_plan(arch, kind, **options).items()}
 
 
@@ -415,9 +415,10 @@ def test_recipes() -> None:
     assert plan_of(768, "int4", ffn_value="kn")["blocks.1.ffn.value.weight"] == ("q4g32", "kn")
     assert plan_of(2048, "int8", ffn_value="tile")["blocks.1.ffn.value.weight"] == ("q8g32", "t16x4")
     assert plan_of(2048, "bf16")["blocks.1.ffn.value.weight"] == ("bf16", "row")
-    assert middle["emb.weight"] == ("q8g32", "row") and small["emb.weight"] == ("q4g16", "row")
+    emb = [plan["emb.weight"] for plan in (large, middle, small)]
+    assert emb == [("q8g32", "row"), ("q4g16", "row"), ("q4g32", "row")]
     for plan in (large, middle, small):
-        assert plan["blocks.0.att.receptance.weight"] == ("q4g16", "t16x4")
+        assert plan["blocks.0.att.value.weight"] == ("q4g16", "t16x4")
         assert plan["blocks.0.ffn.key.weight"] == ("q4g32", "t16x4")
         assert plan["head.weight"] == ("q8g32", "t16x4")
         assert plan["blocks.1.att.v2"] == ("q8g32", "t16x4")

@@ -1,0 +1,168 @@
+"""Formats compared by what they make of the same matrices, all else in float32: part of `benchmarks.quality`.
+
+The attention's and the FFN's matrices are stored in a format, decoded again, and put into a float32 model. So nothing
+but the format differs, and formats that no engine here runs can be compared. (Our engine also rounds activations.)
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers import F32, Made, Peer, peers
+from quant.calibration import Calibration
+from quant.codecs import decode
+from quant.container.reader import ModelFile
+from quant.formats import TILE, stored_bytes
+from quant.methods import gptq
+from quant.recipe import class_of
+from quant.sources import source_of
+from rwkvcli import Model
+from rwkvcli.runtime.machine import default_threads
+from rwkvcli.services import evaluation
+from rwkvcli.services.calibrating import Windows, gather, read_windows
+from rwkvcli.services.encoding import NativeEncoder
+
+HEAD = "| format | bits per weight | weight error | output error | ratio to f32 | KL mean |"
+
+
+def compare(
+    base: Path,
+    folder: Path,
+    text: bytes,
+    ctx: int | None,
+    calibrate: bytes,
+    tokens: int,
+    library: Path | None,
+) -> list[dict[str, Any]]:
+    """Every format on all matrices of attention and FFN of the float32 model `base`; prints a table.
+
+    Errors are relative squared ones: of the weights, and of the outputs as far as the sizes of the inputs tell.
+    """
+    windows = read_windows(io.BytesIO(calibrate or text), "text", Model.load(base).tokenizer, tokens)
+    calibration = gather(base, windows, threads=default_threads())
+    print(f"\n{HEAD}\n|---|" + "---:|" * (HEAD.count("|") - 2), flush=True)
+    found = []
+    forms: dict[str, Callable[[], Iterator[tuple[str, F32, Made]]]] = {}
+    for encoding in ("q4g32", "q4g16", "q8g32"):
+        forms[f"ours, {encoding}"] = lambda e=encoding: _each(base, _ours(e), None)  # type: ignore[misc]
+        if encoding != "q8g32" and calibrate:
+            forms[f"ours, {encoding}, calibrated"] = lambda e=encoding: _each(base, _ours(e), calibration)  # type: ignore[misc]
+            forms[f"ours, {encoding}, gptq"] = lambda e=encoding: _by_gptq(base, e, windows)  # type: ignore[misc]
+    for name, peer in peers(library).items():
+        if "importance" not in name or calibrate:
+            forms[name] = lambda p=peer: _each(base, p, calibration)  # type: ignore[misc]
+    for name, form in forms.items():
+        try:
+            row = _measured(base, folder, form(), text, ctx, calibration)
+        except ValueError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            continue
+        found.append({"format": name, **row})
+        errors = f"{row['weight_error']:.3g} | {row['output_error']:.3g}"
+        print(f"| {name} | {row['bits']:.2f} | {errors} | {_told(row)} |", flush=True)
+    return found
+
+
+def sensitivity(base: Path, folder: Path, text: bytes, ctx: int | None) -> list[dict[str, Any]]:
+    """What q4g32 costs in one kind of matrix of all blocks, and what giving it 8 bits would save; prints a table."""
+    print("\n| matrix | KL mean | KL per MB saved against q8g32 |\n|---|---:|---:|", flush=True)
+    found = []
+    with ModelFile.open(base) as model:
+        leaves = dict.fromkeys(
+            name.split(".", 2)[-1] for name in model.plan if class_of(name) in ("att", "ffn", "emb", "head")
+        )
+        shapes = {name: plan.shape for name, plan in model.plan.items()}
+    for leaf in leaves:
+        names = [name for name in shapes if name.split(".", 2)[-1] == leaf or name == leaf]
+        row = _measured(base, folder, _each(base, _ours("q4g32"), None, names), text, ctx, None)
+        saved = sum(
+            stored_bytes("q8g32", TILE, shapes[n]) - stored_bytes("q4g32", TILE, shapes[n]) for n in names
+        )
+        kl = row["base"]["kl"]["mean"]
+        found.append({"matrix": leaf, "kl": kl, "kl_per_mb": kl / saved * 1e6})
+        print(f"| {leaf.removesuffix('.weight')} | {kl:.3g} | {kl / saved * 1e6:.3g} |", flush=True)
+    return found
+
+
+def _ours(encoding: str) -> Peer:
+    encoder = NativeEncoder(default_threads())
+
+    def make(w: F32, importance: F32 | None) -> Made:
+        parts = encoder.encode(w, encoding, TILE, importance)
+        shape = (w.shape[0], w.shape[1])
+        return Made(decode(parts, encoding, TILE, shape), stored_bytes(encoding, TILE, shape))
+
+    return make
+
+
+def _each(
+    base: Path, peer: Peer, calibration: Calibration | None, names: Iterable[str] | None = None
+) -> Iterator[tuple[str, F32, Made]]:
+    with ModelFile.open(base) as model:
+        for name in names or [name for name in model.plan if class_of(name) in ("att", "ffn")]:
+            w = model.decode(name).copy()
+            yield name, w, peer(w, None if calibration is None else calibration.importance(name))
+
+
+def _by_gptq(base: Path, encoding: str, windows: Windows) -> Iterator[tuple[str, F32, Made]]:
+    from rwkvcli.runtime.torch_hessians import TorchHessians
+
+    with ModelFile.open(base) as model:
+        names = [name for name in model.plan if class_of(name) in ("att", "ffn")]
+        view = TorchHessians(
+            source_of(model),
+            windows.ids,
+            names,
+            device="cpu",
+            group_norm_eps=model.group_norm_eps or 64e-5,
+            threads=default_threads(),
+        )
+        for name in names:
+            w = model.decode(name).copy()
+            hessian = view.of(name)
+            assert hessian is not None
+            shape = (w.shape[0], w.shape[1])
+            values = decode(gptq.encode(w, hessian, encoding, TILE), encoding, TILE, shape)
+            view.replace(name, values)
+            yield name, w, Made(values, stored_bytes(encoding, TILE, shape))
+
+
+def _measured(
+    base: Path,
+    folder: Path,
+    matrices: Iterator[tuple[str, F32, Made]],
+    text: bytes,
+    ctx: int | None,
+    calibration: Calibration | None,
+) -> dict[str, Any]:
+    """A copy of `base` with other matrices, against `base`."""
+    path = folder / "decoded.safetensors"
+    shutil.copyfile(base, path)
+    nbytes = weights = 0
+    errors: list[float] = []
+    outputs: list[float] = []
+    with ModelFile.open(base) as model, path.open("r+b") as file:
+        for name, w, stored in matrices:
+            nbytes, weights = nbytes + stored.nbytes, weights + w.size
+            lost, power = np.square(w - stored.values, dtype=np.float64), np.square(w, dtype=np.float64)
+            errors.append(lost.sum() / power.sum())
+            importance = calibration.importance(name) if calibration is not None else None
+            if importance is not None:
+                outputs.append((lost @ importance).sum() / (power @ importance).sum())
+            file.seek(model.plan[name].parts[0].offset)
+            file.write(stored.values.astype("<f4").tobytes())
+    found = evaluation.measure(Model.load(path), io.BytesIO(text), base=Model.load(base), ctx=ctx).to_json()
+    means = {"weight_error": float(np.mean(errors)), "output_error": float(np.mean(outputs or [np.nan]))}
+    return {"bits": 8 * nbytes / weights, **means, **found}
+
+
+def _told(row: dict[str, Any]) -> str:
+    base = row["base"]
+    return f"{base['ratio']:.5f} ± {base['ratio_stderr']:.5f} | {base['kl']['mean']:.3g}"

@@ -1,0 +1,51 @@
+"""How large llama.cpp makes a model in Q4_K_M: what the default int4 recipe has to be no larger than.
+
+The rules are those of llama.cpp's `src/llama-quant.cpp` for its RWKV models: matrices are Q4_K (4.5 bits a weight), the
+head is Q6_K (6.5625), and both fall back to Q5_0 (5.5) and Q8_0 (8.5) where rows are no multiple of 256, then to f16.
+The names of RWKV's tensors match none of the rules that give some attention and FFN tensors more bits. Low-rank
+factors stay f16, `w1`, `w2` and what RWKV-6 has of them f32, as its converter writes them.
+"""
+
+from __future__ import annotations
+
+import math
+
+from quant.arch import Arch
+from quant.orient import logical_tensors
+
+_LONG, _SHORT = 256, 32
+"""Weights in a block of the K formats and of the older ones."""
+_F32_LEAVES = ("w1", "w2", "time_decay_w1", "time_decay_w2")
+_LOW_RANK_LEAVES = (*_F32_LEAVES, "a1", "a2", "v1", "v2", "g1", "g2")
+
+
+_WORLD_VOCABULARY = 1_159_790
+"""Bytes of RWKV's World vocabulary in a GGUF file: 373,358 of text, a length and a type for each of 65,536 tokens."""
+
+
+def q4_k_m_bytes(arch: Arch) -> int:
+    """Bytes of the tensors of a model of `arch`, and of its vocabulary where that is known to be World."""
+    tensors = sum(_bits(name, item.shape) for name, item in logical_tensors(arch).items()) / 8
+    return int(tensors) + (_WORLD_VOCABULARY if is_world(arch.vocab_size) else 0)
+
+
+def is_world(vocab_size: int) -> bool:
+    """Whether a model with so many tokens has the World vocabulary."""
+    return 65529 <= vocab_size <= 65536
+
+
+def _bits(name: str, shape: tuple[int, ...]) -> float:
+    weights = math.prod(shape)
+    leaf = name.rpartition(".")[2]
+    if ".time_maa_w" in name and len(shape) == 2:
+        return 32 * weights
+    if leaf in _LOW_RANK_LEAVES:
+        return (32 if leaf in _F32_LEAVES else 16) * weights
+    if not name.endswith(".weight") or len(shape) != 2:
+        return 32 * weights
+    if shape[1] % _SHORT:
+        return 16 * weights
+    short = shape[1] % _LONG != 0
+    if name == "head.weight":
+        return (8.5 if short else 6.5625) * weights
+    return (5.5 if short else 4.5) * weights

@@ -1,0 +1,177 @@
+"""Which format each tensor gets: what `rwkv quantize --recipe`, `--tensor`, `--target-bpw` and `--max-size` decide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from rwkvcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from quant.calibration import Calibration
+    from quant.methods import Encoder
+    from quant.recipe import Plan
+    from quant.sources import Source
+
+_UNITS = {
+    "B": 1,
+    "kB": 10**3,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How a model is to be quantized."""
+
+    recipe: str = "default"
+    tensors: tuple[str, ...] = ()
+    """`REGEX=FORMAT`; the last match decides."""
+    target_bpw: float | None = None
+    """Bits per weight of the whole model, at most."""
+    max_size: int | None = None
+    """Bytes of the file, at most."""
+    ffn_value: str = "auto"
+    method: str | None = None
+    """One of `quant.methods.METHODS`; None: codebook."""
+    text: BinaryIO | None = field(default=None, compare=False)
+    """What to calibrate with."""
+    text_name: str = ""
+    tokens: int | None = None
+    """How many tokens of it; None: as usual."""
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether encodings are chosen for a size."""
+        return self.target_bpw is not None or self.max_size is not None
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What was decided."""
+
+    plan: Plan
+    recipe: str
+    """In words, for the file."""
+    notes: dict[str, Any]
+    """For the report: the layout of ffn.value and why."""
+
+
+def check(choices: Choices, kind: str) -> None:
+    """Raise UsageError for choices that do not go together, before any work."""
+    from quant.methods import METHODS
+    from quant.recipe import Override
+
+    for word in choices.tensors:
+        Override.parse(word)
+    if choices.method is not None and choices.method not in METHODS:
+        raise UsageError(f"unknown method {choices.method!r}", hint=f"Use one of {', '.join(METHODS)}.")
+    if choices.budgeted and kind != "int4":
+        raise UsageError(
+            f"{kind} has one size", hint="--target-bpw and --max-size choose among the formats of int4"
+        )
+    if choices.budgeted and choices.recipe != "default":
+        raise UsageError("a recipe and a size are two ways to say the same", hint="leave one out")
+    if choices.target_bpw is not None and not 0 < choices.target_bpw < math.inf:
+        raise UsageError(f"{choices.target_bpw} is no number of bits per weight")
+    if choices.method == "gptq" and choices.text is None:
+        raise UsageError("gptq needs a text to calibrate with", hint="--calibrate TEXT")
+    if choices.tokens is not None and choices.text is None:
+        raise UsageError("no text to take tokens from", hint="--calibrate TEXT")
+
+
+def decide(
+    source: Source,
+    kind: str,
+    choices: Choices,
+    *,
+    encoder: Encoder,
+    calibration: Calibration | None,
+    size_of: Callable[[Plan, str, dict[str, Any]], int],
+    on_progress: Callable[[str, int, int], None] | None = None,
+    stop: Callable[[], None] = lambda: None,
+) -> Planning:
+    """The plan for `source`. `size_of(plan, recipe, notes)`: how large the file will be.
+
+    Raises UsageError (see `quant.recipe.make_plan`; a size that is too small, with the smallest possible one).
+    """
+    from quant.recipe import Override, make_plan
+    from quant.sampling import plan_within
+
+    layout, why = _ffn_value(source, choices.ffn_value, calibration)
+    overrides = [Override.parse(word) for word in choices.tensors]
+    plan = make_plan(source.arch, kind, recipe=choices.recipe, overrides=overrides, ffn_value=layout)
+    lossy = any(item.encoding.startswith("q") for item in plan.values())
+    notes = {"ffn_value": {"layout": layout, "why": why}} if lossy else {}
+    recipe = _in_words(kind, choices, lossy)
+    if choices.budgeted:
+        plan = plan_within(
+            source,
+            plan,
+            lambda found: _excess(found, choices, lambda found: size_of(found, recipe, notes)),
+            encoder=encoder,
+            calibration=calibration,
+            overrides=overrides,
+            size_of=lambda found: size_of(found, recipe, notes),
+            on_progress=on_progress,
+            check=stop,
+        )
+    return Planning(plan, recipe, notes)
+
+
+def _ffn_value(source: Source, wanted: str, calibration: Calibration | None) -> tuple[str, str]:
+    """ "tile" or "kn", and why."""
+    from quant.calibration import layout_by_density
+    from quant.recipe import KN_FROM
+
+    width = source.arch.n_embd
+    if wanted != "auto":
+        return wanted, "as asked for"
+    density = calibration.density() if calibration is not None else None
+    if density is not None:
+        return layout_by_density(density, source.arch)
+    layout = "kn" if width >= KN_FROM else "tile"
+    return layout, f"by size: {width} channels, and large models leave most of its inputs at zero"
+
+
+def _excess(plan: Plan, choices: Choices, size_of: Callable[[Plan], int]) -> int:
+    """By how many bytes a plan is larger than it may be."""
+    over = []
+    if choices.target_bpw is not None:
+        weights = sum(math.prod(item.shape) for item in plan.values())
+        over.append(sum(item.nbytes for item in plan.values()) - int(choices.target_bpw * weights / 8))
+    if choices.max_size is not None:
+        over.append(size_of(plan) - choices.max_size)
+    return max(over)
+
+
+def _in_words(kind: str, choices: Choices, lossy: bool) -> str:
+    words = [kind if choices.recipe == "default" else f"{kind} {choices.recipe}"]
+    if choices.target_bpw is not None:
+        words.append(f"at most {choices.target_bpw:g} bits per weight")
+    if choices.max_size is not None:
+        words.append(f"at most {choices.max_size} bytes")
+    words += choices.tensors
+    if lossy and choices.ffn_value != "auto":
+        words.append(f"ffn.value {choices.ffn_value}")
+    return ", ".join(words)
+
+
+def parse_size(text: str) -> int:
+    """Bytes, of `900MB`, `1.2GB`, `800MiB`. Raises UsageError."""
+    number = text.strip().rstrip("BkKMGi")
+    unit = text.strip()[len(number) :] or "B"
+    try:
+        size = float(number) * _UNITS[unit]
+    except (KeyError, ValueError):
+        size = 0.0
+    if not 1 <= size < 2**62:
+        raise UsageError(f"{text!r} is no size", hint="for example 900MB or 1.5GB")
+    return int(size)
