@@ -82,7 +82,7 @@ def test_a_failure_after_the_last_byte(
         hub.repos["a/b"].statuses = [200, 200, 502]  # its facts, its bytes, its facts for the library
         assert service.download(Reference("a/b", "m.pth")).read_bytes() == b"1234"
         hub.repos["a/b"].statuses = [200, 200, *[502] * 30]
-        with pytest.raises(NetworkError, match="the Hub answered 502 for a/b:n.pth"):
+        with pytest.raises(NetworkError, match=r"the Hub answered 502 for a/b:n\.pth"):
             service.download(Reference("a/b", "n.pth"))
         hub.repos["a/b"].statuses = []
         hub.requests.clear()
