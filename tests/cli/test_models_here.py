@@ -100,7 +100,9 @@ def test_damage_is_found_and_never_made_into_anything(hub: Hub, client: Client) 
     flip(client.path(G1, OLD))
     refused = client("pull", "g1-0.1b", "--quantize", "int8")
     assert (refused.code, refused.out) == (4, "")
-    assert ": " in refused.err
+    told, error, _ = refused.err.splitlines()
+    assert told == f"the download is kept, 1.08 MB: `rwkv rm {G1}:{OLD} --source` removes it"
+    assert error.startswith(f"error: {client.path(G1, OLD)}")
     assert not list(client.home.glob("models/*"))
     assert client("verify", "g1-0.1b").code == 4
 
