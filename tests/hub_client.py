@@ -12,6 +12,13 @@ from hub_server import COMMIT, Hub
 from rwkvcli.cli.app import main
 from rwkvcli.services import hub as service
 
+G1 = "BlinkDL/rwkv7-g1"
+OLD = "rwkv7-g1c-0.1b-20260110-ctx8192.pth"
+NEW = "rwkv7-g1d-0.1b-20260129-ctx8192.pth"
+ODD = "rwkv7b-g1z-0.1b-20270101-ctx4096.pth"
+"""The newest of all, but of another architecture."""
+ANSWER = ("--max-tokens", "3", "--seed", "1", "x")
+
 
 class Client:
     """Call it as the command line. `home` holds the cache and what is kept."""
@@ -50,6 +57,11 @@ class Client:
         """Where a download stands."""
         folder = "models--" + repo.replace("/", "--")
         return self.home / "hub" / folder / "snapshots" / COMMIT / file
+
+    def made(self, file: str, kind: str) -> Path:
+        """Where what was made of a download is kept."""
+        (found,) = (self.home / "models").glob(f"*/*/{Path(file).stem}-{kind}.safetensors")
+        return found
 
     def files(self) -> list[str]:
         """Names of everything below `home` that is a file with content, without locks."""

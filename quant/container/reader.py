@@ -68,7 +68,7 @@ class ModelFile:
     method: str
     calibration: str
     source: dict[str, Any]
-    """file, bytes, sha256 and dtype of the checkpoint that the weights came from."""
+    """file, bytes, sha256 and dtype of the checkpoint that the weights came from; perhaps repo and revision on the Hub."""
     report: dict[str, Any]
     """What the encoding cost; see `quant.metrics`."""
     metadata: dict[str, str]

@@ -96,9 +96,25 @@ def carry_out(console: Console, planned: Plan, bars: Bars) -> tuple[LocalModel |
     source = pulling.bring(planned, bars)
     if planned.kind is None:
         return source, source
-    with held_signals() as should_stop:
-        made = pulling.make(planned, source, bars, threads=console.settings.threads, should_stop=should_stop)
+    try:
+        with held_signals() as should_stop:
+            made = pulling.make(
+                planned, source, bars, threads=console.settings.threads, should_stop=should_stop
+            )
+    except Exception:
+        bars.hide()
+        if source.path.exists():  # another process may have removed it
+            tell_kept(console, source)
+        raise
     return source, made
+
+
+def tell_kept(console: Console, source: LocalModel) -> None:
+    """Say that a download is still here, and what removes it."""
+    from rwkvcli.cli.render import size
+
+    nbytes, name = size(source.path.stat().st_size), store.quoted(str(source.reference))
+    console.note(f"the download is kept, {nbytes}: `rwkv rm {name} --source` removes it")
 
 
 def _obtained(console: Console, name: str, found: LocalModel | None) -> LocalModel:

@@ -119,9 +119,9 @@ def _names(model: str | None, update: bool) -> list[str]:
 
 def _settle(console: Console, planned: Plan, source: LocalModel | None, keep: bool | None) -> bool:
     """Decide what becomes of the download that a model file was made of; whether it was removed."""
+    from rwkvcli.cli.download import tell_kept
     from rwkvcli.cli.render import size
     from rwkvcli.services import pulling
-    from rwkvcli.services.store import quoted
 
     if planned.kind is None or source is None:
         return False
@@ -132,8 +132,7 @@ def _settle(console: Console, planned: Plan, source: LocalModel | None, keep: bo
         pulling.discard(source)
         console.note(f"the download was removed: {nbytes}")
         return True
-    name = quoted(str(planned.reference))
-    console.note(f"the download is kept, {nbytes}: `rwkv rm {name} --source` removes it")
+    tell_kept(console, source)
     return False
 
 

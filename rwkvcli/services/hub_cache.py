@@ -20,7 +20,7 @@ from pathlib import Path
 from rwkvcli.services.names import SUFFIXES, Reference
 
 _CHUNK = 1 << 22
-_OFF = ("", "0", "false", "no", "off")
+_TRUE = ("1", "ON", "YES", "TRUE")
 INCOMPLETE = ".incomplete"
 
 
@@ -48,7 +48,7 @@ def free_disk() -> int:
 def is_offline() -> bool:
     """Whether the environment switches the network off, by the library's rules."""
     said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-    return said.lower() not in _OFF
+    return said.upper() in _TRUE
 
 
 @dataclass(frozen=True)

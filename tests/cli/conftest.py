@@ -1,10 +1,13 @@
-"""A small model that all tests of the command line share."""
+"""A small model and a Hub that all tests of the command line share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_client import G1, ODD, OLD, Client
+from hub_server import Hub, HubFile, Repo
 from quant_models import checkpoint, quantized
 
 from quant.synthetic import synthetic_arch
@@ -31,3 +34,25 @@ def folder(tmp_path: Path, pth: Path, model: Path) -> Path:
     (tmp_path / "small.pth").write_bytes(pth.read_bytes())
     (tmp_path / "small.safetensors").write_bytes(model.read_bytes())
     return tmp_path
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A Hub with nothing on it."""
+    with Hub() as server:
+        yield server
+
+
+@pytest.fixture
+def client(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], pth: Path
+) -> Client:
+    """The command in this process; the Hub has g1-0.1b, and nothing is here."""
+    hub.repos[G1] = Repo(
+        {
+            OLD: HubFile(pth.read_bytes()),
+            ODD: HubFile(b"not for us"),
+            "README.md": HubFile(b"x", lfs=False),
+        }
+    )
+    return Client(hub, tmp_path, monkeypatch, capfd)

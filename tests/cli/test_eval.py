@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +37,6 @@ def lines(texts: list[str]) -> bytes:
 def place(folder: Path) -> Path:
     (folder / "l.jsonl").write_bytes(lines(TEXTS))
     return folder
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub() as server:
-        yield server
 
 
 def answer(*args: str | Path, **more: Any) -> dict[str, Any]:

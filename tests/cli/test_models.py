@@ -1,55 +1,25 @@
-"""Short names, `pull --quantize`, `list`, `verify`, `rm`, remote `show` and `doctor`, and the default model: the real
+"""Short names, `pull --quantize`, questions on a terminal, other processes, and the default model: the real
 huggingface_hub against a server of our own.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
 from cli_runner import Outcome, Terminal, environment, start
-from hub_client import Client
+from hub_client import ANSWER, G1, NEW, OLD, Client
 from hub_server import COMMIT, Hub, HubFile, Repo
-from quant_models import quantized
 
 from quant.container.reader import ModelFile
-from quant.synthetic import SyntheticModel, synthetic_arch, write_safetensors
+from quant.synthetic import synthetic_arch
 from rwkvcli.services import catalog, fitting
-
-G1 = "BlinkDL/rwkv7-g1"
-OLD = "rwkv7-g1c-0.1b-20260110-ctx8192.pth"
-NEW = "rwkv7-g1d-0.1b-20260129-ctx8192.pth"
-ODD = "rwkv7b-g1z-0.1b-20270101-ctx4096.pth"
-ANSWER = ("--max-tokens", "3", "--seed", "1", "x")
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub() as server:
-        yield server
-
-
-@pytest.fixture
-def client(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], pth: Path
-) -> Client:
-    """Two dates of g1-0.1b, one of them of an odd architecture, and nothing here."""
-    hub.repos[G1] = Repo(
-        {
-            OLD: HubFile(pth.read_bytes()),
-            ODD: HubFile(b"not for us"),
-            "README.md": HubFile(b"x", lfs=False),
-        }
-    )
-    return Client(hub, tmp_path, monkeypatch, capfd)
 
 
 @pytest.fixture(scope="session")
@@ -59,18 +29,6 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
     path = tmp_path_factory.mktemp("second") / "second.pth"
     return checkpoint(path, synthetic_arch("7", 2, 128, 256, 64), "bf16", seed=5).read_bytes()
-
-
-def made(client: Client, file: str, kind: str) -> Path:
-    """Where what was made of a file is kept."""
-    (found,) = (client.home / "models").glob(f"*/*/{Path(file).stem}-{kind}.safetensors")
-    return found
-
-
-def made_of(repo: str, client: Client) -> Path:
-    """The one model file that was made of a repository's files."""
-    (found,) = (client.home / "models" / repo).glob("*/*.safetensors")
-    return found
 
 
 def test_a_name_that_is_here_starts_without_the_library(hub: Hub, client: Client) -> None:
@@ -88,7 +46,7 @@ def test_a_name_that_is_here_starts_without_the_library(hub: Hub, client: Client
 
 def test_a_short_name_is_pulled_made_into_a_model_and_found_again(hub: Hub, client: Client) -> None:
     done = client("pull", "g1-0.1b", "--quantize", "int8")
-    path = made(client, OLD, "int8")
+    path = client.made(OLD, "int8")
     assert (done.code, done.out) == (0, f"{path}\n")
     size = f"{len(hub.repos[G1].files[OLD].data) / 1e6:.2f} MB"
     assert done.err == f"the download is kept, {size}: `rwkv rm {G1}:{OLD} --source` removes it\n"
@@ -130,7 +88,7 @@ def test_a_newer_file_is_looked_for_only_when_asked(hub: Hub, client: Client, se
     line = client("list", "--remote", "g1").out.splitlines()[1]
     assert line.split("  ") == ["g1-0.1b", "2026-01-29", "1.08 MB", "an older one", f"{G1}:{NEW}"]
     assert hub.downloads() == []
-    assert client("pull", "--update", "--discard-source").out == f"{made(client, NEW, 'int8')}\n"
+    assert client("pull", "--update", "--discard-source").out == f"{client.made(NEW, 'int8')}\n"
     everything = client("list", "--remote")
     assert [line.split()[0] for line in everything.out.splitlines()] == ["name", "g1-0.1b"]
     assert "BlinkDL/rwkv-4-pile-1b5 is not there, or private" in everything.err.splitlines()
@@ -191,18 +149,6 @@ def test_a_dry_run_fetches_nothing(hub: Hub, client: Client) -> None:
     assert (told["to_download"], told["to_write"]) == (0, 0)
 
 
-def test_percent_signs_and_folders_in_names(hub: Hub, client: Client, pth: Path) -> None:
-    file = "sub/RWKV-4-Raven-x-Eng98%-Other2%25.pth"
-    hub.repos["a/b"] = Repo({file: HubFile(pth.read_bytes())})
-    assert client("pull", f"a/b:{file}").out == f"{client.path('a/b', file)}\n"
-    assert client("pull", "a/b", "--quantize", "int8").code == 0
-    assert client("generate", "-m", f"a/b:{file}", *ANSWER).code == 0
-    assert client("rm", made_of("a--b", client), "--yes").code == 0
-    assert client.files() == [hub.repos["a/b"].files[file].etag]
-    assert client("rm", f"a/b:{file}", "--yes").code == 0
-    assert client.files() == []
-
-
 def test_a_tokenizer_goes_into_what_needs_one(hub: Hub, client: Client, tmp_path: Path) -> None:
     from quant_models import checkpoint
     from vocabularies import byte_level_json
@@ -218,77 +164,6 @@ def test_a_tokenizer_goes_into_what_needs_one(hub: Hub, client: Client, tmp_path
     assert done.code == 0
     with ModelFile.open(done.out.strip()) as file:
         assert file.tokenizer_bytes() == byte_level_json()
-
-
-def test_removing(hub: Hub, client: Client) -> None:
-    client("pull", "g1-0.1b", "--quantize", "int8")
-    client("pull", "g1-0.1b", "--quantize", "int4")
-    refused = client("rm", "g1-0.1b")
-    assert (refused.code, refused.out) == (2, "")
-    assert "there is no terminal to ask on: --yes says yes" in refused.err
-    assert client("rm", "g1-0.1b-int4", "--yes").code == 0
-    assert [
-        json.loads(line)["what"]
-        for line in client("rm", "g1-0.1b", "--source", "--yes", "--json").out.splitlines()
-    ] == ["checkpoint"]
-    assert client("generate", "-m", "g1-0.1b", *ANSWER).code == 0
-    assert client("rm", "g1-0.1b", "--source", "--yes") == Outcome(
-        3, "", "error: no download of g1-0.1b is on this machine\nhint: there is g1-0.1b-int8@20260110\n"
-    )
-    assert client("rm", "g1-0.1b@20260110", "--yes").code == 0
-    assert client.files() == []
-    assert not list((client.home / "models").iterdir())
-    for name in ("demo", client.home):
-        assert client("rm", name, "--yes").code in (2, 3)
-
-
-def test_a_blob_that_another_name_has_stays(hub: Hub, client: Client, pth: Path) -> None:
-    hub.repos["a/b"] = Repo({"m.pth": HubFile(pth.read_bytes()), "sub/m.pth": HubFile(pth.read_bytes())})
-    client("pull", "a/b:m.pth")
-    client("pull", "a/b:sub/m.pth")
-    assert client("rm", "a/b:m.pth", "--yes").code == 0
-    assert client.path("a/b", "sub/m.pth").read_bytes() == pth.read_bytes()
-    assert not client.path("a/b", "m.pth").exists()
-    assert client("rm", "a/b", "--yes").code == 0
-    assert client.files() == []
-
-
-def test_what_other_programs_downloaded_is_not_listed_but_can_be_named(hub: Hub, client: Client) -> None:
-    other = HubFile(b"\x02" + b"\0" * 7 + b"{}")
-    hub.repos["a/b"] = Repo({"llama.safetensors": other})
-    client("pull", "a/b")
-    assert [item["name"] for item in json.loads(client("list", "--json").out)] == ["demo"]
-    assert client("rm", "a/b", "--yes").code == 0
-    assert client.files() == []
-
-
-def flip(path: Path) -> None:
-    """Change one bit, as a failing disk does."""
-    with path.open("r+b") as file:
-        file.seek(-100, os.SEEK_END)
-        byte = file.read(1)
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte[0] ^ 1]))
-
-
-def test_damage_is_found_and_never_made_into_anything(hub: Hub, client: Client) -> None:
-    path = Path(client("pull", "g1-0.1b", "--quantize", "int8").out.strip())
-    done = client("verify")
-    assert (done.code, done.err) == (0, "")
-    assert done.out == "g1-0.1b-int8@20260110: int8: sound\ng1-0.1b@20260110: checkpoint: sound\n"
-    flip(path)
-    done = client("verify", "g1-0.1b")
-    assert (done.code, done.out.splitlines()[0]) == (4, "g1-0.1b-int8@20260110: int8: damaged")
-    assert done.err.splitlines() == [
-        f"error: 1 damaged: {path}", "hint: remove it with `rwkv rm g1-0.1b-int8@20260110`, and pull it again",
-    ]  # fmt: skip
-    client("rm", "g1-0.1b-int8", "--yes")
-    flip(client.path(G1, OLD))
-    refused = client("pull", "g1-0.1b", "--quantize", "int8")
-    assert (refused.code, refused.out) == (4, "")
-    assert ": " in refused.err
-    assert not list(client.home.glob("models/*"))
-    assert client("verify", "g1-0.1b").code == 4
 
 
 def test_the_disk_is_looked_at_before_the_first_byte(
@@ -316,65 +191,6 @@ def test_what_passes_is_tried_again(hub: Hub, client: Client, monkeypatch: pytes
     assert client.path(G1, OLD).read_bytes() == hub.repos[G1].files[OLD].data
 
 
-def test_a_header_is_all_that_is_read_of_a_remote_file(
-    hub: Hub, client: Client, pth: Path, model: Path, tmp_path: Path
-) -> None:
-    quantized(pth, tmp_path / "q.safetensors", "int4")
-    repo = Repo({"q.safetensors": HubFile((tmp_path / "q.safetensors").read_bytes())})
-    hub.repos["a/b"] = repo
-    local = json.loads(client("show", tmp_path / "q.safetensors", "--tensors", "--json").out)
-    for ignores in (False, True):
-        repo.files["q.safetensors"].ignores_range = ignores
-        done = client("show", "a/b:q.safetensors", "--tensors", "--json")
-        assert (done.code, done.err) == (0, "")
-        assert json.loads(done.out) == {**local, "path": "a/b:q.safetensors"}
-    asked = [request.range for request in hub.downloads() if request.path.startswith("/cdn/")]
-    assert asked[0] == "bytes=0-7"
-    assert client.files() == ["q.safetensors"]  # the local one
-    repo.files["x.safetensors"] = HubFile(b"\xff" * 100)
-    done = client("show", "a/b:x.safetensors")
-    assert done == Outcome(4, "", "error: a/b:x.safetensors is not a safetensors file\n")
-    repo.files["y.safetensors"] = HubFile(b"\2" + b"\0" * 7 + b"[]" + b"\0" * 50)
-    assert client("show", "a/b:y.safetensors").err.startswith("error: a/b:y.safetensors: ")
-    # a model file runs as it is
-    assert client("generate", "-m", "a/b:q.safetensors", "x").err.endswith("`rwkv pull a/b:q.safetensors`\n")
-    assert client("pull", "a/b:q.safetensors").code == 0
-    assert client("generate", "-m", "a/b:q.safetensors", *ANSWER).code == 0
-
-
-def test_the_arithmetic_before_anything_is_loaded(
-    hub: Hub, client: Client, pth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    q, tensors = tmp_path / "q.safetensors", tmp_path / "c.safetensors"
-    quantized(pth, q, "int4")
-    write_safetensors(tensors, SyntheticModel(synthetic_arch("7", 2, 128, 256, 64), 0), "bf16")
-    hub.repos["a/b"] = Repo({})
-    found = json.loads(client("doctor", "g1-0.1b", "--json").out)["model"]
-    assert found["download_bytes"] == found["source_bytes"] == pth.stat().st_size
-    assert [choice["kind"] for choice in found["choices"]] == ["int4", "int8"]
-    assert hub.downloads() == []
-    exact = json.loads(client("doctor", pth, "--json").out)["model"]
-    assert (exact["exact"], exact["download_bytes"]) == (True, 0)
-    for about, sure in zip(found["choices"], exact["choices"], strict=True):
-        assert about["bytes"] >= 0.9 * sure["bytes"]
-    # of a safetensors file on the Hub the header tells
-    for name, source in (("c.safetensors", tensors), ("q.safetensors", q)):
-        hub.repos["a/b"].files[name] = HubFile(source.read_bytes())
-        there = json.loads(client("doctor", f"a/b:{name}", "--json").out)["model"]
-        here = json.loads(client("doctor", source, "--json").out)["model"]
-        assert there["download_bytes"] == source.stat().st_size
-        for key in ("needed_bytes", "bytes_per_token", "source_bytes", "exact"):
-            assert there.get(key) == here.get(key)
-        if "choices" in here:
-            assert [c["needed_bytes"] for c in there["choices"]] == [
-                c["needed_bytes"] for c in here["choices"]
-            ]
-    monkeypatch.setattr(fitting, "free_memory", lambda: 1000)
-    text = client("doctor", "g1-0.1b").out
-    assert text.count("it does not fit") == 2
-    assert "there is room" in text
-
-
 def test_the_default_is_the_best_that_is_here(
     hub: Hub, client: Client, second: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,7 +211,7 @@ def test_the_default_is_the_best_that_is_here(
     assert json.loads(done.out)["model"] == "g1-0.4b-int4@20260210"
     client("rm", "g1-0.4b", "--yes")
     assert client("generate", *ANSWER).err == "no -m: using g1-0.1b-int8@20260110\n"
-    int4 = made(client, OLD, "int4").stat().st_size
+    int4 = client.made(OLD, "int4").stat().st_size
     monkeypatch.setattr(fitting, "free_memory", lambda: int4)
     assert client("generate", *ANSWER).err == "no -m: using g1-0.1b-int4@20260110\n"
     monkeypatch.setenv("RWKV_MODEL", "demo")
@@ -435,7 +251,7 @@ def test_a_terminal_is_asked_once(hub: Hub, client: Client, answer: str) -> None
         assert client.files() == []
         return
     assert done.code == 0
-    assert made(client, OLD, "int8").is_file()
+    assert client.made(OLD, "int8").is_file()
     assert not client.path(G1, OLD).exists()  # as it was said
 
 
@@ -445,7 +261,7 @@ def test_the_download_is_asked_about_on_a_terminal(hub: Hub, client: Client) -> 
     terminal.child.send("y\r")
     done = terminal.finish()
     assert (done.code, client.path(G1, OLD).exists()) == (0, False)
-    assert made(client, OLD, "int8").is_file()
+    assert client.made(OLD, "int8").is_file()
 
 
 def test_a_killed_download_goes_on(hub: Hub, client: Client) -> None:
@@ -498,7 +314,7 @@ def test_another_process_is_waited_for_and_a_killed_one_blocks_nobody(hub: Hub, 
     first.kill()
     first.communicate()
     out, err = second.communicate(timeout=60)
-    assert (second.returncode, out.decode()) == (0, f"{made(client, OLD, 'int8')}\n"), err
+    assert (second.returncode, out.decode()) == (0, f"{client.made(OLD, 'int8')}\n"), err
     assert not list(client.home.glob("models/*/*/.*.part"))
     assert client("verify", "g1-0.1b").code == 0
     assert sum(request.path.startswith("/cdn/") for request in hub.requests) == 1

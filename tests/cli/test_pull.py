@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,6 @@ from hub_server import COMMIT, TOKEN, Hub, HubFile, Repo
 MB = 1_000_000
 DATA = random.Random(1).randbytes(26 * MB)
 SMALL = DATA[: 2 * MB]
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub() as server:
-        yield server
 
 
 class Client:

@@ -153,6 +153,18 @@ def test_provenance(tmp_path: Path) -> None:
         assert model.recipe == "int8" and model.method == "codebook"
 
 
+def test_where_the_source_came_from_is_kept_and_its_checksum_compared(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "m.pth", odd_arch("4", n_layer=1))
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    origin = {"repo": "ö/r" * 2000, "file": "sub/m.pth", "sha256": digest}
+    quantized(source, tmp_path / "q", "int8", origin=origin)
+    with ModelFile.open(tmp_path / "q") as model:
+        assert model.source == {**origin, "bytes": source.stat().st_size, "dtype": "f32"}
+    with pytest.raises(FormatError, match="has another checksum than it should"):
+        quantized(source, tmp_path / "other", "int8", origin={"sha256": "0" * 64})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.pth", "q"]
+
+
 def test_an_unquantized_model_file_is_a_source(tmp_path: Path) -> None:
     arch = odd_arch("6")
     source = checkpoint(tmp_path / "m.pth", arch, "bf16")

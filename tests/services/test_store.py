@@ -59,7 +59,7 @@ def test_demo_is_the_built_in_model_whatever_lies_here(
     [
         ("", "the name of the model is empty", None),
         ("nowhere.pth", "nowhere.pth does not exist", "a model is a path"),
-        ("g1-1.5", "g1-1.5 does not exist", "did you mean g1-1.5b or"),
+        ("g1-1.5", "g1-1.5 does not exist", "did you mean g1-1.5b?"),
         ("wrold6-3b", "wrold6-3b does not exist", "did you mean world6-3b"),
         ("g1", "g1 does not exist", "did you mean g1-0.1b or g1-0.4b or g1-1.5b?"),
         ("small.pt", "small.pt does not exist", "did you mean small.pth?"),
