@@ -331,15 +331,18 @@ class Generation:
         return ThoughtSplitter(self._think == "on", self.template.lead_of(self._think), looks=False)
 
     def _tell(self, text: str, *, ended: bool = False) -> list[Part]:
-        """What can be told of the text now that `text` came, and when it `ended` all that was held back."""
-        if self._splitter is None:
-            parts = [Part(text)] if text else []
-        else:
-            parts = self._splitter.push(text)
-            if ended:
-                parts += self._splitter.flush()
+        """The same, noted; when the text `ended`, with all that was held back."""
+        parts = self._parts(text)
+        if ended and self._splitter is not None:
+            parts += self._splitter.flush()
         self._note(parts)
         return parts
+
+    def _parts(self, text: str) -> list[Part]:
+        """What can be told of the text now that `text` came."""
+        if self._splitter is not None:
+            return self._splitter.push(text)
+        return [Part(text)] if text else []
 
     def _judged(self, logits: Float32, token: int, count: int) -> dict[str, Any]:
         """One of `logprobs`."""
@@ -381,7 +384,7 @@ class Generation:
         elif answer:
             before = str(answer.get("held", ""))
         text = before + self._stream.restore(pause.text)
-        return self._splitter.push(text) if self._splitter is not None else [Part(text)]
+        return self._parts(text)
 
     def _draws(self, saved: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
         """The sampler's state to go on with: another seed begins its own draws, a new text its own counts."""

@@ -60,7 +60,8 @@ def run(
     )
     made = Generation(model, text, settings, state, keep=True, check=check)
     with contextlib.suppress(Cancelled):
-        assert "".join(made) == made.text
+        pieces = list(made)
+        assert "".join(pieces) == made.text and all(pieces)
     made.save(path)
     return made
 

@@ -20,7 +20,8 @@ def made(text: str, think: str | None, template: str = "g1", **more: Any) -> tup
     model: Any = ScriptModel(text, template)
     settings = Settings(more.pop("max_tokens", -1), GREEDY, chat=True, think=think, **more)
     run = Generation(model, b"What is it?", settings)
-    assert "".join(run) == run.text
+    pieces = list(run)
+    assert "".join(pieces) == run.text and all(pieces)
     return run, model
 
 
