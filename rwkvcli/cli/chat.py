@@ -17,7 +17,6 @@ from rwkvcli.cli.sampling import with_sampling
 from rwkvcli.cli.settings import Settings
 
 if TYPE_CHECKING:
-    from rwkvcli.runtime.model import Model
     from rwkvcli.services.conversation import Settings as ChatSettings
 
 EXAMPLES = """
@@ -90,7 +89,7 @@ def chat(
     NAME is not saved, and nothing is a command.
     """
     from rwkvcli.services import generation, sessions
-    from rwkvcli.services.conversation import Conversation
+    from rwkvcli.services.conversation import Conversation, preferred
     from rwkvcli.services.conversation import Settings as ChatSettings
     from rwkvcli.services.snapshots import Snapshots
 
@@ -125,7 +124,7 @@ def chat(
         if stop is not None:
             flags["stop"] = tuple(map(argument_text, stop))
         begins = session is None or session.is_new
-        usual, usual_system = _preferred(model, template) if begins else (ChatSettings(), None)
+        usual, usual_system = preferred(model, template) if begins else (ChatSettings(), None)
         saved = session.settings() if session is not None and not begins else usual
         wanted = _under(flags, sampling, saved)
         if session is not None:
@@ -156,30 +155,6 @@ def _under(flags: dict[str, Any], sampling: dict[str, Any], saved: ChatSettings)
     said = {name: value for name, value in flags.items() if value is not None}
     chosen = {name: value for name, value in sampling.items() if value is not None}
     return replace(saved, **said, sampling={**saved.sampling, **chosen})
-
-
-def _preferred(model: Model, template: str | None) -> tuple[ChatSettings, str | None]:
-    """What the person's configuration says for conversations with `model`, written as `template`: the settings, and the
-    instructions."""
-    from rwkvcli.runtime.templates import named
-    from rwkvcli.services import configuration
-    from rwkvcli.services.conversation import Settings as ChatSettings
-
-    table = "chat."
-    said = {
-        key.removeprefix(table).replace("-", "_"): value
-        for key, value in configuration.load().items()
-        if key.startswith(table)
-    }
-    system = said.pop("system", None)
-    own = {name: said.pop(name) for name in ("template", "think", "max_tokens") if name in said}
-    name = template or own.get("template")
-    family = named(name) if name is not None else model.template
-    if own.get("think") in ("show", "hide") and family.thinking is None:
-        del own["think"]  # it is meant for the models that can
-    if "sampler_order" in said:
-        said["order"] = said.pop("sampler_order")
-    return ChatSettings(sampling=said, **own), system
 
 
 def _explicit_model(settings: Settings) -> str | None:

@@ -63,6 +63,30 @@ class Settings:
         return settings
 
 
+def preferred(model: Model, template: str | None) -> tuple[Settings, str | None]:
+    """What the person's configuration says for conversations that begin with `model`, written as `template` (None: as the
+    configuration or the model says): the settings, and the instructions. Raises FormatError, UsageError.
+    """
+    from rwkvcli.runtime.templates import named
+    from rwkvcli.services import configuration
+
+    table = "chat."
+    said = {
+        key.removeprefix(table).replace("-", "_"): value
+        for key, value in configuration.load().items()
+        if key.startswith(table)
+    }
+    system = said.pop("system", None)
+    own = {name: said.pop(name) for name in ("template", "think", "max_tokens") if name in said}
+    name = template or own.get("template")
+    family = named(name) if name is not None else model.template
+    if own.get("think") in ("show", "hide") and family.thinking is None:
+        del own["think"]  # it is meant for the models that can
+    if "sampler_order" in said:
+        said["order"] = said.pop("sampler_order")
+    return Settings(sampling=said, **own), system
+
+
 @dataclass
 class Speed:
     """Tokens and seconds of the last answer."""
