@@ -12,8 +12,8 @@ from quant.arrays import F32
 from quant.checkpoints import Checkpoint
 from quant.container.reader import ModelFile
 from quant.errors import FormatError, InvalidRequest
-from quant.orient import logical_tensors, restored
 from quant.frame import implied_tokenizer
+from quant.orient import logical_tensors, restored
 from quant.sources import source_of
 
 

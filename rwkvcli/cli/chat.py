@@ -90,7 +90,7 @@ def chat(
     NAME is not saved, and nothing is a command.
     """
     from rwkvcli.services import generation, sessions
-    from rwkvcli.services.conversation import Conversation, preferred_settings
+    from rwkvcli.services.conversation import Conversation, preferred
     from rwkvcli.services.conversation import Settings as ChatSettings
     from rwkvcli.services.snapshots import Snapshots
 
@@ -123,7 +123,7 @@ def chat(
         if stop is not None:
             flags["stop"] = tuple(map(argument_text, stop))
         begins = session is None or session.is_new
-        usual, usual_system = preferred_settings(model, template) if begins else (ChatSettings(), None)
+        usual, usual_system = preferred(model, template) if begins else (ChatSettings(), None)
         saved = session.settings() if session is not None and not begins else usual
         wanted = _under(flags, sampling, saved)
         if session is not None:

@@ -63,9 +63,10 @@ class Settings:
         return settings
 
 
-def preferred_settings(model: Model, template: str | None) -> tuple[Settings, str | None]:
-    """What the person's configuration says for conversations with `model` that begin, written as `template` (None: as the
-    configuration or the model says): the settings, and the instructions."""
+def preferred(model: Model, template: str | None) -> tuple[Settings, str | None]:
+    """What the person's configuration says for conversations that begin with `model`, written as `template` (None: as the
+    configuration or the model says): the settings, and the instructions. Raises FormatError, UsageError.
+    """
     from rwkvcli.runtime.templates import named
     from rwkvcli.services import configuration
 

@@ -210,7 +210,7 @@ def test_a_dumb_terminal_gets_plain_text(place: dict[str, str]) -> None:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell with job control")
 def test_suspended_and_taken_up_again(place: dict[str, str]) -> None:
     terminal = LiveTerminal(
-        "chat", "trip", "-m", "demo", "--max-tokens", "1000", *ENDLESS[2:], shell="bash --norc -i",
+        "chat", "trip", "-m", "demo", "--max-tokens", "1000", *ENDLESS[2:], shell="bash --norc -i", columns=400,
         env={**place, "PS1": "", "PATH": os.environ["PATH"]},
     )  # fmt: skip
     terminal.send(terminal.command)
@@ -228,7 +228,9 @@ def test_suspended_and_taken_up_again(place: dict[str, str]) -> None:
     terminal.send("\x1a")
     terminal.until("Stopped")
     terminal.send("fg; echo left\r")
-    terminal.until(lambda text: len(text.rpartition("fg; echo left\n")[2]) > 200)
+    terminal.until(
+        lambda text: len(text.rpartition("--seed 1\n")[2]) > 300
+    )  # after what the shell says of fg
     terminal.send("next\x04\x7f")
     terminal.until("(ended by its length")
     shown = terminal.until(lambda text: text.endswith(">>> nex"))

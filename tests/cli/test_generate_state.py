@@ -13,12 +13,12 @@ from cli_runner import Terminal, rwkv, rwkv_inside, start
 
 from rwkvcli import Model, State
 
-DEMO = ["generate", "-m", "demo", "--seed", "4", "--presence-penalty", "0.2"]
+DEMO = ["generate", "-m", "demo", "-t", "1", "--seed", "4", "--presence-penalty", "0.2"]
 
 
 def whole(tokens: int, prompt: str = "It was", **more: object) -> str:
     settings = {"seed": 4, "presence_penalty": 0.2, **more}
-    return "".join(Model.load("demo").generate(prompt, tokens, **settings))  # type: ignore[arg-type]
+    return "".join(Model.load("demo", threads=1).generate(prompt, tokens, **settings))  # type: ignore[arg-type]
 
 
 def test_saved_resumed_and_updated(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_run_that_was_ended_goes_on_token_for_token(
     rest, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (code, b"")
     text = (first + rest).decode()
-    model = Model.load("demo")
+    model = Model.load("demo", threads=1)
     state = State.load(tmp_path / "s", model)
     assert state.tokens_seen == len("It was" + text)
     done = rwkv_inside(*ENDLESS[:-4], "--max-tokens", "30", *ENDLESS[-2:], "--state", "s", cwd=tmp_path)
@@ -81,7 +81,9 @@ def test_a_time_limit_keeps_the_state(tmp_path: Path) -> None:
     assert done.err == "error: not finished after 1.5 s\nhint: --timeout gives it more time\n"
     answer = json.loads(done.out)
     assert answer["finish_reason"] == "timeout"
-    assert State.load(tmp_path / "s", Model.load("demo")).tokens_seen == len("It was" + answer["text"])
+    assert State.load(tmp_path / "s", Model.load("demo", threads=1)).tokens_seen == len(
+        "It was" + answer["text"]
+    )
 
 
 def test_a_long_text_is_stopped_with_what_was_read(tmp_path: Path) -> None:
@@ -92,7 +94,7 @@ def test_a_long_text_is_stopped_with_what_was_read(tmp_path: Path) -> None:
     done = terminal.finish()
     assert done.code == 130
     assert "note: s holds " in done.out
-    model = Model.load("demo")
+    model = Model.load("demo", threads=1)
     state = State.load(tmp_path / "s", model)
     assert f"s holds {state.tokens_seen} of 4940000 bytes" in done.out
     assert 0 < state.tokens_seen < 4_940_000
