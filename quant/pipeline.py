@@ -101,7 +101,7 @@ def quantize(
     """
     weights = source_of(source)
     out = Path(out_path)
-    final = new_file(out, force=force, kept={SOURCE_ITSELF: weights.path})
+    final = new_file(out, force=force, kept=source_files(weights.path))
     plan = make_plan(weights.arch, kind, ffn_value=ffn_value)
     lossy = any(ENCODINGS[item.encoding].quantized for item in plan.values())
     tokenizer, tokenizer_bytes = _tokenizer(weights, tokenizer_json)
@@ -279,6 +279,13 @@ class _Provenance:
         self._quit.set()
         if self._thread.ident is not None:
             self._thread.join()
+
+
+def source_files(source: Path) -> dict[str, Path]:
+    """What must not be written over: {what it is called: path}. A folder's files are all meant, those of an index too."""
+    folder = source if source.is_dir() else source.parent if source.name.endswith(".index.json") else None
+    inside = {} if folder is None else {f"the source's {item.name}": item for item in folder.iterdir()}
+    return {SOURCE_ITSELF: source, **inside}
 
 
 def check_options(source: Source, *, tokenizer_json: bytes | None, group_norm_eps: float | None) -> None:
