@@ -114,7 +114,7 @@ def quantize(
     """
     weights = source_of(source)
     out = Path(out_path)
-    final = new_file(out, force=force, kept={SOURCE_ITSELF: weights.path})
+    final = new_file(out, force=force, kept=source_files(weights.path))
     plan = make_plan(weights.arch, kind, ffn_value=ffn_value) if plan is None else plan
     frame = framed(
         weights,
@@ -320,6 +320,13 @@ class _Watch:
         if self._stop is not None and self._stop():
             kept = "the same command goes on from here" if self._resume else "nothing was written"
             raise Cancelled(f"quantization was stopped; {kept}")
+
+
+def source_files(source: Path) -> dict[str, Path]:
+    """What must not be written over: {what it is called: path}. A folder's files are all meant, those of an index too."""
+    folder = source if source.is_dir() else source.parent if source.name.endswith(".index.json") else None
+    inside = {} if folder is None else {f"the source's {item.name}": item for item in folder.iterdir()}
+    return {SOURCE_ITSELF: source, **inside}
 
 
 class _Provenance:

@@ -19,7 +19,7 @@ from quant.errors import InvalidRequest
 from quant.export import blinkdl, gguf, hf
 from quant.export.outgoing import Outgoing, OutgoingStream
 from quant.export.weights import Weights
-from quant.pipeline import SOURCE_ITSELF, Progress
+from quant.pipeline import SOURCE_ITSELF, Progress, source_files
 from quant.sources import GROUP_NORM_EPS
 
 DTYPES = ("f32", "f16", "bf16")
@@ -98,7 +98,7 @@ def export(
 def check_output(out: Path, to: str, *, force: bool, source: Path) -> list[Path]:
     """The files that an export to `out` writes. Raises InvalidRequest where it may not."""
     kind = FORMATS[to]
-    kept = {SOURCE_ITSELF: source}
+    kept = source_files(source)
     if not kind.files:
         return [new_file(out, force=force, kept=kept)]
     if source.is_dir() and out.is_dir() and out.samefile(source):

@@ -95,9 +95,9 @@ def check_files(
     regular file, or lies in no folder.
     """
     from quant.atomic import new_file
-    from quant.pipeline import SOURCE_ITSELF
+    from quant.pipeline import source_files
 
-    kept = {SOURCE_ITSELF: source}
+    kept = source_files(source)
     if tokenizer is not None:
         kept["the tokenizer"] = tokenizer
     kept |= texts or {}

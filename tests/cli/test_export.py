@@ -104,6 +104,13 @@ def test_other_tools_files_are_quantized_and_shown(capsys: pytest.CaptureFixture
     )
     assert main(["quantize", str(folder), "--to", "bf16"]) == 0
     assert capsys.readouterr().out == "RWKV7-0.1B-hf-bf16.safetensors\n"
+    part = folder / "model-00001-of-00003.safetensors"
+    before = part.read_bytes()
+    for source in (folder, folder / "model.safetensors.index.json"):
+        for verb, to in (("quantize", "int8"), ("export", "safetensors")):
+            assert main([verb, str(source), "--to", to, "-o", str(part), "--force"]) == 2
+            assert f"{part} is the source's {part.name}" in capsys.readouterr().err
+    assert part.read_bytes() == before
     assert main(["export", str(folder / "model.safetensors.index.json"), "--to", "pth", "-q"]) == 0
     assert capsys.readouterr().out == "RWKV7-0.1B-hf.pth\n"
 
