@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 DEMO = "demo"
 """The model that comes with the program."""
-SUFFIXES = (".safetensors", ".pth")
+SUFFIXES = (".safetensors", ".pth", ".st", ".gguf")
 """What the files of models end with."""
 KINDS = ("int4", "int8")
 """What is made of a download on request."""
