@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_runner import Terminal, environment, inside, rwkv, start
+from cli_runner import Terminal, environment, rwkv, rwkv_inside, start
 from quant_models import checkpoint
 
 from quant.arch import expected
@@ -101,7 +101,7 @@ def test_ctrl_c_keeps_what_was_written() -> None:
     rest = process.stdout.read()
     assert process.wait(30) == 130
     assert process.stderr.read() == b""
-    whole = inside(*ENDLESS[:3], "--max-tokens", "300", *ENDLESS[5:]).out.encode()
+    whole = rwkv_inside(*ENDLESS[:3], "--max-tokens", "300", *ENDLESS[5:]).out.encode()
     assert whole.startswith((first + rest)[: len(whole)])
     process.stdout.close()
     process.stderr.close()
@@ -239,7 +239,7 @@ def test_stderr_may_be_closed(folder: Path) -> None:
     ],
 )
 def test_a_reader_of_stderr_that_goes_changes_nothing(args: list[str], code: int) -> None:
-    whole = inside(*args)
+    whole = rwkv_inside(*args)
     reader, writer = os.pipe()
     os.close(reader)
     process = start(*args, stderr=writer)
