@@ -27,11 +27,11 @@ struct alignas(64) Lane {
     float v[kLanes];
 };
 
-/// One group of 16 rows: x[k] holds weight k of each, whose error counts h[k] times; `count` of them are
-/// real.
+/// One group of 16 rows: x[k] holds weight k of each, whose error counts h[k] times (null: once); `count` of
+/// them are real.
 struct Group {
     Lane x[kMaxGroup];
-    float h[kMaxGroup];
+    const float* h;
     int count;
 };
 
@@ -71,13 +71,24 @@ inline void correlate(const Group& group, const Codebook& book, const Lane& scal
         inverse.v[l] = 1.0f / scale.v[l];
         a.v[l] = b.v[l] = 0;
     }
-    for (int k = 0; k < group.count; ++k) {
-        const Lane& x = group.x[k];
-        const float h = group.h[k];
-        for (int l = 0; l < kLanes; ++l) {
-            const float entry = nearest(local, x.v[l] * inverse.v[l]);
-            a.v[l] += x.v[l] * h * entry;
-            b.v[l] += entry * h * entry;
+    if (!group.h) {
+        for (int k = 0; k < group.count; ++k) {
+            const Lane& x = group.x[k];
+            for (int l = 0; l < kLanes; ++l) {
+                const float entry = nearest(local, x.v[l] * inverse.v[l]);
+                a.v[l] += x.v[l] * entry;
+                b.v[l] += entry * entry;
+            }
+        }
+    } else {
+        for (int k = 0; k < group.count; ++k) {
+            const Lane& x = group.x[k];
+            const float h = group.h[k];
+            for (int l = 0; l < kLanes; ++l) {
+                const float entry = nearest(local, x.v[l] * inverse.v[l]);
+                a.v[l] += x.v[l] * h * entry;
+                b.v[l] += entry * h * entry;
+            }
         }
     }
     cross = a;
@@ -191,8 +202,7 @@ struct Reader {
     void load(int g, Group& out) const {
         const int begin = g * group, rest = length - begin;
         out.count = rest < group ? rest : group;
-        for (int k = 0; k < out.count; ++k)
-            out.h[k] = importance ? importance[begin + k] : 1.0f;
+        out.h = importance ? importance + begin : nullptr;
         if (step == 1) { // rows lie one after the other: turn them
             for (int l = 0; l < rows; ++l) {
                 const float* from = w + size_t(l) * row_step + begin;
