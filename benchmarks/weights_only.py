@@ -29,6 +29,8 @@ from rwkvcli.services import evaluation
 from rwkvcli.services.calibrating import Windows, gather, read_windows
 from rwkvcli.services.encoding import NativeEncoder
 
+Weights = Callable[[str], F32 | None]
+"""How much errors at each input of a matrix count."""
 HEAD = "| format | bits per weight | weight error | output error | ratio to f32 | KL mean |"
 
 
@@ -53,11 +55,13 @@ def compare(
     for encoding in ("q4g32", "q4g16", "q8g32"):
         forms[f"ours, {encoding}"] = lambda e=encoding: _each(base, _ours(e), None)  # type: ignore[misc]
         if encoding != "q8g32" and calibrate:
-            forms[f"ours, {encoding}, calibrated"] = lambda e=encoding: _each(base, _ours(e), calibration)  # type: ignore[misc]
+            forms[f"ours, {encoding}, calibrated"] = lambda e=encoding: _each(
+                base, _ours(e), calibration.importance
+            )  # type: ignore[misc]
             forms[f"ours, {encoding}, gptq"] = lambda e=encoding: _by_gptq(base, e, windows)  # type: ignore[misc]
     for name, peer in peers(library).items():
         if "importance" not in name or calibrate:
-            forms[name] = lambda p=peer: _each(base, p, calibration)  # type: ignore[misc]
+            forms[name] = lambda p=peer: _each(base, p, lambda n: _squares(calibration, n))  # type: ignore[misc]
     for name, form in forms.items():
         try:
             row = _measured(base, folder, form(), text, ctx, calibration)
@@ -91,6 +95,13 @@ def sensitivity(base: Path, folder: Path, text: bytes, ctx: int | None) -> list[
     return found
 
 
+def _squares(calibration: Calibration, name: str) -> F32:
+    """The mean square of each input, the mean of all being 1: what llama.cpp's importance is."""
+    squares = calibration.inputs[name].squares
+    result: F32 = (squares / squares.mean()).astype(np.float32)
+    return result
+
+
 def _ours(encoding: str) -> Peer:
     encoder = NativeEncoder(default_threads())
 
@@ -103,12 +114,12 @@ def _ours(encoding: str) -> Peer:
 
 
 def _each(
-    base: Path, peer: Peer, calibration: Calibration | None, names: Iterable[str] | None = None
+    base: Path, peer: Peer, weights: Weights | None, names: Iterable[str] | None = None
 ) -> Iterator[tuple[str, F32, Made]]:
     with ModelFile.open(base) as model:
         for name in names or [name for name in model.plan if class_of(name) in ("att", "ffn")]:
             w = model.decode(name).copy()
-            yield name, w, peer(w, None if calibration is None else calibration.importance(name))
+            yield name, w, peer(w, None if weights is None else weights(name))
 
 
 def _by_gptq(base: Path, encoding: str, windows: Windows) -> Iterator[tuple[str, F32, Made]]:
@@ -153,9 +164,9 @@ def _measured(
             nbytes, weights = nbytes + stored.nbytes, weights + w.size
             lost, power = np.square(w - stored.values, dtype=np.float64), np.square(w, dtype=np.float64)
             errors.append(lost.sum() / power.sum())
-            importance = calibration.importance(name) if calibration is not None else None
-            if importance is not None:
-                outputs.append((lost @ importance).sum() / (power @ importance).sum())
+            if calibration is not None:
+                squares = _squares(calibration, name)
+                outputs.append((lost @ squares).sum() / (power @ squares).sum())
             file.seek(model.plan[name].parts[0].offset)
             file.write(stored.values.astype("<f4").tobytes())
     found = evaluation.measure(Model.load(path), io.BytesIO(text), base=Model.load(base), ctx=ctx).to_json()
