@@ -34,7 +34,7 @@ def test_the_output_loses_less(encoding: str, layout: str, shape: tuple[int, int
     assert [(part, parts[part].dtype.itemsize, parts[part].shape) for part in parts] == [
         (spec.part, 4 if spec.dtype == "F32" else 1, spec.shape) for spec in parts_of(encoding, layout, shape)
     ]
-    assert q4.is_codebook(parts["cb"])
+    assert q4.are_codebooks(parts["cb"])
     importance = (np.diag(hessian) / np.diag(hessian).mean() + 0.01).astype(np.float32)
     plain = numpy_encoder().encode(w, encoding, layout, importance)
     ours, theirs = (output_error(w, decode(p, encoding, layout, shape), hessian) for p in (parts, plain))
