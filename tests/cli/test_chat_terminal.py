@@ -227,7 +227,7 @@ def test_suspended_and_taken_up_again(place: dict[str, str]) -> None:
     terminal.until(lambda text: len(text.partition("a message\n")[2]) > 200)
     terminal.send("\x1a")
     terminal.until("Stopped")
-    terminal.send("fg; echo left\r")
+    terminal.send("fg; echo le''ft\r")  # what is typed is not what is printed
     terminal.until(
         lambda text: len(text.rpartition("--seed 1\n")[2]) > 300
     )  # after what the shell says of fg
