@@ -7,8 +7,9 @@
 #include "core/check.h"
 
 // Compiled for wider registers too: the same operations in the same order, so the same bits. Only where the
-// system's loader can choose between them.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+// system's loader can choose between them, which the thread sanitizer does not survive.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) &&                 \
+    !defined(__SANITIZE_THREAD__)
 #define RWKV_WIDE __attribute__((target_clones("avx2", "default")))
 #else
 #define RWKV_WIDE
