@@ -43,9 +43,7 @@ class HfConfig:
             return cls.none()
         except (ValueError, RecursionError):
             raise FormatError(f"{path} is not valid JSON", hint="Download it again.") from None
-        if not isinstance(values, dict) or "rwkv" not in str(values.get("model_type", "")).lower():
-            return cls.none()
-        return cls(str(path), values)
+        return cls(str(path), values) if is_rwkv(values) else cls.none()
 
     @property
     def ln0_fused(self) -> bool:
@@ -83,6 +81,11 @@ class HfConfig:
                 raise FormatError(f"{self.where}: its head_size_divisor is {quoted(str(divisor))}")
             return _tidy(LAYER_NORM_EPS * divisor * divisor)
         return None
+
+
+def is_rwkv(values: object) -> bool:
+    """Whether the content of a config.json speaks of an RWKV model."""
+    return isinstance(values, dict) and "rwkv" in str(values.get("model_type", "")).lower()
 
 
 def _near(value: object, wanted: float) -> bool:

@@ -25,7 +25,7 @@ class Shards(TensorFile):
         what `opened` raises.
         """
         self.path = told
-        places = _weight_map(index)
+        places = weight_map(_read(index), str(index))
         self._files: dict[str, TensorFile] = {}
         try:
             for name in sorted(set(places.values())):
@@ -71,14 +71,19 @@ class Shards(TensorFile):
         return raw
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """{tensor: file name} of a checked index."""
+def _read(index: Path) -> bytes:
     try:
         if index.stat().st_size > _MAX_INDEX:
             raise FormatError(f"{index} is too large for an index")
-        said = json.loads(index.read_bytes())
+        return index.read_bytes()
     except OSError as error:
         raise SourceNotFound(f"{index} cannot be read: {error.strerror or error}") from None
+
+
+def weight_map(data: bytes, index: str) -> dict[str, str]:
+    """{tensor: file name} of the content of an index, checked; `index`: its name. Raises FormatError."""
+    try:
+        said = json.loads(data)
     except (ValueError, RecursionError):
         raise FormatError(f"{index} is not valid JSON", hint="Download it again.") from None
     places = said.get("weight_map") if isinstance(said, dict) else None

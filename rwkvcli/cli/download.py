@@ -113,7 +113,7 @@ def tell_kept(console: Console, source: LocalModel) -> None:
     """Say that a download is still here, and what removes it."""
     from rwkvcli.cli.render import size
 
-    nbytes, name = size(source.path.stat().st_size), store.quoted(str(source.reference))
+    nbytes, name = size(source.nbytes), store.quoted(str(source.reference))
     console.note(f"the download is kept, {nbytes}: `rwkv rm {name} --source` removes it")
 
 
@@ -142,7 +142,7 @@ def _not_runnable(console: Console, name: str, found: LocalModel | None) -> Exce
     from rwkvcli.services import names, pulling
 
     if found is not None:
-        kind = pulling.kind_for(found.path.stat().st_size)
+        kind = pulling.kind_for(found.nbytes)
         return ModelNotFound(
             f"{name} is a checkpoint, and no model file was made of it",
             hint=f"make one with `rwkv pull {store.quoted(name)} --quantize {kind}`",

@@ -125,7 +125,7 @@ def _settle(console: Console, planned: Plan, source: LocalModel | None, keep: bo
 
     if planned.kind is None or source is None:
         return False
-    nbytes = size(source.path.stat().st_size)
+    nbytes = size(source.nbytes)
     if keep is None and console.may_ask and planned.result is None:
         keep = not console.ask(f"Remove the download, {nbytes}?", default=False)
     if keep is False:
@@ -144,7 +144,7 @@ def _tell(console: Console, planned: Plan, source: LocalModel | None, found: Loc
     told: dict[str, Any] = {
         "name": planned.name,
         "path": str(found.path),
-        "bytes": found.path.stat().st_size,
+        "bytes": found.nbytes,
     }
     if planned.kind is not None:
         told |= {

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rwkvcli.errors import ModelNotFound, UsageError
-from rwkvcli.services import hub_cache, kept, names, pulling, store
+from rwkvcli.services import hub_cache, kept, names, parts, pulling, store
+from rwkvcli.services.finding import magnitude
 from rwkvcli.services.hub_cache import Download, Partial
 from rwkvcli.services.kept import Kept
 from rwkvcli.services.names import Alias, Reference
@@ -73,7 +74,8 @@ def entries(*, others: bool = False) -> list[Entry]:
 
 
 def _is_ours(download: Download) -> bool:
-    return download.path.suffix == ".pth" or "rwkv" in f"{download.repo}/{download.file}".lower()
+    named = "rwkv" in f"{download.repo}/{download.file}".lower()
+    return named or download.path.suffix == ".pth" or any(p.name == parts.CONFIG for p in download.others)
 
 
 def _entry(item: Kept | Download, what: str) -> Entry:
@@ -121,10 +123,11 @@ def remote(where: str | None = None, on_missing: Callable[[str], None] | None = 
         if reference is None or reference.file is not None:
             near = ", ".join(families)
             raise UsageError(f"{where} is no family and no repository", hint=f"families are {near}")
-        for item in list_files(reference):
-            if item.path.endswith(names.SUFFIXES):
-                name = str(Reference(reference.repo, item.path, reference.revision))
-                yield _remote(name, reference.repo, item.path, item.size, "", here)
+        sizes = {item.path: item.size for item in list_files(reference)}
+        for path in parts.models([*sizes]):
+            name = str(Reference(reference.repo, path, reference.revision))
+            nbytes = sizes[path] + sum(sizes[shard] for shard in parts.shards_beside(path, sizes))
+            yield _remote(name, reference.repo, path, nbytes, "", here)
         return
     short = names.alias(where) if where is not None else None
     wanted = [short.family] if short else [families[where]] if where else list(families.values())
@@ -138,7 +141,7 @@ def remote(where: str | None = None, on_missing: Callable[[str], None] | None = 
                 on_missing(repo)
                 continue
             found = {parsed.size for file in files if (parsed := family.parse(file))}
-            for size in sorted(found, key=pulling.magnitude):
+            for size in sorted(found, key=magnitude):
                 alias = Alias(family, size)
                 newest = alias.newest(files)
                 if newest is None or family.repository(size) != repo or (short and short.size != size):
@@ -294,8 +297,8 @@ def is_sound(entry: Entry, on_progress: Callable[[int, int], None] | None = None
             return None
         return hub_cache.is_intact(entry.path, entry.item.sha256, on_progress)
     if isinstance(entry.item, Download):
-        etag = entry.item.etag
-        if etag is None or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", etag):
+        etags = {path: hub_cache.etag_of(path) or "" for path in entry.item.paths}
+        if not all(re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", etag) for etag in etags.values()):
             return None
-        return hub_cache.is_intact(entry.path, etag, on_progress)
+        return all(hub_cache.is_intact(path, etag, on_progress) for path, etag in etags.items())
     return None

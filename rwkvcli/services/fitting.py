@@ -96,7 +96,7 @@ def _choices(name: str, found: LocalModel | None, threads: int, offline: bool) -
     if found is not None:
         from rwkvcli.services import quantization
 
-        nbytes = found.path.stat().st_size
+        nbytes = found.nbytes
         with quantization.open_source(found.path) as source:
             state = state_bytes(source.arch)
             sizes = {

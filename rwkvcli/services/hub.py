@@ -29,6 +29,8 @@ PAUSES = (1.0, 3.0, 9.0)
 _NETWORK_CHUNK = 1 << 17
 """Bytes that are written at a time. What has not filled one is lost when a connection breaks."""
 _HEADER_MAX = 100_000_000
+_SMALL_MAX = 1 << 26
+"""Bytes that a file may have whose content is looked at before anything is downloaded."""
 _LOCK_TRY = 0.5
 """Seconds between two looks at a download of another process."""
 
@@ -91,6 +93,23 @@ def download(reference: Reference, watcher: Watcher | None = None) -> Path:
                 watcher,
             )
         )
+
+
+def content(reference: Reference, about: RemoteFile, watcher: Watcher | None = None) -> bytes:
+    """The bytes of a small file, from the cache if they are there; nothing is kept. Raises FormatError if it is large."""
+    from huggingface_hub import hf_hub_url
+
+    blob = hub_cache.repository_folder(reference.repo, reference.kind) / "blobs" / about.etag
+    if blob.is_file():
+        return blob.read_bytes()
+    name = Reference(reference.repo, about.path, reference.revision)
+    if about.size == 0:
+        return b""
+    if about.size > _SMALL_MAX:
+        raise FormatError(f"{name} is too large for what it is called")
+    url = hf_hub_url(reference.repo, about.path, revision=reference.revision, repo_type=reference.kind)
+    with _quiet_library(), as_our_errors(name):
+        return _retried(lambda: _bytes_of(url, 0, about.size), watcher or Watcher())
 
 
 def part_of(reference: Reference, etag: str) -> int:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rwkvcli.errors import RwkvError
+from rwkvcli.services import parts
 from rwkvcli.services.names import SUFFIXES, Reference
 
 _CHUNK = 1 << 22
@@ -53,7 +55,7 @@ def is_offline() -> bool:
 
 @dataclass(frozen=True)
 class Download:
-    """One model file that was downloaded."""
+    """One model that was downloaded: a file, or several under the name of one."""
 
     repo: str
     file: str
@@ -61,7 +63,14 @@ class Download:
     path: Path
     """In a snapshot."""
     etag: str | None
-    """The checksum that the Hub named; None where the cache holds files and no links."""
+    """The checksum that the Hub named, of several files `parts.combined`; None where the cache holds files and no links."""
+    others: tuple[Path, ...] = ()
+    """Files in the same folder that belong to it; see `others_of`."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All of its files."""
+        return (*self.others, self.path)
 
     @property
     def reference(self) -> Reference:
@@ -71,7 +80,7 @@ class Download:
     @property
     def nbytes(self) -> int:
         """Bytes on disk."""
-        return self.path.stat().st_size
+        return sum(path.stat().st_size for path in self.paths)
 
     @property
     def pulled(self) -> float:
@@ -112,6 +121,64 @@ def cached_files(reference: Reference) -> list[str]:
     return sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
 
 
+def cached_models(reference: Reference) -> list[str]:
+    """Names of the models of a repository that were downloaded, at the revision of `reference`."""
+    folder = repository_folder(reference.repo, reference.kind) / "snapshots"
+    return sorted(_models_in(folder / commit_of(reference.repo, reference.revision, reference.kind)))
+
+
+def others_of(path: Path) -> tuple[Path, ...] | None:
+    """The files beside a model file of the cache that belong to it: parts, config.json. None: not all parts are here."""
+    if not parts.may_have_more(path.name):
+        return ()
+    found: list[Path] = []
+    config = path.with_name(parts.CONFIG)
+    try:
+        if parts.is_index(path.name):
+            found = [path.with_name(name) for name in parts.shards_of(path.name, path.read_bytes())]
+        if config.is_file() and parts.speaks_of_rwkv(config.read_bytes()):
+            found.append(config)
+    except (OSError, RwkvError):
+        return None
+    return tuple(found) if all(item.is_file() for item in found) else None
+
+
+def whole_size(path: Path) -> int:
+    """Bytes of a downloaded model with the files that belong to it."""
+    return sum(item.stat().st_size for item in (path, *(others_of(path) or ())))
+
+
+def whole_etag(path: Path) -> str | None:
+    """The checksum of a downloaded model with the files that belong to it; None where one is not known."""
+    others = others_of(path)
+    if others is None:
+        return None
+    return parts.combined((item.name, etag_of(item) or "") for item in (path, *others)) or None
+
+
+def repository_of(path: Path) -> str | None:
+    """The repository of a folder that is a snapshot; None for other folders."""
+    repository = path.absolute().parent.parent
+    if path.absolute().parent.name != "snapshots" or not repository.name.startswith("models--"):
+        return None
+    return repository.name.removeprefix("models--").replace("--", "/", 1)
+
+
+def _models_in(snapshot: Path) -> dict[str, tuple[Path, ...]]:
+    """{file: those that belong to it} of the models in a snapshot; parts of a model that is whole stand for nothing else."""
+    files = [path for path in snapshot.rglob("*") if path.is_file()]
+    found: dict[Path, tuple[Path, ...]] = {}
+    for path in files:
+        if path.suffix in SUFFIXES or parts.is_index(path.name):
+            others = others_of(path)
+            if others is not None:
+                found[path] = others
+    taken = {other for others in found.values() for other in others}
+    return {
+        path.relative_to(snapshot).as_posix(): others for path, others in found.items() if path not in taken
+    }
+
+
 def cached_path(reference: Reference) -> Path | None:
     """The file, if it was downloaded. `reference` names a file."""
     assert reference.file is not None
@@ -132,20 +199,19 @@ def etag_of(path: Path) -> str | None:
 
 
 def downloads(repo: str | None = None) -> list[Download]:
-    """Every model file that was downloaded, by repository and name; each version once, the latest last."""
-    found: dict[tuple[str, str, str], Download] = {}
+    """Every model that was downloaded, by repository and name; each version once, the latest last."""
+    found = {(item.repo, item.file, item.etag or item.commit): item for item in _every_download(repo)}
+    return sorted(found.values(), key=lambda item: (item.repo, item.file, item.pulled))
+
+
+def _every_download(repo: str | None) -> Iterator[Download]:
+    """The same, each version in every snapshot that has it."""
     pattern = repository_folder(repo).name if repo is not None else "models--*"
     for snapshot in hub_cache().glob(f"{pattern}/snapshots/*"):
         owner, _, name = snapshot.parent.parent.name.removeprefix("models--").partition("--")
-        for path in snapshot.rglob("*"):
-            if path.suffix not in SUFFIXES or not path.is_file():
-                continue
-            etag = etag_of(path)
-            item = Download(
-                f"{owner}/{name}", path.relative_to(snapshot).as_posix(), snapshot.name, path, etag
-            )
-            found[item.repo, item.file, etag or snapshot.name] = item
-    return sorted(found.values(), key=lambda item: (item.repo, item.file, item.pulled))
+        for file, others in _models_in(snapshot).items():
+            path = snapshot / file
+            yield Download(f"{owner}/{name}", file, snapshot.name, path, whole_etag(path), others)
 
 
 def partials(repo: str | None = None) -> list[Partial]:
@@ -159,17 +225,19 @@ def partials(repo: str | None = None) -> list[Partial]:
 
 
 def remove(download: Download) -> None:
-    """Remove a downloaded file, from every snapshot that has the same bytes. Raises OSError."""
+    """Remove a downloaded model, from every snapshot that has the same bytes. Raises OSError."""
     folder = repository_folder(download.repo)
-    blob = folder / "blobs" / download.etag if download.etag is not None else None
-    if blob is None:
-        download.path.unlink()
-    else:
-        for path in (folder / "snapshots").rglob("*"):
-            if etag_of(path) == blob.name and _file_of(path, folder) == download.file:
-                path.unlink()
-        if not any(etag_of(path) == blob.name for path in (folder / "snapshots").rglob("*")):
-            blob.unlink(missing_ok=True)
+    going: set[Path] = set()
+    staying: set[Path] = set()
+    for item in _every_download(download.repo):
+        same = (item.file, item.etag or item.commit) == (download.file, download.etag or download.commit)
+        (going if same else staying).update(item.paths)
+    blobs = {etag for path in going - staying if (etag := etag_of(path)) is not None}
+    for path in going - staying:
+        path.unlink()
+    blobs -= {etag for path in (folder / "snapshots").rglob("*") if (etag := etag_of(path)) is not None}
+    for etag in blobs:
+        (folder / "blobs" / etag).unlink(missing_ok=True)
     for snapshot in (folder / "snapshots").glob("*"):
         with contextlib.suppress(OSError):  # others are in it
             _remove_empty(snapshot)
@@ -194,11 +262,6 @@ def is_intact(path: Path, etag: str, on_progress: Callable[[int, int], None] | N
             if on_progress is not None:
                 on_progress(done, size)
     return digest.hexdigest() == etag
-
-
-def _file_of(path: Path, repository: Path) -> str:
-    """The file of the repository that `path`, in one of its snapshots, is."""
-    return path.relative_to(repository / "snapshots").as_posix().partition("/")[2]
 
 
 def _remove_empty(folder: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from rwkvcli.errors import UsageError
 from rwkvcli.services.locks import locked
 from rwkvcli.services.names import KINDS, Reference
+from rwkvcli.services.parts import stem
 
 _RECORD, _LOCK = "model.json", "lock"
 _DIGITS = 16
@@ -61,7 +62,7 @@ class Origin:
 
     def target(self, kind: str) -> Path:
         """The model file of `kind` made of it."""
-        return self.folder / f"{Path(self.file).stem}-{kind}.safetensors"
+        return self.folder / f"{stem(self.repo, self.file)}-{kind}.safetensors"
 
     def write(self) -> None:
         """Write the record, with what an earlier one knew. Raises OSError."""

@@ -6,21 +6,21 @@ processes are at it. Nothing prints.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkvcli.errors import Cancelled, ModelNotFound, UsageError
-from rwkvcli.services import hub_cache, kept, names, store
+from rwkvcli.errors import Cancelled, NetworkError, UsageError
+from rwkvcli.services import hub_cache, kept, names, parts, store
+from rwkvcli.services.finding import remote_files
 from rwkvcli.services.kept import Origin
-from rwkvcli.services.names import SUFFIXES, Alias, Reference
+from rwkvcli.services.names import Alias, Reference
 from rwkvcli.services.store import LocalModel
-from rwkvcli.services.watching import Watcher
+from rwkvcli.services.watching import OneOfSeveral, Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rwkvcli.services.hub import RemoteFile
 
 SMALL = 10**9
@@ -39,9 +39,13 @@ class Plan:
     name: str
     """What the person wrote."""
     reference: Reference
-    """The file on the Hub."""
+    """The file on the Hub; of several that are one model the one that stands for all."""
+    files: tuple[RemoteFile, ...]
+    """Everything to download, that file last."""
     size: int
+    """Of all files."""
     etag: str
+    """Of all files: `parts.combined`."""
     kind: str | None
     """What is to be made of it; None: nothing."""
     have: int
@@ -131,10 +135,10 @@ def plan(
         kind, parsed = parsed.kind, replace(parsed, kind=None)
     if offline or hub_cache.is_offline():
         return _plan_offline(parsed, name, kind, offline, for_this_machine)
-    reference, remote = _remote(parsed, watcher)
+    reference, files = remote_files(parsed, watcher)
     if for_this_machine and kind is None and not _is_model(reference, watcher):
-        kind = kind_for(remote.size)
-    return _plan(name, reference, remote.size, remote.etag, kind)
+        kind = kind_for(sum(file.size for file in files))
+    return _plan(name, reference, files, kind)
 
 
 def bring(planned: Plan, watcher: Watcher) -> LocalModel:
@@ -144,9 +148,25 @@ def bring(planned: Plan, watcher: Watcher) -> LocalModel:
     planned.check_room()
     if planned.tokenizer is not None and hub_cache.cached_path(planned.tokenizer) is None:
         hub.download(planned.tokenizer, watcher)
-    if planned.source is not None and hub_cache.cached_path(planned.reference) == planned.source:
-        return LocalModel(planned.source, planned.name, planned.reference)
-    return LocalModel(hub.download(planned.reference, watcher), planned.name, planned.reference)
+    path = planned.source
+    if path is None or hub_cache.cached_path(planned.reference) != path:
+        before = 0
+        for file in planned.files:
+            reference = replace(planned.reference, file=file.path)
+            path = hub.download(reference, OneOfSeveral(watcher, before, planned.size))
+            before += file.size
+    assert path is not None
+    if not _is_whole(planned, path):
+        raise NetworkError(
+            f"{planned.reference} was changed on the Hub meanwhile", hint="run the same command again"
+        )
+    return LocalModel(path, planned.name, planned.reference)
+
+
+def _is_whole(planned: Plan, path: Path) -> bool:
+    """Whether all files of a plan are beside `path`, the one that stands for them."""
+    here = all(path.with_name(Path(file.path).name).is_file() for file in planned.files)
+    return here and hub_cache.others_of(path) is not None
 
 
 def make(
@@ -165,7 +185,7 @@ def make(
     assert planned.kind is not None
     kind, reference = planned.kind, planned.reference
     assert reference.file is not None
-    etag = hub_cache.etag_of(source.path) or planned.etag
+    etag = hub_cache.whole_etag(source.path) or planned.etag
     commit = hub_cache.commit_of(reference.repo, reference.revision)
     revisions = (reference.revision or "main", commit)
     origin = Origin(reference.repo, reference.file, etag, planned.size, revisions)
@@ -203,8 +223,9 @@ def _make(
     told = {"repo": origin.repo, "revision": commit, "file": origin.file}
     try:
         with quantization.open_source(source) as opened:
-            if isinstance(opened, Checkpoint) and len(origin.etag) == _SHA256_DIGITS:
-                told["sha256"] = origin.etag
+            sha256 = _sha256(source, origin) if isinstance(opened, Checkpoint) else None
+            if sha256 is not None:
+                told["sha256"] = sha256
             quantization.quantize(
                 opened,
                 origin.target(planned.kind),
@@ -218,6 +239,16 @@ def _make(
     except BaseException:
         kept.tidy(origin)
         raise
+
+
+def _sha256(source: Path, origin: Origin) -> str | None:
+    """What `Checkpoint.sha256` of a download has to be by the Hub's checksums; None where they do not tell."""
+    others = hub_cache.others_of(source) or ()
+    weights = [path for path in others if path.suffix == ".safetensors"] or [source]
+    sums = [hub_cache.etag_of(path) or "" for path in weights] if others else [origin.etag]
+    if not all(len(each) == _SHA256_DIGITS for each in sums):
+        return None
+    return sums[0] if weights == [source] else hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
 def _note_sum(origin: Origin, kind: str, watcher: Watcher) -> None:
@@ -255,62 +286,28 @@ def _is_model(reference: Reference, watcher: Watcher | None) -> bool:
         return store.is_model(path)
 
 
-def _remote(parsed: Alias | Reference, watcher: Watcher | None) -> tuple[Reference, RemoteFile]:
-    """The file on the Hub that the name stands for now."""
-    from rwkvcli.services import hub
-
-    if isinstance(parsed, Reference) and parsed.file is not None:
-        return parsed, hub.describe(parsed, watcher)
-    where = Reference(parsed.repo) if isinstance(parsed, Alias) else parsed
-    files = {item.path: item for item in hub.list_files(where)}
-    file = chosen(parsed, list(files))
-    return Reference(where.repo, file, where.revision), files[file]
-
-
-def chosen(parsed: Alias | Reference, files: Sequence[str]) -> str:
-    """The one of the files of its repository that a name without a file stands for. Raises ModelNotFound, UsageError."""
-    if isinstance(parsed, Alias):
-        newest = parsed.newest(files)
-        if newest is not None:
-            return newest
-        sizes = {found.size for file in files if (found := parsed.family.parse(file))}
-        told = f"its sizes are {', '.join(sorted(sizes, key=magnitude))}" if sizes else "it holds none"
-        if parsed.size in sizes:
-            again = replace(parsed, wanted=None)
-            dates = sorted(again.date(file) for file in files if again.fits(file))
-            told = f"its dates are {', '.join(dates[-6:])}"
-        raise ModelNotFound(f"{parsed.repo} holds no {parsed}", hint=told)
-    candidates = [file for file in files if file.endswith(SUFFIXES)]
-    if not candidates:
-        raise ModelNotFound(
-            f"{parsed} holds no model file",
-            hint=f"files that end with {' or '.join(SUFFIXES)} are looked for",
-        )
-    return store.only(parsed, candidates)
-
-
-def magnitude(size: str) -> float:
-    """A size of a short name, for sorting."""
-    return float(size[:-1]) * (1000 if size.endswith("b") else 1)
-
-
 def _plan(
-    name: str, reference: Reference, size: int, etag: str, kind: str | None, source: Path | None = None
+    name: str,
+    reference: Reference,
+    files: tuple[RemoteFile, ...],
+    kind: str | None,
+    source: Path | None = None,
 ) -> Plan:
-    from rwkvcli.services.hub import part_of
-
     assert reference.file is not None
+    size = sum(file.size for file in files)
+    etag = parts.combined((file.path, file.etag) for file in files)
     if source is None:
-        source = _downloaded(reference, etag)
+        source = _downloaded(reference, files, etag)
     origin = Origin(reference.repo, reference.file, etag, size)
     result = origin.target(kind) if kind is not None and origin.target(kind).is_file() else None
     return Plan(
         name,
         reference,
+        files,
         size,
         etag,
         kind,
-        size if source is not None else min(part_of(reference, etag), size),
+        size if source is not None else sum(_have(reference, file) for file in files),
         source,
         result,
         estimated(size, kind) if kind is not None else 0,
@@ -318,11 +315,20 @@ def _plan(
     )
 
 
-def _downloaded(reference: Reference, etag: str) -> Path | None:
-    """The download with this checksum, if it is here."""
-    path = hub_cache.cached_path(reference)
-    if path is not None and hub_cache.etag_of(path) in (None, etag):
-        return path
+def _have(reference: Reference, file: RemoteFile) -> int:
+    """Bytes of a file of the Hub that are here."""
+    from rwkvcli.services.hub import part_of
+
+    if (hub_cache.repository_folder(reference.repo) / "blobs" / file.etag).is_file():
+        return file.size
+    return min(part_of(reference, file.etag), file.size)
+
+
+def _downloaded(reference: Reference, files: tuple[RemoteFile, ...], etag: str) -> Path | None:
+    """The download with these files and this checksum, if all of it is here."""
+    cached = [(file, hub_cache.cached_path(replace(reference, file=file.path))) for file in files]
+    if all(path is not None and hub_cache.etag_of(path) in (None, file.etag) for file, path in cached):
+        return cached[-1][1]
     here = (item for item in hub_cache.downloads(reference.repo) if item.file == reference.file)
     return next((item.path for item in here if item.etag == etag), None)
 
@@ -331,19 +337,26 @@ def _plan_offline(
     parsed: Alias | Reference, name: str, kind: str | None, offline: bool, for_this_machine: bool
 ) -> Plan:
     """The same for what is here."""
+    from rwkvcli.services.hub import RemoteFile
+
     source = store.find(name if kind is None else str(parsed), source=True)
     made = None if source is not None else _made(parsed, kind)
     if source is None and made is None:
         raise store.missing(name, offline=offline)
     if source is None:
         assert made is not None
-        return _plan(name, made.reference, made.origin.nbytes, made.origin.etag, made.kind)
-    assert source.reference is not None
-    size = source.path.stat().st_size
-    etag = hub_cache.etag_of(source.path) or ""
+        file = RemoteFile(made.origin.file, made.origin.nbytes, made.origin.etag)
+        return _plan(name, made.reference, (file,), made.kind)
+    assert source.reference is not None and source.reference.file is not None
     if for_this_machine and kind is None:
-        kind = kind_for(size)
-    return _plan(name, source.reference, size, etag, kind, source.path)
+        kind = kind_for(source.nbytes)
+    files = tuple(
+        RemoteFile(
+            parts.beside(source.reference.file, path.name), path.stat().st_size, hub_cache.etag_of(path) or ""
+        )
+        for path in (*(hub_cache.others_of(source.path) or ()), source.path)
+    )
+    return _plan(name, source.reference, files, kind, source.path)
 
 
 def _made(parsed: Alias | Reference, kind: str | None) -> kept.Kept | None:

@@ -73,9 +73,15 @@ def default_output(source: Path, kind: str) -> Path:
 
 
 def stem_of(source: Path) -> str:
-    """What files made of `source` are called: its name without ending, or its folder's for a model in several files."""
+    """What files made of `source` are called: its name without ending, for a model in several files that of its folder, or
+    of its repository on the Hub.
+    """
+    from rwkvcli.services.hub_cache import repository_of
+
     if source.name.endswith(".index.json"):
         source = source.parent
+    if source.is_dir() and (repository := repository_of(source)) is not None:
+        return repository.rpartition("/")[2]
     return source.resolve().name if source.is_dir() else source.stem
 
 

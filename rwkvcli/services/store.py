@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rwkvcli.errors import ModelNotFound, NetworkError, RwkvError, UsageError
-from rwkvcli.services import hub_cache, kept, names
+from rwkvcli.services import hub_cache, kept, names, parts
 from rwkvcli.services.names import DEMO, SUFFIXES, Alias, Reference
 
 __all__ = ["SUFFIXES", "Alias", "LocalModel", "Reference", "find", "find_model", "parse"]
@@ -39,6 +39,12 @@ class LocalModel:
         if short is None or self.kind is None or not self.name.startswith(short.family.name):
             return self.name
         return str(Alias(short.family, short.size, self.kind, short.wanted))
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes; of a download all files that belong to it count."""
+        is_download = self.reference is not None and self.kind is None
+        return hub_cache.whole_size(self.path) if is_download else self.path.stat().st_size
 
     @property
     def is_checkpoint(self) -> bool:
@@ -206,7 +212,7 @@ def _of_alias(alias: Alias, name: str, source: bool) -> LocalModel | None:
 def _of_reference(reference: Reference, name: str, source: bool) -> LocalModel | None:
     made = [] if source else [item for item in kept.kept(reference.repo) if is_of(item, reference)]
     if reference.file is None:
-        files = [file for file in hub_cache.cached_files(reference) if file.endswith(SUFFIXES)]
+        files = [file for file in hub_cache.cached_models(reference) if not parts.is_shard(file)]
         files = sorted({*files, *(item.origin.file for item in made)})
         if not files:
             return None
@@ -215,7 +221,9 @@ def _of_reference(reference: Reference, name: str, source: bool) -> LocalModel |
         last = made[-1]
         return LocalModel(last.path, name, reference, last.kind)
     path = hub_cache.cached_path(reference)
-    return LocalModel(path, name, reference) if path is not None else None
+    if path is None or (parts.is_index(path.name) and hub_cache.others_of(path) is None):
+        return None
+    return LocalModel(path, name, reference)
 
 
 def is_of(item: kept.Kept, reference: Reference) -> bool:
