@@ -59,7 +59,9 @@ def test_sums_are_those_of_the_plain_forward(
         seen = wanted[leaf]  # in the order of the layers; v7's first one has no v1 and v2
         x = seen[int(layer) - (model.config.n_layer - len(seen))]
         squares, nonzero = found[name]
-        assert np.allclose(squares, np.square(x).sum(axis=0), rtol=1e-4, atol=1e-7), name
+        # the inputs agree within 1e-5 of their largest (the engine's bound), squares within twice that of its square
+        off = np.abs(squares - np.square(x).sum(axis=0))
+        assert off.max() <= 2e-5 * len(x) * np.square(x).max(), name
         assert np.array_equal(nonzero, (np.abs(x) > 0).sum(axis=0)) or leaf != "ffn.value.weight"
     assert found["head.weight"][0].sum() > 0
 
