@@ -5,7 +5,7 @@ Also meant to be read, as a complete RWKV-7 training program. Beside it, demo_te
 demo_rnn.py is the same network in its plain recurrent form. Needs PyTorch and the safetensors package.
 
     train_demo.py --self-check                                  compare the fast recurrence with the plain one
-    train_demo.py --corpus DIR --run-dir RUN --steps 3248       train; the same command again resumes
+    train_demo.py --corpus DIR --run-dir RUN --steps 6496       train; the same command again resumes
     train_demo.py --run-dir RUN --sample --prompt "It was"      generate text from the result
 
 Files in RUN: checkpoint.pt (to resume), log.json (settings and loss curve), demo-weights.safetensors.
@@ -39,7 +39,7 @@ class Config:
     """Sizes of the model. A token is one byte, so the vocabulary has 256 entries."""
 
     vocab: int = 256
-    n_layer: int = 4
+    n_layer: int = 6
     n_embd: int = 256
     head_size: int = 64
     n_ffn: int = 1024
@@ -436,7 +436,7 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, default=Path("out/demo"), help="for checkpoint, log, result")
     parser.add_argument("--minutes", type=float, default=30.0, help="training time, summed over resumed runs")
     parser.add_argument("--steps", type=int, help="train for a number of steps instead")
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--window", type=int, default=256, help="bytes per step and row (multiple of 16)")
     parser.add_argument("--segment", type=int, default=2048, help="bytes over which a row keeps its state")

@@ -41,7 +41,7 @@ def messages(place: dict[str, str], name: str = "trip") -> list[str]:
 def test_a_conversation_and_its_opening_and_closing_lines(place: dict[str, str]) -> None:
     terminal = opened(place, "-m", "demo", *SHORT)
     lines = terminal.text().split("\n")
-    assert lines[0].startswith("demo: RWKV-7, 3.6 million parameters, bf16, 7.29 MB; cpu, ")
+    assert lines[0].startswith("demo: RWKV-7, 5.4 million parameters, bf16, 10.8 MB; cpu, ")
     assert lines[1].startswith("demo is a toy")
     assert lines[2] == "  rwkv chat g1-1.5b"
     assert lines[3:] == [

@@ -114,7 +114,7 @@ def test_a_state_is_refused_by_name(folder: Path) -> None:
         (
             "demo.state",
             4,
-            "demo.state: the state of another model (demo-weights.safetensors, RWKV-7, 4 layers of 256)",
+            "demo.state: the state of another model (demo-weights.safetensors, RWKV-7, 6 layers of 256)",
         ),
         ("small.safetensors", 4, "small.safetensors: not a state file, or a damaged one"),
         ("small.pth", 4, "small.pth: not a state file, or a damaged one"),
