@@ -51,6 +51,14 @@ void unmap_file(Mapping mapping) noexcept {
         UnmapViewOfFile(mapping.data);
 }
 
+void populate(const uint8_t*, size_t) noexcept {}
+
+size_t physical_memory() noexcept {
+    MEMORYSTATUSEX status{};
+    status.dwLength = sizeof status;
+    return GlobalMemoryStatusEx(&status) ? size_t(status.ullTotalPhys) : 0;
+}
+
 int process_id() noexcept { return _getpid(); }
 
 void* aligned_allocate(size_t bytes) {
@@ -79,6 +87,19 @@ Mapping map_file(const std::string& path) {
 void unmap_file(Mapping mapping) noexcept {
     if (mapping.data)
         ::munmap(const_cast<uint8_t*>(mapping.data), mapping.size);
+}
+
+void populate(const uint8_t* begin, size_t bytes) noexcept {
+#ifdef MADV_POPULATE_READ // Linux 5.14
+    (void)::madvise(const_cast<uint8_t*>(begin), bytes, MADV_POPULATE_READ);
+#else
+    (void)begin, (void)bytes;
+#endif
+}
+
+size_t physical_memory() noexcept {
+    const long pages = ::sysconf(_SC_PHYS_PAGES), bytes = ::sysconf(_SC_PAGESIZE);
+    return pages > 0 && bytes > 0 ? size_t(pages) * size_t(bytes) : 0;
 }
 
 int process_id() noexcept { return int(::getpid()); }

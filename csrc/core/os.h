@@ -15,6 +15,12 @@ struct Mapping {
 /// Maps a whole file read-only and shared. Throws Error(kFormat) with the system's reason.
 Mapping map_file(const std::string& path);
 void unmap_file(Mapping mapping) noexcept;
+/// Reads a part of a mapping that begins at a page into the page table, where the system can; else nothing
+/// happens.
+void populate(const uint8_t* begin, size_t bytes) noexcept;
+
+/// Bytes of memory in this machine; 0: not known.
+size_t physical_memory() noexcept;
 
 int process_id() noexcept;
 

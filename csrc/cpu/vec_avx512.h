@@ -31,7 +31,11 @@ inline vf zero() { return _mm512_setzero_ps(); }
 inline vf load(const float* p) { return _mm512_loadu_ps(p); }
 inline vf load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
 inline void store(float* p, vf a) { _mm512_storeu_ps(p, a); }
-inline void store_n(float* p, vf a, int n) { _mm512_mask_storeu_ps(p, first(n), a); }
+inline void store_n(float* p, vf a, int n) {
+    if (n >= 16) // a masked store is not forwarded to the loads that follow
+        return store(p, a);
+    _mm512_mask_storeu_ps(p, first(n), a);
+}
 inline vf widen_bf16(__m256i h) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }

@@ -48,6 +48,7 @@ Model::Model(const std::string& path, const Config& config, const TensorSpecs& s
     const size_t row = Scratch::bytes_per_row(config_, weights_);
     chunk_ = int(std::clamp<size_t>(kScratchBudget / row, 8, kLongestChunk)) / 8 * 8;
     scratch_ = Scratch(config_, weights_, 1, pool_.size());
+    file_.populate();
 }
 
 void Model::check(std::span<const int32_t> tokens) const {
