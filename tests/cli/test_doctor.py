@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from cli_runner import environment, rwkv, rwkv_inside
 
+from quant.arch import parameter_count
+from quant.checkpoints import open_checkpoint
+from quant.synthetic import synthetic_arch
 from rwkvcli.cli.app import main
 from rwkvcli.runtime import machine
 from rwkvcli.runtime.machine import Memory
@@ -56,6 +59,28 @@ def test_the_state_is_as_large_as_its_arrays(version: str, tmp_path: Path) -> No
     quantized(checkpoint(tmp_path / "m.pth", arch), tmp_path / "m.st", "f32")
     state = Model.load(tmp_path / "m.st", threads=1).new_state()
     assert fitting.state_bytes(arch) == sum(array.nbytes for array in state.to_numpy().values())
+
+
+@pytest.mark.parametrize(
+    ("version", "n_layer", "n_embd", "megabytes"),
+    [("7", 24, 2048, 64), ("6", 24, 2048, 64), ("5.2", 24, 2048, 64), ("7", 32, 2560, 96)],
+)
+def test_larger_models_need_more_to_work_in(version: str, n_layer: int, n_embd: int, megabytes: int) -> None:
+    arch = synthetic_arch(version, n_layer, n_embd, 65536)  # 1.5B, 1.6B, 1.6B, 2.9B
+    assert fitting.working_bytes(parameter_count(arch)) == megabytes * 10**6
+
+
+def test_the_size_of_a_model_decides_what_it_needs_to_work_in(
+    model: Path, pth: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "working_bytes", lambda parameters: 10**9 + parameters)
+    judged = fitting.prospects(str(model), 1)
+    with open_checkpoint(pth) as checkpoint:
+        weights = parameter_count(checkpoint.arch)
+    assert judged["working_bytes"] == 10**9 + weights
+    assert judged["needed_bytes"] == judged["bytes"] + judged["state_bytes"] + 10**9 + weights
+    for choice in fitting.prospects(str(pth), 1)["choices"]:
+        assert choice["needed_bytes"] == choice["bytes"] + judged["state_bytes"] + 10**9 + weights
 
 
 def test_what_is_missing_comes_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
