@@ -96,6 +96,36 @@ def test_what_is_no_model_file(pth: Path) -> None:
     assert [line.split()[0] for line in done.out.splitlines()[-3:]] == ["checkpoint", "int4", "int8"]
 
 
+@pytest.mark.parametrize(
+    ("env", "problem", "hint"),
+    [
+        ({"RWKV_CONFIG": "config.toml"}, "gone.safetensors does not exist", "did you mean one.safetensors?"),
+        ({"RWKV_MODEL": "g1-1.5b"}, "g1-1.5b is not on this machine, and the network is off", "unset HF_HUB_OFFLINE: `rwkv pull g1-1.5b`"),
+        ({"RWKV_MODEL": "one.safetensors"}, "one.safetensors: the safetensors header does not begin with '{'", None),
+    ],
+)  # fmt: skip
+def test_a_default_that_cannot_be_judged_is_a_finding(
+    env: dict[str, str], problem: str, hint: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_text('model = "gone.safetensors"\n')
+    (tmp_path / "one.safetensors").write_bytes(b"\0" * 100)
+    plain = rwkv_inside("doctor", cwd=tmp_path).out.splitlines()
+    done = rwkv_inside("doctor", cwd=tmp_path, env=env)
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert len(lines) > len(plain) >= 13
+    assert lines[len(plain) :] == [
+        "",
+        f"default model  {problem}",
+        *([f"hint           {hint}"] if hint else []),
+    ]
+    found = json.loads(rwkv_inside("doctor", "--json", cwd=tmp_path, env=env).out)
+    assert (found["model"]["problem"], found["model"]["hint"]) == (problem, hint)
+    named = rwkv_inside("doctor", "-m", found["model"]["name"], cwd=tmp_path)
+    assert (named.code, named.out) == (4 if hint is None else 3, "")
+    assert named.err.startswith(f"error: {problem}\n")
+
+
 def test_one_warning_with_the_arithmetic(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
