@@ -189,7 +189,11 @@ def _values_of(verb: str | None, option: str) -> list[str]:
         case "quantize":
             return ["int8", "int4"]
         case "to":
+            if verb == "export":
+                return ["pth", "safetensors", "gguf", "hf"]
             return ["int8", "int4", "bf16", "f16", "f32"]
+        case "dtype":
+            return ["f32", "f16", "bf16"]
         case "recipe":
             return ["default", "best"]
         case "method":
