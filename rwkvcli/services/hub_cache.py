@@ -30,12 +30,17 @@ def hub_cache() -> Path:
     """Where huggingface_hub keeps downloads, by its rules."""
     value = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     if value:
-        return Path(os.path.expandvars(value)).expanduser()
+        return _expanded(value)
     home = os.environ.get("HF_HOME")
     if home:
-        return Path(os.path.expandvars(home)).expanduser() / "hub"
+        return _expanded(home) / "hub"
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expandvars(cache)).expanduser() / "huggingface" / "hub"
+    return _expanded(cache) / "huggingface" / "hub"
+
+
+def _expanded(value: str) -> Path:
+    """As the library does it: what cannot be expanded stays as it is."""
+    return Path(os.path.expanduser(os.path.expandvars(value)))  # noqa: PTH111
 
 
 def free_disk() -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rwkvcli.errors import ModelNotFound, NetworkError, NoSpace, RwkvError, UsageError
 from rwkvcli.services.names import Reference
+from rwkvcli.services.places import is_wrong_place
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -76,7 +77,8 @@ def _of_the_disk(error: OSError, reference: Reference) -> RwkvError:
     if error.errno in _FULL:
         return NoSpace(f"{reference}: the disk is full", hint=hint)
     reason = (error.strerror or str(error)).lower()
-    return RwkvError(f"{os.fsdecode(error.filename)}: {reason}", hint=hint)
+    kind = UsageError if is_wrong_place(error) else RwkvError
+    return kind(f"{os.fsdecode(error.filename)}: {reason}", hint=hint)
 
 
 def _translated(error: Exception, reference: Reference) -> RwkvError:

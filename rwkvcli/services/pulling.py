@@ -74,9 +74,11 @@ class Plan:
         return self.kind is not None and self.result is not None
 
     def check_room(self) -> None:
-        """Raise NoSpace if the disks have no room for it."""
+        """Raise NoSpace if the disks have no room for it, UsageError if there is no place for what is to be made."""
         from rwkvcli.services.hub import check_room
 
+        if self.to_write:
+            kept.PLACE.check()
         check_room(
             {hub_cache.hub_cache(): self.to_download, kept.kept_path(): self.to_write}, str(self.reference)
         )
