@@ -259,7 +259,7 @@ def test_a_folder_of_several_files(models: Mapping[str, Tensors], tmp_path: Path
     with open_checkpoint(folder / "model-00001-of-00003.safetensors") as opened:
         with pytest.raises(UnsupportedModel, match="is part 1 of 3") as caught:
             _ = opened.arch
-        assert "Pass the folder" in (caught.value.hint or "")
+        assert "pass the folder" in (caught.value.hint or "")
     said = json.loads(index.read_text())
     for places, words, kind in (
         (

@@ -318,7 +318,7 @@ def test_weights_past_bfloat16(tmp_path: Path) -> None:
     source = damaged(tmp_path, "head.weight", 3.4028235e38)
     with pytest.raises(FormatError, match=r"head.weight has values past the range of bf16") as caught:
         quantized(source, tmp_path / "o", "bf16")
-    assert caught.value.hint == "Use --to f32."
+    assert caught.value.hint == "use --to f32"
     quantized(source, tmp_path / "o", "f32")
 
 
