@@ -98,9 +98,7 @@ class Override:
         encoding = ALIASES.get(form, form)
         if encoding not in ENCODINGS:
             known = ", ".join((*ALIASES, *(name for name in ENCODINGS if name not in ALIASES)))
-            raise InvalidRequest(
-                f"unknown format {form!r} for tensors {regex!r}", hint=f"use one of {known}"
-            )
+            raise InvalidRequest(f"unknown format {form!r} for tensors {regex!r}", hint=f"use one of {known}")
         try:
             return cls(re.compile(regex), encoding)
         except re.error as error:

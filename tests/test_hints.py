@@ -54,14 +54,24 @@ def texts(node: ast.expr | None, scopes: tuple[Scope, ...]) -> Iterator[str]:
 def assigned(name: str, scope: Scope, scopes: tuple[Scope, ...]) -> Iterator[str]:
     """The texts that `name` is set to in `scope`, by assignments and by loops over a table."""
     for node in ast.walk(scope) if isinstance(scope, ast.FunctionDef) else scope.body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+        if isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == name for t in node.targets
+        ):
             yield from texts(node.value, scopes)
-        if isinstance(node, ast.For) and isinstance(node.target, ast.Tuple) and isinstance(node.iter, ast.Name):
+        if (
+            isinstance(node, ast.For)
+            and isinstance(node.target, ast.Tuple)
+            and isinstance(node.iter, ast.Name)
+        ):
             names = [each.id if isinstance(each, ast.Name) else "" for each in node.target.elts]
             for table in scopes[-1].body if name in names else ():
                 value = table.value if isinstance(table, ast.Assign | ast.AnnAssign) else None
                 target = table.target if isinstance(table, ast.AnnAssign) else None
-                if isinstance(value, ast.Tuple) and isinstance(target, ast.Name) and target.id == node.iter.id:
+                if (
+                    isinstance(value, ast.Tuple)
+                    and isinstance(target, ast.Name)
+                    and target.id == node.iter.id
+                ):
                     for row in value.elts:
                         if isinstance(row, ast.Tuple):
                             yield from texts(row.elts[names.index(name)], scopes)

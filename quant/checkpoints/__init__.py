@@ -83,9 +83,7 @@ def _open_file(path: Path) -> TensorFile:
         return SafetensorsTensors(path)
     if size < 9:
         raise FormatError(f"{path} is {size} bytes long: truncated, or not a checkpoint")
-    raise FormatError(
-        f"{path} is not a checkpoint", hint="pass a .pth, .safetensors, .gguf or rwkv.cpp file"
-    )
+    raise FormatError(f"{path} is not a checkpoint", hint="pass a .pth, .safetensors, .gguf or rwkv.cpp file")
 
 
 def _inside(folder: Path) -> Path:

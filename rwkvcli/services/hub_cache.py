@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rwkvcli.errors import RwkvError
 from rwkvcli.services import parts
-from rwkvcli.services.names import SUFFIXES, Reference
+from rwkvcli.services.names import Reference
 
 _CHUNK = 1 << 22
 _TRUE = ("1", "ON", "YES", "TRUE")
@@ -129,7 +129,8 @@ def cached_files(reference: Reference) -> list[str]:
 def cached_models(reference: Reference) -> list[str]:
     """Names of the models of a repository that were downloaded, at the revision of `reference`."""
     folder = repository_folder(reference.repo, reference.kind) / "snapshots"
-    return sorted(_models_in(folder / commit_of(reference.repo, reference.revision, reference.kind)))
+    found = _models_in(folder / commit_of(reference.repo, reference.revision, reference.kind))
+    return parts.preferred(sorted(found))
 
 
 def others_of(path: Path) -> tuple[Path, ...] | None:
@@ -174,7 +175,7 @@ def _models_in(snapshot: Path) -> dict[str, tuple[Path, ...]]:
     files = [path for path in snapshot.rglob("*") if path.is_file()]
     found: dict[Path, tuple[Path, ...]] = {}
     for path in files:
-        if path.suffix in SUFFIXES or parts.is_index(path.name):
+        if parts.is_weights(path.name) or parts.is_index(path.name):
             others = others_of(path)
             if others is not None:
                 found[path] = others

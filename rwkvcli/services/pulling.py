@@ -246,7 +246,7 @@ def _make(
 def _sha256(source: Path, origin: Origin) -> str | None:
     """What `Checkpoint.sha256` of a download has to be by the Hub's checksums; None where they do not tell."""
     others = hub_cache.others_of(source) or ()
-    weights = [path for path in others if path.suffix == ".safetensors"] or [source]
+    weights = [path for path in others if path.name != parts.CONFIG] or [source]
     sums = [hub_cache.etag_of(path) or "" for path in weights] if others else [origin.etag]
     if not all(len(each) == _SHA256_DIGITS for each in sums):
         return None
