@@ -5,14 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from rwkvcli.errors import ModelNotFound, NetworkError, NoSpace, RwkvError, UsageError
 from rwkvcli.services.names import Reference
 from rwkvcli.services.places import is_wrong_place
+from rwkvcli.services.watching import Watcher
 
+PAUSES = (1.0, 3.0, 9.0)
+"""Seconds before a request is made again that failed for a reason that may pass."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+T = TypeVar("T")
 
 
 def endpoint() -> str:
@@ -55,6 +62,20 @@ def status_of(error: BaseException | None) -> int | None:
 def is_timeout(error: BaseException) -> bool:
     """Whether no answer came in time: httpx's and requests' ways to say so."""
     return "Timeout" in type(error).__name__
+
+
+def retried(ask: Callable[[], T], watcher: Watcher, *, timeouts: bool = True) -> T:
+    """What `ask` returns; asked again after pauses while what fails may pass. `timeouts`: they may."""
+    for pause in PAUSES:
+        try:
+            return ask()
+        except Exception as error:
+            status = status_of(error)
+            if not (status in (408, 429) or (status or 0) >= 500 or (timeouts and is_timeout(error))):
+                raise
+            watcher.trying_again(f"the Hub answered {status}" if status else "the Hub is silent", pause)
+            time.sleep(pause)
+    return ask()
 
 
 @contextlib.contextmanager

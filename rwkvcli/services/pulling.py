@@ -75,7 +75,7 @@ class Plan:
 
     def check_room(self) -> None:
         """Raise NoSpace if the disks have no room for it, UsageError if there is no place for what is to be made."""
-        from rwkvcli.services.hub import check_room
+        from rwkvcli.services.hub_blobs import check_room
 
         if self.to_write:
             kept.PLACE.check()
@@ -319,7 +319,7 @@ def _plan(
 
 def _have(reference: Reference, file: RemoteFile) -> int:
     """Bytes of a file of the Hub that are here."""
-    from rwkvcli.services.hub import part_of
+    from rwkvcli.services.hub_blobs import part_of
 
     if (hub_cache.repository_folder(reference.repo) / "blobs" / file.etag).is_file():
         return file.size
