@@ -47,7 +47,7 @@ def _default_path() -> Path:
     return user_data_path("rwkv", appauthor=False) / "sessions"
 
 
-PLACE = Place("RWKV_SESSIONS", "folder for conversations", _default_path)
+PLACE = Place("RWKV_SESSIONS", "folder for conversations; --no-save keeps none", _default_path)
 """RWKV_SESSIONS, or `rwkv/sessions` in the user's data folder."""
 
 

@@ -219,6 +219,21 @@ def test_the_default_is_the_best_that_is_here(
     assert hub.requests == []
 
 
+def test_a_place_that_cannot_hold_what_is_made_is_told_before_the_download(
+    hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RWKV_MODELS", str(tmp_path / "file"))
+    assert client("pull", "g1-0.1b", "--quantize", "int8") == Outcome(
+        2,
+        "",
+        f"error: RWKV_MODELS={tmp_path / 'file'}: not a folder\n"
+        "hint: RWKV_MODELS names the folder for what is made of downloads\n",
+    )
+    assert hub.downloads() == []
+    assert client("pull", "g1-0.1b").code == 0
+
+
 def test_every_verb_that_runs_a_model_has_the_default(hub: Hub, client: Client, tmp_path: Path) -> None:
     text, documents, out = tmp_path / "text.txt", tmp_path / "l.jsonl", tmp_path / "text.state"
     text.write_text("Some words to read.")

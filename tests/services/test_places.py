@@ -85,7 +85,8 @@ def test_a_conversation_that_cannot_be_kept_does_not_begin(tmp_path: Path) -> No
         done = rwkv_inside(*CHAT, stdin="Hello\n", cwd=tmp_path, env={"RWKV_SESSIONS": asked})
         assert (done.code, done.out) == (2, "")
         assert done.err == (
-            f"error: RWKV_SESSIONS={asked}: {reason}\nhint: RWKV_SESSIONS names the folder for conversations\n"
+            f"error: RWKV_SESSIONS={asked}: {reason}\n"
+            "hint: RWKV_SESSIONS names the folder for conversations; --no-save keeps none\n"
         )
     unnamed = rwkv_inside("chat", *CHAT[2:], stdin="Hello\n", cwd=tmp_path, env={"RWKV_SESSIONS": "file"})
     assert unnamed.code == 0  # nothing of it is kept
