@@ -177,7 +177,7 @@ def detect(shapes: Mapping[str, Shape], where: str = "the checkpoint", *, ln0_fu
         if not ln0_fused:
             raise UnsupportedModel(
                 f"{where} has no first layer norm (ln0), and nothing says that it is part of the embedding",
-                hint="A config.json beside it would: embedding_layer_norm_fused, or norm_first.",
+                hint="a config.json beside it would: embedding_layer_norm_fused, or norm_first",
             )
         arch = replace(arch, ln0_fused=True)
     _check(arch, shapes, where)
@@ -257,7 +257,7 @@ def _check(arch: Arch, shapes: Mapping[str, Shape], where: str) -> None:
     if missing:
         raise FormatError(
             f"{where}: {len(missing)} of {len(wanted)} tensors are missing: {_some(missing)}",
-            hint="Download the file again; a part of a checkpoint is not enough.",
+            hint="download the file again; a part of a checkpoint is not enough",
         )
     if extra:
         raise FormatError(f"{where}: {len(extra)} unexpected tensors: {_some(extra)}")

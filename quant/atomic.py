@@ -108,7 +108,7 @@ class Replacement:
     def _take(self, handle: int) -> bool:
         """Whether the open file is now ours, and empty or to be kept; if not, it is to be opened again."""
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise InvalidRequest(f"{self.temporary} is in the way: not a regular file", hint="Remove it.")
+            raise InvalidRequest(f"{self.temporary} is in the way: not a regular file", hint="remove it")
         if sys.platform == "win32":
             if not self._keep:
                 os.ftruncate(handle, 0)
@@ -131,7 +131,7 @@ class Replacement:
 
     def _busy(self) -> InvalidRequest:
         return InvalidRequest(
-            f"{os.fspath(self._told)} is being written by another process", hint="Wait for it to end."
+            f"{os.fspath(self._told)} is being written by another process", hint="wait for it to end"
         )
 
 
@@ -157,9 +157,9 @@ def replaceable(path: str | os.PathLike[str]) -> Path:
     except OSError as error:  # links in a circle, a name longer than the system takes
         raise InvalidRequest(f"{os.fspath(path)} cannot be written: {error.strerror}") from None
     if stat.S_ISDIR(mode):
-        raise InvalidRequest(f"{os.fspath(path)} is a folder", hint="Name a file inside it.")
+        raise InvalidRequest(f"{os.fspath(path)} is a folder", hint="name a file inside it")
     if not stat.S_ISREG(mode):
-        raise InvalidRequest(f"{os.fspath(path)} is not a regular file", hint="Name another file.")
+        raise InvalidRequest(f"{os.fspath(path)} is not a regular file", hint="name another file")
     return final
 
 
@@ -176,13 +176,13 @@ def new_file(
     if not final.parent.is_dir():
         raise InvalidRequest(
             f"the folder {folder if not folder.is_dir() else final.parent} does not exist",
-            hint="Make it first, or name another.",
+            hint="make it first, or name another",
         )
     for name, other in kept.items():
         if final == Path(os.path.realpath(other)) or _is_same(final, other):
-            raise InvalidRequest(f"{os.fspath(path)} is {name}", hint="Choose another file.")
+            raise InvalidRequest(f"{os.fspath(path)} is {name}", hint="choose another file")
     if final.exists() and not force:
-        raise InvalidRequest(f"{os.fspath(path)} exists already", hint="Use --force to replace it.")
+        raise InvalidRequest(f"{os.fspath(path)} exists already", hint="use --force to replace it")
     return final
 
 

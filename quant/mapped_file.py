@@ -45,7 +45,7 @@ class MappedFile:
             with open(self.path, "rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
                 if self.size == 0:
-                    raise FormatError(f"{self.path} is empty", hint="Download the file again.")
+                    raise FormatError(f"{self.path} is empty", hint="download the file again")
                 self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise SourceNotFound(f"{self.path} does not exist") from None

@@ -173,7 +173,7 @@ def _with_origin(source: Source, found: dict[str, Any], origin: Mapping[str, str
     if wanted is not None and found.get("sha256") != wanted:
         raise FormatError(
             f"{source.path} has another checksum than it should: it is damaged",
-            hint="Remove it, and download it again.",
+            hint="remove it, and download it again",
         )
     return {**found, **origin}
 
@@ -209,7 +209,7 @@ class _Work:
             if not all(map(math.isfinite, (lost.error, lost.power, lost.largest))):
                 raise FormatError(
                     f"{self.source.path}: tensor {name} has values past the range of {item.encoding}",
-                    hint=f"Use --to {'bf16 or --to f32' if item.encoding == 'f16' else 'f32'}.",
+                    hint=f"use --to {'bf16 or --to f32' if item.encoding == 'f16' else 'f32'}",
                 )
             for part, array in parts.items():
                 self.writer.write(stored_name(name, part), array, offsets[part])

@@ -94,13 +94,11 @@ class Override:
         """From `REGEX=FORMAT`. InvalidRequest: no such format, no regular expression."""
         regex, sign, form = word.rpartition("=")
         if not sign or not regex:
-            raise InvalidRequest(f"{word!r} is not REGEX=FORMAT", hint="For example: 'att.value=q8g32'.")
+            raise InvalidRequest(f"{word!r} is not REGEX=FORMAT", hint="for example: 'att.value=q8g32'")
         encoding = ALIASES.get(form, form)
         if encoding not in ENCODINGS:
             known = ", ".join((*ALIASES, *(name for name in ENCODINGS if name not in ALIASES)))
-            raise InvalidRequest(
-                f"unknown format {form!r} for tensors {regex!r}", hint=f"Use one of {known}."
-            )
+            raise InvalidRequest(f"unknown format {form!r} for tensors {regex!r}", hint=f"use one of {known}")
         try:
             return cls(re.compile(regex), encoding)
         except re.error as error:
@@ -132,7 +130,7 @@ def make_plan(
         (kind, KINDS, "format"), (recipe, RECIPES, "recipe"), (ffn_value, FFN_VALUE, "layout of ffn.value"),
     ):  # fmt: skip
         if value not in known:
-            raise InvalidRequest(f"unknown {what} {value!r}", hint=f"Use one of {', '.join(known)}.")
+            raise InvalidRequest(f"unknown {what} {value!r}", hint=f"use one of {', '.join(known)}")
     if ffn_value == "auto":
         ffn_value = "kn" if arch.n_embd >= KN_FROM else "tile"
     formats = _formats(arch, kind, recipe, ffn_value)
@@ -239,7 +237,7 @@ def _no_match(override: Override, plan: Plan) -> InvalidRequest:
     matrices = [name for name in plan if class_of(name) != "vectors"]
     leaves = dict.fromkeys(name.split(".", 2)[-1].removesuffix(".weight") for name in matrices)
     near = difflib.get_close_matches(wanted, [*matrices, *leaves], 3, 0.5) or list(leaves)
-    return InvalidRequest(f"no tensor matches {wanted!r}", hint=f"There are {', '.join(near)}.")
+    return InvalidRequest(f"no tensor matches {wanted!r}", hint=f"there are {', '.join(near)}")
 
 
 def _check_uniform(plan: Plan) -> None:
@@ -252,5 +250,5 @@ def _check_uniform(plan: Plan) -> None:
         ):
             raise InvalidRequest(
                 f"{leaf} would be integers in some blocks and floats in others",
-                hint="Give it one kind of format in all blocks.",
+                hint="give it one kind of format in all blocks",
             )

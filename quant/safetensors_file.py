@@ -141,7 +141,7 @@ class SafetensorsFile:
         if 8 + length > size:
             raise FormatError(
                 f"{path} is truncated: the header alone needs {8 + length} bytes, the file has {size}",
-                hint="Download the file again.",
+                hint="download the file again",
             )
         self.data_begin = 8 + length
         entries = _parse_json(str(path), self.file.read(8, self.data_begin))
@@ -177,7 +177,7 @@ class SafetensorsFile:
         if end > self.file.size:
             raise failure(
                 f" ends at byte {end} of {self.file.size}: the file is truncated or damaged",
-                hint="Download the file again.",
+                hint="download the file again",
             )
         return TensorInfo(dtype, tuple(shape), begin, end)
 

@@ -55,7 +55,7 @@ def plan_within(
     if excess(smallest) > 0:
         raise InvalidRequest(
             f"too small: this model cannot be smaller than {amount(size_of(smallest))}",
-            hint=f"That is {bits_per_weight(smallest):.2f} bits per weight.",
+            hint=f"that is {bits_per_weight(smallest):.2f} bits per weight",
         )
     options = {}
     for number, name in enumerate(chosen):

@@ -129,7 +129,7 @@ class ModelSource:
         if model.quantized:
             raise InvalidRequest(
                 f"{model.path} is quantized already ({model.recipe})",
-                hint="Quantize the checkpoint that it was made from.",
+                hint="quantize the checkpoint that it was made from",
             )
         self._model = model
         self.path = model.path
@@ -180,6 +180,6 @@ def _finite(values: F32, path: Path, name: str) -> F32:
     if not bool(np.isfinite(values).all()):
         raise FormatError(
             f"{path}: tensor {name} has values that are NaN or infinite",
-            hint="Download the file again; if it says so once more, its training went wrong.",
+            hint="download the file again; if it says so once more, its training went wrong",
         )
     return values

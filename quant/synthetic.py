@@ -61,7 +61,7 @@ def synthetic_arch(
     wrong number.
     """
     if version not in VERSIONS:
-        raise InvalidRequest(f"unknown version {version}", hint=f"Use one of {', '.join(VERSIONS)}.")
+        raise InvalidRequest(f"unknown version {version}", hint=f"use one of {', '.join(VERSIONS)}")
     if min(n_layer, n_embd, vocab_size, head_size) < 1 or (version != "4" and n_embd % head_size):
         raise InvalidRequest(f"{n_layer} layers of {n_embd} with heads of {head_size} make no model")
     if time_first_is_log and version not in ("5.0", "5.1"):

@@ -9,14 +9,14 @@ from quant.errors import UnsupportedModel
 
 _REFUSALS: tuple[tuple[str, str, str | None], ...] = (
     # (pattern searched in each name, what the file holds, hint); the first match wins
-    (r"\.lora_[AB]$|\.lora\.[01]$", "a LoRA, not a whole model", "Merge it into its base model first."),
+    (r"\.lora_[AB]$|\.lora\.[01]$", "a LoRA, not a whole model", "merge it into its base model first"),
     (r"^blocks\.\d+\.qkv\.", "RWKV-7b (v7b: quadratic attention with a growing cache)", None),
     (r"\.ffn\.s_emb|\.ffn\.s[012]$", "RWKV-7a (v7a: DeepEmbed)", None),
     (r"\.tiny_(q|k|v|ln)", "RWKV-4a (tiny attention)", None),
     (r"\.att\.(qq|kk|vv|oo)(\.|$)", "RWKV-4b (tiny attention)", None),
     (r"^head_[qk]\.", "RWKV-4 with head-QK", None),
     (r"\.self_attn\.|^transformer\.|^gpt_neox\.|^model\.layers\.\d+\.mlp\.", "a transformer, not RWKV", None),
-    (r"^model\.layers\.\d+\.attn\.x_proj\.", "RWKV-6 in fla layout", "Use the original .pth instead."),
+    (r"^model\.layers\.\d+\.attn\.x_proj\.", "RWKV-6 in fla layout", "use the original .pth instead"),
 )
 
 

@@ -10,7 +10,7 @@ from cli_runner import Outcome, environment
 from hub_server import COMMIT, Hub
 
 from rwkvcli.cli.app import main
-from rwkvcli.services import hub as service
+from rwkvcli.services import hub_errors
 
 G1 = "BlinkDL/rwkv7-g1"
 OLD = "rwkv7-g1c-0.1b-20260110-ctx8192.pth"
@@ -39,7 +39,7 @@ class Client:
         for name, value in environment(**self.env).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("sys.stdin", None)
-        monkeypatch.setattr(service, "PAUSES", (0.0, 0.0, 0.0))
+        monkeypatch.setattr(hub_errors, "PAUSES", (0.0, 0.0, 0.0))
         # what the library takes from the environment when it is imported
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"

@@ -26,6 +26,14 @@ def save(tensors: Tensors, path: Path) -> Path:
     return path
 
 
+def write_pth(tensors: Tensors, path: Path) -> Path:
+    """As torch.save writes a state_dict; that ours is that is tested with torch."""
+    from quant.checkpoints.write import write_pth
+
+    write_pth(path, {name: np.ascontiguousarray(array) for name, array in tensors.items()})
+    return path
+
+
 def web_rwkv(tensors: Tensors, path: Path) -> Path:
     """assets/scripts/convert_safetensors.py of web-rwkv."""
     v51 = any("gate.weight" in name for name in tensors) and tensors["blocks.0.att.time_decay"].ndim == 1
@@ -304,18 +312,26 @@ def llama_cpp(
     return path
 
 
-def sharded(tensors: Tensors, folder: Path, count: int = 3, config: Mapping[str, Any] | None = None) -> Path:
-    """A folder as `save_pretrained` leaves it: parts, their index, config.json."""
+def sharded(
+    tensors: Tensors,
+    folder: Path,
+    count: int = 3,
+    config: Mapping[str, Any] | None = None,
+    *,
+    torch: bool = False,
+) -> Path:
+    """A folder as `save_pretrained` leaves it: parts, their index, config.json; `torch`: with safe_serialization=False."""
     folder.mkdir(exist_ok=True)
+    stem, ending = ("pytorch_model", "bin") if torch else ("model", "safetensors")
     names = sorted(tensors)
     places = {}
     for part in range(count):
-        file = f"model-{part + 1:05}-of-{count:05}.safetensors"
+        file = f"{stem}-{part + 1:05}-of-{count:05}.{ending}"
         mine = names[part::count]
-        save({name: tensors[name] for name in mine}, folder / file)
+        (write_pth if torch else save)({name: tensors[name] for name in mine}, folder / file)
         places |= dict.fromkeys(mine, file)
     index = {"metadata": {"total_size": sum(a.nbytes for a in tensors.values())}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / f"{stem}.{ending}.index.json").write_text(json.dumps(index))
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
     return folder

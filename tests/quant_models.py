@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from quant.arch import Arch
+from quant.arch import Arch, logical_shape
+from quant.arrays import F32, Array
 from quant.checkpoints import open_checkpoint
-from quant.methods import numpy_encoder
+from quant.methods import STATISTICS, numpy_encoder
 from quant.pipeline import Result, quantize
 from quant.synthetic import SyntheticModel, synthetic_arch, write_pth
 
@@ -41,3 +42,36 @@ def relative_error(values: np.ndarray, stored: np.ndarray) -> float:
     """Relative squared error."""
     wide = values.astype(np.float64)
     return float(((wide - stored) ** 2).sum() / (wide**2).sum())
+
+
+def expected_logical(model: SyntheticModel) -> dict[str, np.ndarray]:
+    """What FORMAT.md says the logical tensors of a checkpoint are, spelled out."""
+    version, result = model.arch.version, {}
+    for name, stored in model:
+        values = stored.reshape(logical_shape(stored.shape))
+        leaf = name.split(".")[-1]
+        if version == "7" and name in ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2"):
+            continue
+        low_rank = [f"{x}{i}" for x in "wavg" for i in "12"] + [
+            "time_maa_w1",
+            "time_decay_w1",
+            "time_decay_w2",
+        ]
+        if leaf in low_rank:
+            result[name] = values.T
+        elif leaf == "time_maa_w2":
+            for i, letter in enumerate("wkvrg"):
+                result[f"{name}.{letter}"] = values[i].T
+        else:
+            result[name] = values
+    return result
+
+
+class BareEncoder:
+    """An encoder that gives the parts only."""
+
+    method = "codebook"
+
+    def encode(self, w: F32, encoding: str, layout: str, importance: F32 | None = None) -> dict[str, Array]:
+        parts = numpy_encoder().encode(w, encoding, layout, importance)
+        return {name: array for name, array in parts.items() if name not in STATISTICS}

@@ -19,7 +19,7 @@ _HF_NAME = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\
 _LEGACY_TORCH = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 """How torch's pickled magic number 0x1950a86a20f9469cfc6c begins files of torch < 1.6, after the protocol."""
 _GGML = {b"lmgg": "ggml (rwkv.cpp before 2023-04, or older)", b"tjgg": "ggjt (older llama.cpp)"}
-_ORIGINAL = "Use the original .pth or .safetensors file."
+_ORIGINAL = "use the original .pth or .safetensors file"
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -83,9 +83,7 @@ def _open_file(path: Path) -> TensorFile:
         return SafetensorsTensors(path)
     if size < 9:
         raise FormatError(f"{path} is {size} bytes long: truncated, or not a checkpoint")
-    raise FormatError(
-        f"{path} is not a checkpoint", hint="Pass a .pth, .safetensors, .gguf or rwkv.cpp file."
-    )
+    raise FormatError(f"{path} is not a checkpoint", hint="pass a .pth, .safetensors, .gguf or rwkv.cpp file")
 
 
 def _inside(folder: Path) -> Path:
@@ -135,7 +133,7 @@ def _read_head(path: Path) -> tuple[bytes, int]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise SourceNotFound(f"{path} cannot be read: {reason}") from None
     if size == 0:
-        raise FormatError(f"{path} is empty", hint="Download the file again.")
+        raise FormatError(f"{path} is empty", hint="download the file again")
     return head, size
 
 
@@ -143,8 +141,8 @@ def _folder_hint(folder: Path) -> str:
     """Which file to pass instead, when it is clear."""
     inside = [item for item in _weights_in(folder) if item.suffix != ".bin"]
     if len(inside) == 1:
-        return f"Pass {inside[0]} instead."
-    return f"Pass one of its {len(inside)} model files." if inside else "Pass a checkpoint file."
+        return f"pass {inside[0]} instead"
+    return f"pass one of its {len(inside)} model files" if inside else "pass a checkpoint file"
 
 
 def _refuse_other_formats(path: Path, head: bytes) -> None:
@@ -154,14 +152,14 @@ def _refuse_other_formats(path: Path, head: bytes) -> None:
     if head[2:14] == _LEGACY_TORCH:
         raise UnsupportedModel(
             f"{path} is in the format of torch before 1.6: not supported",
-            hint="Load it with a trusted torch and torch.save it again.",
+            hint="load it with a trusted torch and torch.save it again",
         )
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5") and head[8:9] != b"{":
         raise FormatError(f"{path} is a bare pickle, not a torch zip file")
     text = head.lstrip().lower()
     if text.startswith(b"version https://git-lfs"):
-        raise FormatError(f"{path} is a Git LFS pointer", hint="Download the file that it stands for.")
+        raise FormatError(f"{path} is a Git LFS pointer", hint="download the file that it stands for")
     if text.startswith((b"<!doctype", b"<html")):
-        raise FormatError(f"{path} is a web page, not a checkpoint", hint="Download the file again.")
+        raise FormatError(f"{path} is a web page, not a checkpoint", hint="download the file again")
     if text.startswith(b"{") and b'"weight_map"' in text:
-        raise FormatError(f"{path} is the index of several files", hint="Its name has to end in .index.json.")
+        raise FormatError(f"{path} is the index of several files", hint="its name has to end in .index.json")

@@ -97,7 +97,7 @@ class Checkpoint:
                 raise
             raise UnsupportedModel(
                 f"{self.path} is part {int(part[1])} of {int(part[2])} of a model in several files",
-                hint="Pass the folder that they are in, or its file .index.json.",
+                hint="pass the folder that they are in, or its file .index.json",
             ) from None
         self._config.check(arch)
         return arch

@@ -50,7 +50,7 @@ class GgmfTensors(GgmlTensors):
     def _read(self, file: MappedFile) -> None:
         if self.size < _HEADER.size:
             raise FormatError(
-                f"{self.path} is {self.size} bytes long: truncated", hint="Download the file again."
+                f"{self.path} is {self.size} bytes long: truncated", hint="download the file again"
             )
         magic, version, *_ = _HEADER.unpack(file.read(0, _HEADER.size))
         if magic != MAGIC:
@@ -83,11 +83,11 @@ class GgmfTensors(GgmlTensors):
         if version == VERSIONS[0] and _KINDS[kind].weights > 1:
             raise UnsupportedModel(
                 f"{self.path}: quantized rwkv.cpp files of version 100 are not supported",
-                hint="Use an FP16 or FP32 file, or one of version 101.",
+                hint="use an FP16 or FP32 file, or one of version 101",
             )
         return self.add(name, Place(_KINDS[kind], tuple(reversed(dims)), data_at))
 
     def _truncated(self) -> FormatError:
         return FormatError(
-            f"{self.path} is truncated: its last tensor is cut", hint="Download the file again."
+            f"{self.path} is truncated: its last tensor is cut", hint="download the file again"
         )

@@ -79,7 +79,7 @@ def _decoder_of_the_package(kind: str) -> Callable[[U8], F32]:
             )
         except (NotImplementedError, KeyError):
             raise FormatError(
-                f"the package gguf does not decode {kind}", hint="Use a file of another type."
+                f"the package gguf does not decode {kind}", hint="use a file of another type"
             ) from None
 
     return decode

@@ -62,7 +62,7 @@ class GgmlTensors(OneMappedFile):
         if begin + nbytes > self.size:
             raise FormatError(
                 f"{where} ends at byte {begin + nbytes} of {self.size}: the file is truncated or damaged",
-                hint="Download the file again.",
+                hint="download the file again",
             )
         floats = kind.name in FLOATS
         readable = floats or kind.name not in INTEGERS

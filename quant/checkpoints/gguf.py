@@ -126,7 +126,7 @@ class _Cursor:
         if count > self._file.size - self.position:
             raise FormatError(
                 f"{self._file.path} is truncated: its header goes beyond its end",
-                hint="Download the file again.",
+                hint="download the file again",
             )
         self.position += count
 

@@ -42,7 +42,7 @@ class HfConfig:
         except OSError:
             return cls.none()
         except (ValueError, RecursionError):
-            raise FormatError(f"{path} is not valid JSON", hint="Download it again.") from None
+            raise FormatError(f"{path} is not valid JSON", hint="download it again") from None
         return cls(str(path), values) if is_rwkv(values) else cls.none()
 
     @property

@@ -144,7 +144,7 @@ def _weights(loaded: Any, where: str) -> tuple[dict[str, TensorRef], dict[str, s
         if _CONVERTED & loaded.keys():
             raise UnsupportedModel(
                 f"{where} was converted by ChatRWKV: its weights are rescaled and transposed",
-                hint="Use the original .pth file.",
+                hint="use the original .pth file",
             )
         tensors = {str(name): value for name, value in loaded.items() if isinstance(value, TensorRef)}
         for name, value in loaded.items():

@@ -30,7 +30,7 @@ class Shards(TensorFile):
         try:
             for name in sorted(set(places.values())):
                 if not (index.parent / name).is_file():
-                    raise SourceNotFound(f"{index.parent / name} is missing", hint=f"{index.name} names it.")
+                    raise SourceNotFound(f"{index.parent / name} is missing", hint=f"{index.name} names it")
                 self._files[name] = opened(index.parent / name)
         except BaseException:
             self.close()
@@ -85,7 +85,7 @@ def weight_map(data: bytes, index: str) -> dict[str, str]:
     try:
         said = json.loads(data)
     except (ValueError, RecursionError):
-        raise FormatError(f"{index} is not valid JSON", hint="Download it again.") from None
+        raise FormatError(f"{index} is not valid JSON", hint="download it again") from None
     places = said.get("weight_map") if isinstance(said, dict) else None
     if (
         not isinstance(places, dict)

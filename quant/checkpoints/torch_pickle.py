@@ -244,12 +244,12 @@ class _Machine:
         if name in _UNREADABLE:
             raise UnsupportedModel(
                 f"{self.where} holds {_UNREADABLE[name]}",
-                hint="Save it with plain tensors of float32, float16 or bfloat16.",
+                hint="save it with plain tensors of float32, float16 or bfloat16",
             )
         if name not in _ALLOWED:
             raise UnsafePickle(
                 f"{self.where}: the pickle refers to {quoted(name)}: refused",
-                hint="A weights file needs no such thing; do not open it with tools that run pickles.",
+                hint="a weights file needs no such thing; do not open it with tools that run pickles",
             )
         return _Global(name)
 

@@ -23,7 +23,7 @@ _MAX_COMMENT = 65535
 _FLAG_ENCRYPTED = 0x2041
 """Bits 0, 6 and 13: encryption, strong encryption, masked headers."""
 
-DOWNLOAD_AGAIN = "The file is incomplete or damaged: download it again."
+DOWNLOAD_AGAIN = "the file is incomplete or damaged: download it again"
 
 
 class Entry(NamedTuple):

@@ -129,7 +129,7 @@ def _prepare(
     dtypes = dict.fromkeys(shapes, dtype) if isinstance(dtype, str) else dtype
     for name in {dtype} if isinstance(dtype, str) else set(dtypes.values()):
         if name not in _ITEM_SIZE:
-            raise InvalidRequest(f"unknown dtype {name}", hint="Use f32, f16 or bf16.")
+            raise InvalidRequest(f"unknown dtype {name}", hint="use f32, f16 or bf16")
     return shapes, dtypes, pairs
 
 

@@ -180,14 +180,14 @@ class ModelFile:
         if self.metadata.get("format") != FORMAT:
             raise FormatError(
                 f"{self.path} is a checkpoint, not a model file",
-                hint=f"Make one with: rwkv quantize {self.path} --to int8",
+                hint=f"make one with: rwkv quantize {self.path} --to int8",
             )
         version = self.metadata.get("format_version", "")
         if version != FORMAT_VERSION:
             raise FormatError(
                 f"{self.path} is a model file of version {quoted(version)}; "
                 f"this program reads version {FORMAT_VERSION}",
-                hint="Upgrade rwkvcli, or quantize the checkpoint again.",
+                hint="upgrade rwkvcli, or quantize the checkpoint again",
             )
         missing = [key for key in KEYS if key not in self.metadata]
         if missing:

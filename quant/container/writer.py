@@ -146,5 +146,5 @@ class ContainerWriter:
         if free < self.size:
             raise NoSpace(
                 f"{self._told} needs {amount(self.size)}, and {folder} has {amount(free)} free",
-                hint="Free some space or choose another folder with -o.",
+                hint="free some space or choose another folder with -o",
             )

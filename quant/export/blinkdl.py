@@ -18,7 +18,7 @@ def tensors(weights: Weights, dtype: str | None) -> list[Outgoing]:
     if weights.arch.ln0_fused:
         raise InvalidRequest(
             f"{weights.path} has its first layer norm in the embedding, which this format cannot tell",
-            hint="Use --to hf." if weights.arch.version == "7" else None,
+            hint="use --to hf" if weights.arch.version == "7" else None,
         )
     return [
         Outgoing(

@@ -102,7 +102,7 @@ def check_output(out: Path, to: str, *, force: bool, source: Path) -> list[Path]
     if not kind.files:
         return [new_file(out, force=force, kept=kept)]
     if source.is_dir() and out.is_dir() and out.samefile(source):
-        raise InvalidRequest(f"{out} is {SOURCE_ITSELF}", hint="Choose another folder.")
+        raise InvalidRequest(f"{out} is {SOURCE_ITSELF}", hint="choose another folder")
     if not out.is_dir():
         new_file(out, force=False, kept=kept)  # nothing is there, and its folder is
         return [out / name for name in kind.files]

@@ -88,7 +88,7 @@ def save(weights: Weights, stream: OutgoingStream, out: Path, vocabulary: Sequen
     if vocabulary is None:
         raise InvalidRequest(
             f"{weights.path}: a GGUF file of RWKV holds the World vocabulary or bytes, and this model has another",
-            hint="Use --to pth, safetensors or hf.",
+            hint="use --to pth, safetensors or hf",
         )
     write_gguf(out, {**_metadata(weights, stream), **_tokenizer(weights, vocabulary)}, stream)
 
@@ -98,7 +98,7 @@ def _check(weights: Weights) -> None:
     if arch.version not in ("6", "7"):
         raise InvalidRequest(
             f"llama.cpp computes RWKV-6 and 7; {weights.path} is RWKV-{arch.version}",
-            hint="Use --to pth, safetensors or hf.",
+            hint="use --to pth, safetensors or hf",
         )
     if arch.ln0_fused:
         raise InvalidRequest(
@@ -107,7 +107,7 @@ def _check(weights: Weights) -> None:
     if eps is not None and not math.isclose(eps, GROUP_NORM_EPS, rel_tol=1e-6):
         raise InvalidRequest(
             f"{weights.path}: its group norm's epsilon is {eps:g}, and llama.cpp always takes {GROUP_NORM_EPS:g}",
-            hint="Use --to pth or --to safetensors.",
+            hint="use --to pth or --to safetensors",
         )
 
 

@@ -132,7 +132,7 @@ def _check(weights: Weights) -> None:
     arch, eps = weights.arch, weights.group_norm_eps
     if arch.version in ("5.0", "5.1"):
         raise InvalidRequest(
-            f"no Hugging Face code computes RWKV-{arch.version}", hint="Use --to pth or --to safetensors."
+            f"no Hugging Face code computes RWKV-{arch.version}", hint="use --to pth or --to safetensors"
         )
     if arch.version != "7" and arch.ln0_fused:
         raise InvalidRequest(
@@ -145,7 +145,7 @@ def _check(weights: Weights) -> None:
     ):
         raise InvalidRequest(
             f"{weights.path}: its group norm's epsilon is {eps:g}, and fla always takes the size of a head times 1e-5",
-            hint="Use --to pth or --to safetensors.",
+            hint="use --to pth or --to safetensors",
         )
 
 

@@ -62,7 +62,7 @@ class OutgoingStream:
             if item.dtype == "f16" and values.size and max(values.max(), -values.min()) > _LARGEST_F16:
                 raise FormatError(
                     f"tensor {item.name} has values past the range of f16",
-                    hint="Use --dtype bf16 or --dtype f32.",
+                    hint="use --dtype bf16 or --dtype f32",
                 )
             yield item.name, values
             done += values.size

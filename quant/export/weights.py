@@ -35,12 +35,12 @@ class Weights:
         if isinstance(opened, Checkpoint) and opened.quantized:
             raise InvalidRequest(
                 f"{opened.path} is quantized ({opened.quantized})",
-                hint="Export the file that it was made from.",
+                hint="export the file that it was made from",
             )
         if isinstance(opened, ModelFile) and opened.quantized:
             raise InvalidRequest(
                 f"{opened.path} is quantized ({opened.recipe})",
-                hint="Export the checkpoint that it was made from, or a model file of f32, bf16 or f16.",
+                hint="export the checkpoint that it was made from, or a model file of f32, bf16 or f16",
             )
         source = source_of(opened)
         self._opened = opened

@@ -71,10 +71,7 @@ def bench(
     the same number of threads reads memory in sequence, measured between the runs. Columns have llama-bench's
     names where it has them.
     """
-    names = models or ([settings.model] if settings.model is not None else [])
-    if not names:
-        raise Misuse("no MODEL: name a file, for example `demo`")
-    from rwkvcli.cli.download import model_to_run
+    from rwkvcli.cli.download import default_model, model_to_run
     from rwkvcli.cli.render import BenchBar
     from rwkvcli.services import benchmarking
     from rwkvcli.services.generation import check_device
@@ -89,6 +86,7 @@ def bench(
     )
     check_device(settings.device)
     console = Console(settings)
+    names = models or [settings.model or default_model(console)]
     found = [model_to_run(console, name) for name in names]
     kind = output or (Output.json if settings.json else Output.md)
     write = _WRITERS[kind](console.line)

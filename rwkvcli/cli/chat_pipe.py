@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from rwkvcli.cli.console import Console
 from rwkvcli.cli.prompt import normalized
+from rwkvcli.cli.render import TextBar
 from rwkvcli.cli.signals import Interruption
 from rwkvcli.services.conversation import Conversation
 
@@ -26,8 +27,10 @@ def answer_lines(console: Console, talk: Conversation) -> None:
             continue
         before = talk.history.head
         with Interruption() as interruption:
-            parts = talk.send(text, interruption.asked)
-            next(parts)
+            with TextBar(console) as bar:
+                talk.on_prompt = bar.update
+                parts = talk.send(text, interruption.asked)
+                next(parts)
             interruption.raises = False
             for part in parts:
                 if not part.thinking and not console.settings.json:

@@ -102,6 +102,8 @@ class Chat:
 
     def answer(self, begin: Callable[[Callable[[], bool]], Iterator[Part]]) -> None:
         """Draw the answer that `begin` starts, which is given what tells whether to stop."""
+        from rwkvcli.cli.render import TextBar
+
         view = AnswerView(
             styled=self._styled,
             wraps=not self._dumb,
@@ -110,8 +112,10 @@ class Chat:
         before = self.talk.history.head
         try:
             with self.keys_held(), Interruption() as interruption, suppress(KeyboardInterrupt):
-                parts = begin(interruption.asked)
-                next(parts)
+                with TextBar(self.console) as bar:
+                    self.talk.on_prompt = bar.update
+                    parts = begin(interruption.asked)
+                    next(parts)
                 interruption.raises = False
                 with Drawing(view, self.console.write) as drawing:
                     for part in parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from rwkvcli.cli.console import Console
 from rwkvcli.cli.options import Misuse, with_settings
 from rwkvcli.cli.settings import Settings
+from rwkvcli.services.names import SUFFIXES
 
 EXAMPLES = """
   source <(rwkv completion bash)                     # now; or for good, in ~/.bashrc
@@ -17,28 +19,40 @@ EXAMPLES = """
   rwkv completion fish > ~/.config/fish/completions/rwkv.fish
 """
 
-# Words are split at spaces only: bash takes the colon of owner/repo:file and the sign of --model=demo for borders.
+# Words are split at spaces only, those behind a backslash stay: bash takes the colon of owner/repo:file and the sign of
+# --model=demo for borders. A folder or `kl=` is gone on with, without a space.
 _BASH = r"""_rwkv() {
-    local line="${COMP_LINE:0:COMP_POINT}" words current prefix
-    read -ra words <<<"$line"
-    [[ $line == *" " ]] && words+=("")
+    local line="${COMP_LINE:0:COMP_POINT}" words current begun="" reply
+    read -a words <<<"$line"
+    [[ $line == *" " && $line != *"\\ " ]] && words+=("")
     current="${words[${#words[@]}-1]}"
-    local IFS=$'\n'
-    COMPREPLY=($(rwkv completion suggest -- "${words[@]:1}" 2>/dev/null))
-    if [[ $current == *[:=]* ]]; then
-        prefix="${current%"${current##*[:=]}"}"
-        COMPREPLY=("${COMPREPLY[@]#"$prefix"}")
-    fi
+    [[ $current == *[:=]* ]] && begun="${current%"${current##*[:=]}"}"
+    COMPREPLY=()
+    while IFS= read -r reply; do
+        reply="${reply#"$begun"}"
+        [[ $reply == *[!a-zA-Z0-9._/:@%+=~,-]* ]] && printf -v reply %q "$reply"
+        [[ $reply == "\\~"* ]] && reply="${reply:1}"
+        COMPREPLY+=("$reply")
+    done < <(rwkv completion suggest -- "${words[@]:1}" 2>/dev/null)
+    [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *[/=] ]] && compopt -o nospace 2>/dev/null
 }
 complete -o default -F _rwkv rwkv
 """
 _ZSH = r"""#compdef rwkv
 _rwkv() {
-    local -a found
-    found=("${(@f)$(rwkv completion suggest -- "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+    local -a found quoted
+    found=("${(@f)$(rwkv completion suggest -- "${(@Q)words[2,CURRENT-1]}" "${(Q)PREFIX}" 2>/dev/null)}")
     found=("${(@)found:#}")
-    (( $#found )) && compadd -- "${found[@]}"
-    _files
+    if (( ! $#found )); then
+        _files
+        return
+    fi
+    if [[ -z $compstate[quote] ]]; then
+        found=("${(@)${(@q)found}/#\\\~/~}")
+        quoted=(-Q)
+    fi
+    compadd $quoted -S "" -- "${(@M)found:#*[/=]}"
+    compadd $quoted -- "${(@)found:#*[/=]}"
 }
 if [ "$funcstack[1]" = _rwkv ]; then
     _rwkv "$@"
@@ -47,7 +61,7 @@ else
 fi
 """
 _FISH = r"""function __rwkv_suggest
-    set -l words (commandline -opc) (commandline -ct)
+    set -l words (commandline -opc) (string unescape -- (commandline -ct))
     set -l found (rwkv completion suggest -- $words[2..-1] 2>/dev/null)
     if set -q found[1]
         printf '%s\n' $found
@@ -58,7 +72,9 @@ end
 complete -c rwkv -f -a '(__rwkv_suggest)'
 """
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
-_TAKE_MODEL = ("show", "quantize", "doctor", "bench")
+_TAKE_MODEL = ("show", "quantize", "export", "doctor", "bench", "verify")
+_MODEL_OPTIONS = ("model", "base")
+_ENDINGS = (*SUFFIXES, ".bin")
 
 
 @with_settings(stored=False)
@@ -72,8 +88,8 @@ def completion(
 ) -> None:
     """Print a script that completes commands in your shell.
 
-    Verbs, options, their values, and the names of models that are here or can be pulled; where none fits, the shell
-    completes the names of files.
+    Verbs, options, their values, the names of models that are here or can be pulled, and model files; where none fits, the
+    shell completes the names of all files.
     """
     console = Console(settings)
     if shell == "suggest":
@@ -94,17 +110,37 @@ def suggestions(words: Sequence[str]) -> list[str]:
     *before, current = words
     verb = next((word for word in before if word in VERBS), None)
     if before and before[-1].startswith("-"):
-        values = _values_of(verb, before[-1])
+        values = _fitting_values(verb, before[-1], current)
         if values is not None:
-            return _fitting(values, current)
+            return values
     if current.startswith("--") and "=" in current:
         flag, _, begun = current.partition("=")
-        return [f"{flag}={value}" for value in _fitting(_values_of(verb, flag) or [], begun)]
+        return [f"{flag}={value}" for value in _fitting_values(verb, flag, begun) or []]
     if current.startswith("-"):
         return _fitting(_options(verb), current)
     if verb is None:
         return _fitting(VERBS, current)
-    return _fitting(_arguments(verb, before[before.index(verb) + 1 :]), current)
+    given = before[before.index(verb) + 1 :]
+    found = _fitting(_arguments(verb, given), current)
+    return found + model_files(current) if verb in _TAKE_MODEL or (verb == "chat" and not given) else found
+
+
+def model_files(begun: str) -> list[str]:
+    """The paths that `begun` may become on the way to a model here: folders, with a slash, and files that end like models."""
+    folder, slash, name = begun.rpartition("/")
+    try:
+        inside = sorted(os.scandir(os.path.expanduser(folder + slash) or "."), key=lambda entry: entry.name)  # noqa: PTH111
+    except (OSError, ValueError):
+        return []
+    return [
+        f"{folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}"
+        for entry in inside
+        if entry.name.startswith(name)
+        and entry.name.isprintable()
+        and (name or not entry.name.startswith("."))
+        and (slash or not entry.name.startswith(("-", "~")))
+        and (entry.is_dir() or entry.name.endswith(_ENDINGS))
+    ]
 
 
 def _fitting(words: Sequence[str] | dict[str, Any], current: str) -> list[str]:
@@ -122,12 +158,24 @@ def _options(verb: str | None) -> list[str]:
     return [flag for param in _parameters(verb) if param.param_type_name == "option" for flag in param.opts]
 
 
-def _values_of(verb: str | None, flag: str) -> list[str] | None:
-    """What may stand after `flag`: none that can be told (an empty list), or None for a flag without a value."""
+def _option(verb: str | None, flag: str) -> str | None:
+    """The name of the option `flag` if it takes a value."""
     param = next((p for p in _parameters(verb) if flag in p.opts and p.param_type_name == "option"), None)
-    if param is None or param.is_flag:
+    return None if param is None or param.is_flag else param.name
+
+
+def _fitting_values(verb: str | None, flag: str, begun: str) -> list[str] | None:
+    """What `begun`, after `flag`, may become; None for a flag without a value."""
+    option = _option(verb, flag)
+    if option is None:
         return None
-    match param.name:
+    found = _fitting(_values_of(verb, option), begun)
+    return found + model_files(begun) if option in _MODEL_OPTIONS else found
+
+
+def _values_of(verb: str | None, option: str) -> list[str]:
+    """What `option` of a verb may be; none where that cannot be told."""
+    match option:
         case "model" | "base":
             return _models()
         case "fail_over":
@@ -141,7 +189,11 @@ def _values_of(verb: str | None, flag: str) -> list[str] | None:
         case "quantize":
             return ["int8", "int4"]
         case "to":
+            if verb == "export":
+                return ["pth", "safetensors", "gguf", "hf"]
             return ["int8", "int4", "bf16", "f16", "f32"]
+        case "dtype":
+            return ["f32", "f16", "bf16"]
         case "recipe":
             return ["default", "best"]
         case "method":
@@ -187,7 +239,7 @@ def _arguments(verb: str, before: Sequence[str]) -> Sequence[str]:
         if not before:
             return ["list", "export", "rm"]
         return names() if before[0] != "list" else []
-    if verb in ("rm", "verify"):
+    if verb in ("rm", "verify"):  # what was brought here
         from rwkvcli.services.store import names_here
 
         return names_here()
@@ -209,7 +261,7 @@ def _values_of_setting(key: str) -> Sequence[str]:
     if KEYS[key].kind is bool:
         return ["yes", "no"]
     *verb, name = key.split(".")
-    return KEYS[key].choices or _values_of(verb[0] if verb else None, f"--{name}") or []
+    return KEYS[key].choices or _values_of(verb[0] if verb else None, name.replace("-", "_"))
 
 
 def _models() -> list[str]:

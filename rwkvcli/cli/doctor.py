@@ -11,6 +11,7 @@ import typer
 from rwkvcli.cli.console import Console
 from rwkvcli.cli.options import with_settings
 from rwkvcli.cli.settings import Settings
+from rwkvcli.errors import RwkvError
 
 EXAMPLES = """
   rwkv doctor
@@ -33,7 +34,8 @@ def doctor(
     Processor features and the kernels that are chosen, threads, memory, GPUs, optional packages, folders;
     and why. With MODEL also whether it fits into memory, and the speed to expect: the memory's bandwidth,
     which is measured, over the bytes that a token needs. A checkpoint, here or on the Hub, is judged by what can be
-    made of it; nothing is downloaded for that.
+    made of it; nothing is downloaded for that. Without MODEL the default is judged, if one is set; that it is not here is
+    told then.
     """
     from rwkvcli.cli.render import table
     from rwkvcli.services import diagnosis, fitting
@@ -42,8 +44,13 @@ def doctor(
     found = diagnosis.examine(settings.threads)
     model = file if file is not None else settings.model
     if model is not None:
-        threads = found["threads"]["count"]
-        found["model"] = fitting.prospects(model, threads, offline=settings.offline)
+        try:
+            threads = found["threads"]["count"]
+            found["model"] = fitting.prospects(model, threads, offline=settings.offline)
+        except RwkvError as error:
+            if file is not None or settings.model_was_named:
+                raise
+            found["model"] = {"name": model, "problem": str(error), "hint": error.hint}
     if settings.json:
         console.line(json.dumps(found))
     else:
@@ -75,9 +82,14 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"extra {extra}", "; ".join(told)
     yield from found["folders"].items()
     if "model" in found:
-        yield from (
-            _choice_lines(found["model"]) if "choices" in found["model"] else _model_lines(found["model"])
+        lines = (
+            _problem_lines
+            if "problem" in found["model"]
+            else _choice_lines
+            if "choices" in found["model"]
+            else _model_lines
         )
+        yield from lines(found["model"])
 
 
 _VERDICT = {
@@ -85,6 +97,14 @@ _VERDICT = {
     False: "it does not fit: expect it to be slow",
     None: "free memory is unknown",
 }
+
+
+def _problem_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Why the default model cannot be judged, and what helps."""
+    yield "", ""
+    yield "default model", model["problem"]
+    if model["hint"]:
+        yield "hint", model["hint"]
 
 
 def _choice_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -64,9 +64,8 @@ def default_model(console: Console) -> str:
     from rwkvcli.services import catalog, hub_cache, pulling
     from rwkvcli.services.fitting import free_memory
 
-    best = catalog.best_local(free_memory())
+    best = best_here(console)
     if best is not None:
-        console.note(f"no -m: using {best}")
         return best
     offered = catalog.offer(free_memory(), hub_cache.free_disk())
     command = f"`rwkv pull {offered} --quantize {pulling.kind_for(2 * offered.parameters)}`"
@@ -83,6 +82,17 @@ def default_model(console: Console) -> str:
         )
     console.note("no model is on this machine; this one fits its memory (`-m` takes any other):")
     return str(offered)
+
+
+def best_here(console: Console) -> str | None:
+    """The best MODEL that is here, for verbs that do without any; it is told. None without one."""
+    from rwkvcli.services import catalog
+    from rwkvcli.services.fitting import free_memory
+
+    best = catalog.best_local(free_memory())
+    if best is not None:
+        console.note(f"no -m: using {best}")
+    return best
 
 
 def carry_out(console: Console, planned: Plan, bars: Bars) -> tuple[LocalModel | None, LocalModel]:

@@ -51,9 +51,7 @@ def eval(
     """
     if task is None:
         raise Misuse("no task: there is `lambada`")
-    if settings.model is None:
-        raise Misuse("no model: give one with -m, for example `-m demo`")
-    from rwkvcli.cli.download import model_to_run
+    from rwkvcli.cli.download import default_model, model_to_run
     from rwkvcli.cli.quality import task_lines
     from rwkvcli.cli.render import EvaluationBar
     from rwkvcli.cli.watching import Bars
@@ -62,7 +60,8 @@ def eval(
 
     check_device(settings.device)
     console = Console(settings)
-    found = model_to_run(console, settings.model)
+    name = settings.model or default_model(console)
+    found = model_to_run(console, name)
     model = load_model(found, settings.device, settings.threads)
     with Bars(console, file or lambada.REPOSITORY) as bars:
         path = lambada.find_file(file, offline=settings.offline, watcher=bars)
@@ -73,5 +72,5 @@ def eval(
             documents,
             on_progress=lambda done, total, right: bar.update(done, total, f"accuracy {100 * right:.2f} %"),
         )
-    answer = {"task": task.value, "model": settings.model, "file": path.name, **result.to_json()}
+    answer = {"task": task.value, "model": name, "file": path.name, **result.to_json()}
     console.line(json.dumps(answer) if settings.json else "\n".join(task_lines(answer)))

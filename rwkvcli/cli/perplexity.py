@@ -54,11 +54,9 @@ def perplexity(
     alike. With --base: the divergence (KL, in nats) from that model, how often both put the same token first, and
     how both change with the position.
     """
-    if settings.model is None:
-        raise Misuse("no model: give one with -m, for example `-m demo`")
     if file is None and is_terminal(sys.stdin):
         raise Misuse("no text: name a FILE, or pipe text in (stdin is a terminal)")
-    from rwkvcli.cli.download import model_to_run
+    from rwkvcli.cli.download import default_model, model_to_run
     from rwkvcli.cli.quality import opened_text, quality_lines
     from rwkvcli.cli.render import EvaluationBar
     from rwkvcli.services import evaluation
@@ -68,7 +66,8 @@ def perplexity(
     check_device(settings.device)
     console = Console(settings)
     with opened_text(file or "-") as (text, total):
-        found = model_to_run(console, settings.model)
+        name = settings.model or default_model(console)
+        found = model_to_run(console, name)
         base_found = model_to_run(console, base) if base is not None else None
         model = load_model(found, settings.device, settings.threads)
         base_model = (
@@ -83,6 +82,6 @@ def perplexity(
                 limit=limit,
                 on_progress=lambda done, so_far: bar.update(done, total, f"perplexity {so_far:.4g}"),
             )
-    answer = {"model": settings.model, **result.to_json(base)}
+    answer = {"model": name, **result.to_json(base)}
     console.line(json.dumps(answer) if settings.json else "\n".join(quality_lines(answer)))
     evaluation.check_limits(answer, limits)

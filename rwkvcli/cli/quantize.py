@@ -153,6 +153,10 @@ def quantize(
         str | None,
         typer.Option("--eval", metavar="TEXT", help="Measure the new file against SRC on this text file."),
     ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option("--ctx", metavar="N", min=1, help="--eval: predict windows of N tokens independently."),
+    ] = None,
     fail_over: Annotated[
         list[str] | None,
         typer.Option(
@@ -166,7 +170,7 @@ def quantize(
     its path; sizes and errors by class of tensors go to stderr. An interrupted run leaves nothing behind, or with
     --resume a hidden file beside OUT that the same command goes on from. FORMAT is q8g32 (int8), q4g16 (int4), q4g32,
     bf16, f16 or f32. What
-    --eval measures (as `rwkv perplexity --base SRC` does) is told too, and kept in the file, where
+    --eval measures (as `rwkv perplexity --base SRC` does, with the same --ctx) is told too, and kept in the file, where
     `rwkv show` finds it. A file that misses a limit of --fail-over is written all the same.
     """
     source = source if source is not None else settings.model
@@ -179,8 +183,9 @@ def quantize(
     for name, flag in ((out, "-o"), (report, "--report")):
         if name == "-":
             raise Misuse(f"{flag} takes a file, and stdout is none (`./-` is a file of that name)")
-    if fail_over and eval_text is None:
-        raise Misuse("--fail-over needs a text to measure on: --eval TEXT")
+    if (fail_over or context is not None) and eval_text is None:
+        flag = "--fail-over" if fail_over else "--ctx"
+        raise Misuse(f"{flag} needs a text to measure on: --eval TEXT")
     from quant.sources import told_name
     from rwkvcli.cli.download import model_file
     from rwkvcli.cli.quality import opened_text, record_lines
@@ -219,7 +224,9 @@ def quantize(
         if eval_text is not None:
             text, nbytes = stack.enter_context(opened_text(eval_text, "--eval"))
             name = "stdin" if text_path is None else told_name(text_path)
-            assessment = Assessment(text, name, lambda done, so_far: bar.measure(done, nbytes, so_far))
+            assessment = Assessment(
+                text, name, lambda done, so_far: bar.measure(done, nbytes, so_far), ctx=context
+            )
         calibration_text = None
         if calibrate is not None:
             calibration_text, _ = stack.enter_context(opened_text(calibrate, "--calibrate"))

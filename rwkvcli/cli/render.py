@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rwkvcli.cli.console import Console, harmless
 
@@ -31,7 +31,23 @@ def size(nbytes: int) -> str:
     return f"{value:.{digits}f} {unit}"
 
 
-class _Bar(ABC):
+class Passing(ABC):
+    """What is drawn on stderr while work goes on, and is gone after the block that it is the context manager of."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.hide()
+
+    @abstractmethod
+    def hide(self) -> None:
+        """Make room for a line."""
+
+
+class _Bar(Passing):
     """A progress bar on stderr, which appears with the first report and only on a terminal."""
 
     def __init__(self, console: Console, title: str) -> None:
@@ -39,14 +55,6 @@ class _Bar(ABC):
         self._title = title
         self._progress: Any = None
         self._task: Any = None
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.hide()
 
     def hide(self) -> None:
         """Make room for a line; the next update brings the bar back."""
@@ -99,7 +107,17 @@ class DownloadBar(_Bar):
         yield from (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
 
 
-class QuantizationBar(_Bar):
+class _WorkBar(_Bar):
+    """A bar, and behind it what is being worked on."""
+
+    def _columns(self) -> Iterable[Any]:
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        yield from (BarColumn(bar_width=32), TaskProgressColumn(), TimeRemainingColumn())
+        yield TextColumn("{task.description}", markup=False)
+
+
+class QuantizationBar(_WorkBar):
     """Weights of a model that have been encoded or written."""
 
     def __init__(self, console: Console, title: str = "quantizing") -> None:
@@ -112,12 +130,6 @@ class QuantizationBar(_Bar):
     def measure(self, done: int, total: int, so_far: float) -> None:
         """Show how much of the text is evaluated."""
         self._show(done, total, f"measuring: perplexity {so_far:.4g}")
-
-    def _columns(self) -> Iterable[Any]:
-        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        yield from (BarColumn(bar_width=32), TaskProgressColumn(), TimeRemainingColumn())
-        yield TextColumn("{task.description}", markup=False)
 
 
 class ReadingBar(_Bar):
@@ -134,7 +146,7 @@ class ReadingBar(_Bar):
         yield from (BarColumn(bar_width=32), DownloadColumn(), TimeRemainingColumn())
 
 
-class BenchBar(_Bar):
+class BenchBar(_WorkBar):
     """Runs of a measurement."""
 
     def __init__(self, console: Console) -> None:
@@ -144,14 +156,8 @@ class BenchBar(_Bar):
         """Show how far it is and what runs now."""
         self._show(done, total, title)
 
-    def _columns(self) -> Iterable[Any]:
-        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-        yield from (BarColumn(bar_width=32), TaskProgressColumn(), TimeRemainingColumn())
-        yield TextColumn("{task.description}", markup=False)
-
-
-class EvaluationBar(_Bar):
+class EvaluationBar(_WorkBar):
     """A text or a list of tasks that is being evaluated."""
 
     def __init__(self, console: Console) -> None:
@@ -161,15 +167,9 @@ class EvaluationBar(_Bar):
         """Show how far it is and the result so far."""
         self._show(done, total, title)
 
-    def _columns(self) -> Iterable[Any]:
-        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-        yield from (BarColumn(bar_width=32), TaskProgressColumn(), TimeRemainingColumn())
-        yield TextColumn("{task.description}", markup=False)
-
-
-class TextBar(_Bar):
-    """Text that a model has read; not shown for what takes less than a second."""
+class TextBar(ReadingBar):
+    """The same of what is mostly short: not shown for what takes less than a second."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console, "reading")
@@ -181,13 +181,6 @@ class TextBar(_Bar):
             self._show(done, total)
         if done == total:
             self.hide()
-
-    def _columns(self) -> Iterable[Any]:
-        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-
-        yield TextColumn("{task.description}", markup=False)
-        yield BarColumn(bar_width=32)
-        yield from (DownloadColumn(), TimeRemainingColumn())
 
 
 def loss_table(console: Console, classes: Iterable[ClassReport]) -> str:

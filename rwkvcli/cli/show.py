@@ -32,15 +32,15 @@ def show(
     Version, sizes, formats, bits per weight, tokenizer, where it came from, and what quantization cost. The
     file's header is read, not its weights: of a safetensors file on the Hub that is not here, nothing else comes.
     """
-    name = file if file is not None else settings.model
-    if name is None:
-        raise Misuse("no MODEL: name a file, for example `demo`")
-    from rwkvcli.cli.download import model_file
+    from rwkvcli.cli.download import best_here, model_file
     from rwkvcli.cli.render import inspection_lines
     from rwkvcli.services import store
     from rwkvcli.services.inspection import inspect, inspect_remote
 
     console = Console(settings)
+    name = file if file is not None else settings.model or best_here(console)
+    if name is None:
+        raise Misuse("no MODEL: name a file, for example `demo`")
     remote = store.remote_safetensors(name, offline=settings.offline)
     if remote is not None:
         found = inspect_remote(remote, tensors=tensors)

@@ -260,14 +260,13 @@ def _verify(console: Console, paths: list[Path]) -> None:
 
 def _model(console: Console) -> Any:
     """The model that the state is of."""
-    from rwkvcli.cli.download import model_to_run
+    from rwkvcli.cli.download import default_model, model_to_run
     from rwkvcli.services import generation
 
     settings = console.settings
-    if settings.model is None:
-        raise Misuse("no model: give one with -m, for example `-m demo`")
     generation.check_device(settings.device)
-    return generation.load_model(model_to_run(console, settings.model), settings.device, settings.threads)
+    found = model_to_run(console, settings.model or default_model(console))
+    return generation.load_model(found, settings.device, settings.threads)
 
 
 def _wrote(console: Console, out: Path) -> None:

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def chosen_tokenizer(console: Console, name: str | None) -> Vocabulary:
-    """The vocabulary that --tokenizer names, else that of the model."""
+    """The vocabulary that --tokenizer names, else that of the model; none is downloaded for its vocabulary alone."""
+    from rwkvcli.cli.download import best_here, model_file
     from rwkvcli.services import tokenizing
 
     if name is not None:
         return tokenizing.tokenizer_named(name)
-    if console.settings.model is None:
+    model = console.settings.model or best_here(console)
+    if model is None:
         raise Misuse("no vocabulary: give a model with -m, or --tokenizer, for example `-m demo`")
-    from rwkvcli.cli.download import model_file
-
-    return tokenizing.tokenizer_of(model_file(console, console.settings.model).path)
+    return tokenizing.tokenizer_of(model_file(console, model).path)

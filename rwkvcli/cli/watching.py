@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rwkvcli.cli.console import Console
-from rwkvcli.cli.render import DownloadBar, QuantizationBar
+from rwkvcli.cli.render import DownloadBar, Passing, QuantizationBar
 from rwkvcli.services.watching import Watcher
 
 if TYPE_CHECKING:
     from quant.pipeline import Progress
 
 
-class Bars(Watcher):
-    """One bar at a time on stderr, where that is a terminal. Use it as a context manager."""
+class Bars(Passing, Watcher):
+    """One bar at a time on stderr, where that is a terminal."""
 
     def __init__(self, console: Console, name: str) -> None:
         """`name`: what is being worked on."""
@@ -23,14 +22,6 @@ class Bars(Watcher):
         self._bytes = DownloadBar(console, name)
         self._weights = QuantizationBar(console)
         self._told = ""
-
-    def __enter__(self) -> Bars:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.hide()
 
     def hide(self) -> None:
         """Make room for a line."""

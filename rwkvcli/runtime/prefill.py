@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,23 +39,48 @@ def feed(
     as told. None: there was nothing to feed.
     """
     logits: Float32 | None = None
-    chunk, fed, done = _FIRST, 0, 0
+    calls, fed, done = _Calls(model, state), 0, 0
     if before:
         logits = model.forward(before, state)
         fed = len(before)
-    for encoded, size in encode_long(model.tokenizer, text):
-        ids = np.asarray(encoded, np.int32)
-        at = 0
-        while at < len(ids):
-            begin = time.perf_counter()
-            part = ids[at : at + chunk]
-            logits = model.forward(part, state)
-            seconds = time.perf_counter() - begin
-            at += len(part)
-            fed += len(part)
+    for ids, size in encode_long(model.tokenizer, text):
+        for at, last in calls.feed(ids):
+            logits = last
             if on_tokens is not None:
-                on_tokens(fed, done + size * at // len(ids))
-            if len(part) == chunk:
-                chunk = min(max(int(chunk * min(2.0, _SECONDS / max(seconds, 1e-9))), _LEAST), _MOST)
+                on_tokens(fed + at, done + size * at // len(ids))
+        fed += len(ids)
         done += size
     return logits
+
+
+def feed_ids(
+    model: Model, state: State, ids: Sequence[int], on_tokens: Callable[[int], None] | None = None
+) -> Float32:
+    """The same for ids that are known, at least one: float32 logits [V] of the last. `on_tokens`: (tokens fed)."""
+    for at, last in _Calls(model, state).feed(ids):
+        logits = last
+        if on_tokens is not None:
+            on_tokens(at)
+    return logits
+
+
+class _Calls:
+    """Calls of the engine, each of about _SECONDS: how many tokens that are is found out on the way."""
+
+    def __init__(self, model: Model, state: State) -> None:
+        self._model, self._state, self._chunk = model, state, _FIRST
+
+    def feed(self, ids: Sequence[int]) -> Iterator[tuple[int, Float32]]:
+        """Feed `ids`, and yield after every call how many of them were fed, and the logits [V] of the last."""
+        array = np.asarray(ids, np.int32)
+        at = 0
+        while at < len(array):
+            begin = time.perf_counter()
+            part = array[at : at + self._chunk]
+            logits = self._model.forward(part, self._state)
+            seconds = time.perf_counter() - begin
+            at += len(part)
+            if len(part) == self._chunk:
+                faster = min(2.0, _SECONDS / max(seconds, 1e-9))
+                self._chunk = min(max(int(self._chunk * faster), _LEAST), _MOST)
+            yield at, logits

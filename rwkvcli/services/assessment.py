@@ -22,11 +22,12 @@ _DIGITS = 6
 
 @dataclass
 class Assessment:
-    """What to measure a new file on: `text`, called `name`."""
+    """What to measure a new file on: `text`, called `name`, in windows of `ctx` tokens if that is not None."""
 
     text: BinaryIO
     name: str
     on_progress: Progress | None = None
+    ctx: int | None = None
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a text that cannot be measured before the work begins, if it can be read twice.
@@ -58,6 +59,7 @@ class Assessment:
             Model.load(made, device="cpu", threads=threads),
             text,  # type: ignore[arg-type]
             base=Model.load(base, device="cpu", threads=threads),
+            ctx=self.ctx,
             on_progress=self.on_progress,
             should_stop=should_stop,
         ).to_json()

@@ -277,7 +277,7 @@ def remove(entry: Entry) -> None:
     elif isinstance(entry.item, Download):
         hub_cache.remove(entry.item)
     elif isinstance(entry.item, Partial):
-        from rwkvcli.services.hub import remove_partial
+        from rwkvcli.services.hub_blobs import remove_partial
 
         remove_partial(entry.item)
 

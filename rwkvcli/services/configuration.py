@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rwkvcli.errors import FormatError, UsageError
+from rwkvcli.services.places import Place
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -78,18 +80,26 @@ KEYS |= {
 }
 
 
-def config_path() -> Path:
-    """RWKV_CONFIG, or `rwkv/config.toml` in the user's configuration folder."""
-    asked = os.environ.get("RWKV_CONFIG")
-    if asked:
-        return Path(asked).expanduser()
+def _default_path() -> Path:
     from platformdirs import user_config_path
 
     return user_config_path("rwkv", appauthor=False) / "config.toml"
 
 
+PLACE = Place("RWKV_CONFIG", "file of your defaults", _default_path)
+"""RWKV_CONFIG, or `rwkv/config.toml` in the user's configuration folder."""
+
+
+def config_path() -> Path:
+    """The file; it may not be there."""
+    return PLACE.path()
+
+
 def load() -> dict[str, Any]:
-    """{key: value} of the file; empty without one. Raises FormatError for a file that is not as it should be."""
+    """{key: value} of the file; empty without one.
+
+    Raises FormatError for a file that is not as it should be, UsageError for what can be none.
+    """
     path = config_path()
     return checked(_text(path), path)
 
@@ -166,16 +176,16 @@ def change(key: str, value: Any) -> Path:
         same = False
     if not same:  # written in a way that a look at its lines does not see through
         changed = _dumped(wanted)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
+    PLACE.made(path.parent)
+    with PLACE.in_use(), whole_file(path) as file:
         file.write(changed.encode("utf-8"))
     return path
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
+        with PLACE.in_use(), contextlib.suppress(FileNotFoundError):
+            return path.read_bytes().decode("utf-8")
         return ""
     except UnicodeDecodeError:
         raise FormatError(f"{path}: not UTF-8 text", hint="edit the file, or remove it") from None

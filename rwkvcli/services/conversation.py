@@ -119,6 +119,8 @@ class Conversation:
         self.settings = settings or Settings()
         self.speed = Speed()
         self.trouble: OSError | RwkvError | None = None
+        self.on_prompt: Progress = lambda done, total: None
+        """Called with (bytes read, bytes) while the model reads a message and what its template adds."""
         self._snapshots = snapshots
         self._seed: int | None = None
         self._keep = save
@@ -199,8 +201,10 @@ class Conversation:
     def _answer(
         self, text: str, parent: Turn | None, seed: int | None, stopped: Callable[[], bool]
     ) -> Iterator[Part]:
+        from rwkvcli.runtime.prefill import feed_ids
         from rwkvcli.runtime.sampling import Sampler, SamplingParams
         from rwkvcli.runtime.templates import WAYS
+        from rwkvcli.runtime.tokenizer import text_to_bytes
 
         settings, template, tokenizer = self.settings, self.template, self.model.tokenizer
         system = self.history.system
@@ -210,12 +214,15 @@ class Conversation:
         if seed is None and parent is not None:
             sampler.restore({"seed": parent.seed, "draws": parent.draws})
         opening = template.opening(system) if parent is None else ""
-        prompt = tokenizer.encode(opening + template.message(text, think))
+        written = opening + template.message(text, think)
+        prompt, nbytes = tokenizer.encode(written), len(text_to_bytes(written))
         if not prompt or (parent is None and template.begin):
             prompt = [tokenizer.eos_id, *prompt]
         state = self._state_after(parent).copy()
         begin = time.perf_counter()
-        logits = self.model.forward(prompt, state)
+        logits = feed_ids(
+            self.model, state, prompt, lambda fed: self.on_prompt(nbytes * fed // len(prompt), nbytes)
+        )
         middle = time.perf_counter()
         answer = Answer(
             self.model, state, logits, template, think, sampler, settings.max_tokens, settings.stop, stopped

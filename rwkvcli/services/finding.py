@@ -78,7 +78,7 @@ def chosen(parsed: Alias | Reference, files: Sequence[str]) -> str:
     if not candidates:
         raise ModelNotFound(
             f"{parsed} holds no model file",
-            hint=f"files that end with {' or '.join(SUFFIXES)} are looked for",
+            hint=f"files that end with {', '.join(SUFFIXES)}, and pytorch_model.bin, are looked for",
         )
     return store.only(parsed, candidates)
 

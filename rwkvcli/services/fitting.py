@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from quant.arch import Arch
     from rwkvcli.services.store import LocalModel
 
-WORKING_BYTES = 64 * 10**6
-"""What the engine uses beside weights and state, at most, up to models of 1.5B."""
+_WORKING = ((2 * 10**9, 64 * 10**6), (float("inf"), 96 * 10**6))
+"""(parameters below which it holds, what the engine uses beside weights and state at most): models that are called 1.5B
+have up to 1.6 billion, the next larger ones 2.9 billion.
+"""
 
 
 class Shortage(NamedTuple):
@@ -45,6 +47,11 @@ def state_bytes(arch: Arch) -> int:
     if arch.version == "4":
         return 4 * arch.n_layer * 5 * arch.n_embd
     return 4 * arch.n_layer * (arch.n_head * arch.head_size**2 + 2 * arch.n_embd)
+
+
+def working_bytes(parameters: int) -> int:
+    """Bytes that the engine uses beside weights and state, at most, for a model of so many parameters."""
+    return next(nbytes for below, nbytes in _WORKING if parameters < below)
 
 
 def prospects(name: str, threads: int, *, offline: bool = False) -> dict[str, Any]:
@@ -89,6 +96,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _choices(name: str, found: LocalModel | None, threads: int, offline: bool) -> dict[str, Any]:
+    from quant.arch import parameter_count
     from rwkvcli.services import hub_cache, names, pulling, store
     from rwkvcli.services.benchmarking import read_bandwidth
 
@@ -98,7 +106,7 @@ def _choices(name: str, found: LocalModel | None, threads: int, offline: bool) -
 
         nbytes = found.nbytes
         with quantization.open_source(found.path) as source:
-            state = state_bytes(source.arch)
+            state, parameters = state_bytes(source.arch), parameter_count(source.arch)
             sizes = {
                 kind: quantization.forecast(
                     source, quantization.default_output(found.path, kind), kind
@@ -110,12 +118,13 @@ def _choices(name: str, found: LocalModel | None, threads: int, offline: bool) -
             raise store.missing(name, offline=offline)
         planned = pulling.plan(name)
         nbytes, download, state = planned.size, planned.to_download, 0
+        parameters = nbytes // 2  # nearly all are stored as bf16
         sizes = {kind: pulling.estimated(nbytes, kind) for kind in names.KINDS}
     available = free_memory()
     bandwidth = statistics.median(read_bandwidth(threads)) / 1e9
     choices = []
     for kind, size in sizes.items():
-        needed = size + state + WORKING_BYTES
+        needed = size + state + working_bytes(parameters)
         choices.append(
             {
                 "kind": kind,
@@ -143,6 +152,7 @@ def forecast(found: LocalModel, threads: int) -> dict[str, Any]:
     Reads the header and measures the bandwidth of the memory. Raises what opening a model file raises; a
     checkpoint is refused as one.
     """
+    from quant.arch import parameter_count
     from quant.container.reader import ModelFile
     from rwkvcli.errors import FormatError
     from rwkvcli.runtime.machine import memory
@@ -152,18 +162,19 @@ def forecast(found: LocalModel, threads: int) -> dict[str, Any]:
     try:
         with ModelFile.open(found.path, check_values=False) as file:
             state, size = state_bytes(file.arch), file.size
+            working = working_bytes(parameter_count(file.arch))
             per_token = bytes_per_token(file, state, None)
     except FormatError:
         refuse_checkpoint(found)
         raise
-    needed = size + state + WORKING_BYTES
+    needed = size + state + working
     available = memory().available
     bandwidth = statistics.median(read_bandwidth(threads)) / 1e9
     return {
         "path": str(found.path),
         "bytes": size,
         "state_bytes": state,
-        "working_bytes": WORKING_BYTES,
+        "working_bytes": working,
         "needed_bytes": needed,
         "available_bytes": available,
         "fits": None if available is None else needed <= available,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rwkvcli.errors import RwkvError
 from rwkvcli.services import parts
-from rwkvcli.services.names import SUFFIXES, Reference
+from rwkvcli.services.names import Reference
 
 _CHUNK = 1 << 22
 _TRUE = ("1", "ON", "YES", "TRUE")
@@ -30,12 +30,17 @@ def hub_cache() -> Path:
     """Where huggingface_hub keeps downloads, by its rules."""
     value = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     if value:
-        return Path(os.path.expandvars(value)).expanduser()
+        return _expanded(value)
     home = os.environ.get("HF_HOME")
     if home:
-        return Path(os.path.expandvars(home)).expanduser() / "hub"
+        return _expanded(home) / "hub"
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expandvars(cache)).expanduser() / "huggingface" / "hub"
+    return _expanded(cache) / "huggingface" / "hub"
+
+
+def _expanded(value: str) -> Path:
+    """As the library does it: what cannot be expanded stays as it is."""
+    return Path(os.path.expanduser(os.path.expandvars(value)))  # noqa: PTH111
 
 
 def free_disk() -> int:
@@ -124,7 +129,8 @@ def cached_files(reference: Reference) -> list[str]:
 def cached_models(reference: Reference) -> list[str]:
     """Names of the models of a repository that were downloaded, at the revision of `reference`."""
     folder = repository_folder(reference.repo, reference.kind) / "snapshots"
-    return sorted(_models_in(folder / commit_of(reference.repo, reference.revision, reference.kind)))
+    found = _models_in(folder / commit_of(reference.repo, reference.revision, reference.kind))
+    return parts.preferred(sorted(found))
 
 
 def others_of(path: Path) -> tuple[Path, ...] | None:
@@ -169,7 +175,7 @@ def _models_in(snapshot: Path) -> dict[str, tuple[Path, ...]]:
     files = [path for path in snapshot.rglob("*") if path.is_file()]
     found: dict[Path, tuple[Path, ...]] = {}
     for path in files:
-        if path.suffix in SUFFIXES or parts.is_index(path.name):
+        if parts.is_weights(path.name) or parts.is_index(path.name):
             others = others_of(path)
             if others is not None:
                 found[path] = others

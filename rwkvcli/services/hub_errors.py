@@ -5,13 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from rwkvcli.errors import ModelNotFound, NetworkError, NoSpace, RwkvError, UsageError
 from rwkvcli.services.names import Reference
+from rwkvcli.services.places import is_wrong_place
+from rwkvcli.services.watching import Watcher
 
+PAUSES = (1.0, 3.0, 9.0)
+"""Seconds before a request is made again that failed for a reason that may pass."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+T = TypeVar("T")
 
 
 def endpoint() -> str:
@@ -56,6 +64,20 @@ def is_timeout(error: BaseException) -> bool:
     return "Timeout" in type(error).__name__
 
 
+def retried(ask: Callable[[], T], watcher: Watcher, *, timeouts: bool = True) -> T:
+    """What `ask` returns; asked again after pauses while what fails may pass. `timeouts`: they may."""
+    for pause in PAUSES:
+        try:
+            return ask()
+        except Exception as error:
+            status = status_of(error)
+            if not (status in (408, 429) or (status or 0) >= 500 or (timeouts and is_timeout(error))):
+                raise
+            watcher.trying_again(f"the Hub answered {status}" if status else "the Hub is silent", pause)
+            time.sleep(pause)
+    return ask()
+
+
 @contextlib.contextmanager
 def as_our_errors(reference: Reference) -> Iterator[None]:
     """Turn the library's errors, and those of the network below it, into this project's."""
@@ -76,7 +98,8 @@ def _of_the_disk(error: OSError, reference: Reference) -> RwkvError:
     if error.errno in _FULL:
         return NoSpace(f"{reference}: the disk is full", hint=hint)
     reason = (error.strerror or str(error)).lower()
-    return RwkvError(f"{os.fsdecode(error.filename)}: {reason}", hint=hint)
+    kind = UsageError if is_wrong_place(error) else RwkvError
+    return kind(f"{os.fsdecode(error.filename)}: {reason}", hint=hint)
 
 
 def _translated(error: Exception, reference: Reference) -> RwkvError:

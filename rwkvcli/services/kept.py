@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,20 +23,26 @@ from rwkvcli.errors import UsageError
 from rwkvcli.services.locks import locked
 from rwkvcli.services.names import KINDS, Reference
 from rwkvcli.services.parts import stem
+from rwkvcli.services.places import Place
 
 _RECORD, _LOCK = "model.json", "lock"
 _DIGITS = 16
 """Of the checksum, in the name of the folder."""
 
 
-def kept_path() -> Path:
-    """RWKV_MODELS, or `rwkv/models` in the user's cache folder."""
-    asked = os.environ.get("RWKV_MODELS")
-    if asked:
-        return Path(asked).expanduser()
+def _default_path() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("rwkv", appauthor=False) / "models"
+
+
+PLACE = Place("RWKV_MODELS", "folder for what is made of downloads", _default_path)
+"""RWKV_MODELS, or `rwkv/models` in the user's cache folder."""
+
+
+def kept_path() -> Path:
+    """The folder of all that is kept; it may not be there yet."""
+    return PLACE.path()
 
 
 @dataclass(frozen=True)
@@ -65,21 +70,20 @@ class Origin:
         return self.folder / f"{stem(self.repo, self.file)}-{kind}.safetensors"
 
     def write(self) -> None:
-        """Write the record, with what an earlier one knew. Raises OSError."""
+        """Write the record, with what an earlier one knew. Raises UsageError, OSError."""
         from quant.atomic import whole_file
 
         before = _read(self.folder)
         revisions = dict.fromkeys((*(before.revisions if before else ()), *self.revisions))
         sums = {**(before.sums if before else {}), **self.sums}
         values = {**asdict(self), "revisions": list(revisions), "sums": sums}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.folder / _RECORD) as file:
+        with whole_file(PLACE.made(self.folder) / _RECORD) as file:
             file.write((json.dumps(values, indent=1) + "\n").encode())
 
     @contextlib.contextmanager
     def locked(self, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
         """Be the only process that makes or removes something of it; see `locks.locked`."""
-        with locked(self.folder / _LOCK, on_wait):
+        with locked(PLACE.made(self.folder) / _LOCK, on_wait):
             yield
 
 

@@ -72,7 +72,7 @@ def check(choices: Choices, kind: str) -> None:
     for word in choices.tensors:
         Override.parse(word)
     if choices.method is not None and choices.method not in METHODS:
-        raise UsageError(f"unknown method {choices.method!r}", hint=f"Use one of {', '.join(METHODS)}.")
+        raise UsageError(f"unknown method {choices.method!r}", hint=f"use one of {', '.join(METHODS)}")
     if choices.budgeted and kind != "int4":
         raise UsageError(
             f"{kind} has one size", hint="--target-bpw and --max-size choose among the formats of int4"

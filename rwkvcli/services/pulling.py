@@ -74,9 +74,11 @@ class Plan:
         return self.kind is not None and self.result is not None
 
     def check_room(self) -> None:
-        """Raise NoSpace if the disks have no room for it."""
-        from rwkvcli.services.hub import check_room
+        """Raise NoSpace if the disks have no room for it, UsageError if there is no place for what is to be made."""
+        from rwkvcli.services.hub_blobs import check_room
 
+        if self.to_write:
+            kept.PLACE.check()
         check_room(
             {hub_cache.hub_cache(): self.to_download, kept.kept_path(): self.to_write}, str(self.reference)
         )
@@ -244,7 +246,7 @@ def _make(
 def _sha256(source: Path, origin: Origin) -> str | None:
     """What `Checkpoint.sha256` of a download has to be by the Hub's checksums; None where they do not tell."""
     others = hub_cache.others_of(source) or ()
-    weights = [path for path in others if path.suffix == ".safetensors"] or [source]
+    weights = [path for path in others if path.name != parts.CONFIG] or [source]
     sums = [hub_cache.etag_of(path) or "" for path in weights] if others else [origin.etag]
     if not all(len(each) == _SHA256_DIGITS for each in sums):
         return None
@@ -317,7 +319,7 @@ def _plan(
 
 def _have(reference: Reference, file: RemoteFile) -> int:
     """Bytes of a file of the Hub that are here."""
-    from rwkvcli.services.hub import part_of
+    from rwkvcli.services.hub_blobs import part_of
 
     if (hub_cache.repository_folder(reference.repo) / "blobs" / file.etag).is_file():
         return file.size

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from quant.atomic import whole_file
 from rwkvcli.errors import FormatError, ModelNotFound, StateMismatch, UsageError
 from rwkvcli.services.conversation import Conversation, Settings
+from rwkvcli.services.places import Place
 from rwkvcli.services.snapshots import Snapshots
 from rwkvcli.services.turns import MAIN, Branch, History, Turn, checked_name
 
@@ -40,19 +41,25 @@ VERSION = "0"
 _POINTER, _JOURNAL, _STATES, _LOCK = "session.json", "turns.jsonl", "states", "lock"
 
 
-def sessions_path() -> Path:
-    """RWKV_SESSIONS, or `rwkv/sessions` in the user's data folder."""
-    asked = os.environ.get("RWKV_SESSIONS")
-    if asked:
-        return Path(asked).expanduser()
+def _default_path() -> Path:
     from platformdirs import user_data_path
 
     return user_data_path("rwkv", appauthor=False) / "sessions"
 
 
+PLACE = Place("RWKV_SESSIONS", "folder for conversations; --no-save keeps none", _default_path)
+"""RWKV_SESSIONS, or `rwkv/sessions` in the user's data folder."""
+
+
+def sessions_path() -> Path:
+    """The folder of all sessions; it may not be there yet."""
+    return PLACE.path()
+
+
 def exists(name: str) -> bool:
     """Whether there is a session of this name."""
-    return (sessions_path() / checked_name(name, "session") / _POINTER).is_file()
+    with PLACE.in_use():
+        return (sessions_path() / checked_name(name, "session") / _POINTER).is_file()
 
 
 def fresh_name() -> str:
@@ -125,7 +132,7 @@ class Session:
     """
 
     def __init__(self, name: str) -> None:
-        """Raises UsageError (the name, open elsewhere), FormatError (damaged)."""
+        """Raises UsageError (the name, open elsewhere, a place that cannot be written to), FormatError (damaged)."""
         self.name = checked_name(name, "session")
         self.folder = sessions_path() / name
         self.pointer: _Pointer | None = None
@@ -133,8 +140,10 @@ class Session:
         self._lock: _Lock | None = None
         self._written = 0  # bytes of the journal that count
         self._last = 0  # number of the last turn in it
-        if (self.folder / _POINTER).is_file():
+        if exists(name):
             self._open()
+        else:
+            PLACE.check()  # before anything is said that could not be kept
 
     @property
     def is_new(self) -> bool:
@@ -181,7 +190,8 @@ class Session:
         self.close()
 
     def _open(self) -> None:
-        self._lock = _Lock(self.folder, self.name)
+        with PLACE.in_use():
+            self._lock = _Lock(self.folder, self.name)
         try:
             self.pointer = _Pointer.read(self.folder)
             turns, self._written = _read_journal(self.folder)
@@ -197,9 +207,7 @@ class Session:
         if self.is_new and not history.turns:
             return
         if self._lock is None:
-            sessions_path().mkdir(0o700, parents=True, exist_ok=True)
-            self.folder.mkdir(0o700, exist_ok=True)
-            self._lock = _Lock(self.folder, self.name)
+            self._lock = _Lock(PLACE.made(self.folder, 0o700), self.name)
             if (self.folder / _POINTER).is_file():
                 self.close()
                 raise UsageError(f"session {self.name} was begun by another process")

@@ -166,7 +166,7 @@ def parse(name: str) -> Path | Alias | Reference:
         raise ModelNotFound(f"{name[:200]}: {(error.strerror or str(error)).lower()}") from None
     except ValueError as error:  # a NUL character
         raise ModelNotFound(f"{name[:200]!r} cannot be a file: {error}") from None
-    if reference is None or (reference.file is None and name.endswith(SUFFIXES)):
+    if reference is None or (reference.file is None and parts.is_weights(name)):
         raise ModelNotFound(f"{name} does not exist", hint=_what_else(name, path))
     if path.is_dir() and reference.file is None and reference.revision is None:
         raise ModelNotFound(f"{name} is a folder here", hint=f"`{name}:FILE` is a file on the Hub")
@@ -258,13 +258,13 @@ def _what_else(name: str, path: Path) -> str:
     import difflib
 
     try:
-        here = [item.name for item in parent.iterdir() if item.suffix in SUFFIXES]
+        here = [item.name for item in parent.iterdir() if parts.is_weights(item.name)]
     except OSError:
         here = []
     near = difflib.get_close_matches(path.name, here, n=1)
     if near:
         return f"did you mean {parent / near[0]}?"
-    if "/" not in name and not name.endswith(SUFFIXES):
+    if "/" not in name and not parts.is_weights(name):
         short = names.near(name)
         if short:
             return f"did you mean {' or '.join(short)}?"

@@ -112,7 +112,7 @@ def test_thread_lists_lengths_and_no_warmup(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        ((), 2, "error: no MODEL"),
+        ((), 3, "error: no model is on this machine"),
         (("small.safetensors", "-p", "0", "-n", "0"), 2, "nothing to measure"),
         (("small.safetensors", "-p", "many"), 2, "-p: `many` is not a whole number"),
         (("small.safetensors", "-n", "8,"), 2, "-n: `` is not a whole number"),

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 
 import pyte
 import pytest
 
-from rwkvcli.cli import chat_drawing
+from rwkvcli import Model
+from rwkvcli.cli import chat_drawing, chat_pipe, render
 from rwkvcli.cli.chat_drawing import FRAME, AnswerView, Drawing
+from rwkvcli.cli.chat_terminal import Chat
+from rwkvcli.cli.console import Console
+from rwkvcli.cli.settings import Settings as CliSettings
 from rwkvcli.services.answering import Part
+from rwkvcli.services.conversation import Conversation, Settings
+from rwkvcli.services.snapshots import Snapshots
 
 PARTS = [Part(""), Part("Hm, **so**", True), Part(" many.\nYes", True), Part("It is **42**"), Part(".\nBye")]
 
@@ -89,3 +96,40 @@ def test_a_terminal_that_is_gone_ends_nothing() -> None:
         for part in PARTS:
             drawing.push(part)
             time.sleep(0.01)
+
+
+@pytest.mark.parametrize("where", ["terminal", "pipe"])
+def test_a_long_message_is_read_below_a_bar(
+    where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[tuple[int, int] | str] = []
+
+    class Bar:
+        def __init__(self, _console: Console) -> None:
+            told.append("begun")
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            told.append("hidden")
+            assert capsys.readouterr().out == ""  # before the answer begins
+
+        def update(self, done: int, total: int) -> None:
+            told.append((done, total))
+
+    monkeypatch.setenv("TERM", "dumb")
+    for module in (render, chat_pipe):
+        monkeypatch.setattr(module, "TextBar", Bar)
+    model = Model.load("demo", threads=1)
+    talk = Conversation(model, Snapshots(model), settings=Settings(max_tokens=1), seed=1)
+    text, size = "word " * 200 + "end", len(b"User: \n\nAssistant:") + 1003
+    console = Console(CliSettings())
+    if where == "terminal":
+        Chat(console, talk, None).answer(lambda stopped: talk.send(text, stopped))
+    else:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode() + b"\n")))
+        chat_pipe.answer_lines(console, talk)
+    assert (told[0], told[-1]) == ("begun", "hidden")
+    assert len(told) > 4 and told[-2] == (size, size)
+    assert len(talk.history.path()) == 1

@@ -6,16 +6,17 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pexpect
 import pytest
 from cli_runner import RWKV, environment, rwkv_inside
 
-from rwkvcli.cli.completion import SCRIPTS, suggestions
+from rwkvcli.cli.completion import SCRIPTS, model_files, suggestions
 from rwkvcli.cli.root import VERBS
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of downloads with one model in it."""
+    """A folder of downloads with one model in it; the current folder is empty."""
     folder = tmp_path / "hub" / "models--owner--repo-x" / "snapshots" / "0123"
     (folder / "sub").mkdir(parents=True)
     (folder / "small.pth").write_text("")
@@ -23,6 +24,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "README.md").write_text("")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("RWKV_MODELS", str(tmp_path / "models"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "hub"
 
 
@@ -34,6 +37,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["ver"], ["verify"]),
         (["-m", "demo", "gen"], ["generate"]),
         (["quantize", "demo", "--to", "int"], ["int8", "int4"]),
+        (["export", "demo", "--to", ""], ["pth", "safetensors", "gguf", "hf"]),
+        (["export", "demo", "--dtype", "f"], ["f32", "f16"]),
         (["generate", "--sampler-order", ""], ["rwkv", "temperature-first"]),
         (["generate", "--template", "g"], ["g1-flower", "g1"]),
         (["generate", "--max-t"], ["--max-tokens"]),
@@ -72,6 +77,70 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_suggestions(cache: Path, words: list[str], expected: list[str]) -> None:
     assert suggestions(words) == expected
+
+
+@pytest.fixture
+def here(cache: Path) -> Path:
+    """The current folder, with models in it and beside them what is none."""
+    here = Path.cwd()
+    (here / "my models").mkdir()
+    for folder in (".hidden", "sub"):
+        (here / folder).mkdir()
+    for name in (
+        "small.pth",
+        "notes.txt",
+        "-x.pth",
+        ".old.gguf",
+        "sub/q.safetensors",
+        "sub/g.gguf",
+        "my models/a b.st",
+    ):
+        (here / name).write_text("")
+    (here / "tab\there.pth").write_text("")
+    (here / "gone.pth").symlink_to("nowhere")
+    return here
+
+
+@pytest.mark.parametrize(
+    ("begun", "expected"),
+    [
+        ("", ["gone.pth", "my models/", "small.pth", "sub/"]),
+        ("s", ["small.pth", "sub/"]),
+        ("sub/", ["sub/g.gguf", "sub/q.safetensors"]),
+        ("sub/../small", ["sub/../small.pth"]),
+        (".", [".hidden/", ".old.gguf"]),
+        ("./-", ["./-x.pth"]),
+        ("my models/a", ["my models/a b.st"]),
+        ("n", []),
+        ("nowhere/", []),
+        ("small.pth/", []),
+        ("sub\0/", []),
+        ("~nobody-here/", []),
+    ],
+)
+def test_model_files(here: Path, begun: str, expected: list[str]) -> None:
+    assert model_files(begun) == expected
+
+
+def test_model_files_of_the_home_folder_and_of_the_root(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    assert model_files("~/s") == ["~/small.pth", "~/sub/"]
+    assert model_files(f"{here}/sm") == [f"{here}/small.pth"]
+    assert f"/{here.parts[1]}/" in model_files("/")
+
+
+def test_models_are_names_and_files_at_once(here: Path) -> None:
+    names = ["demo", "owner/repo-x:small.pth", "owner/repo-x:sub/m.safetensors"]
+    for words in (["generate", "-m", ""], ["show", ""], ["quantize", ""], ["export", ""], ["chat", ""]):
+        found = suggestions(words)
+        assert found[:3] == names
+        assert "g1-1.5b" in found
+        assert found[-4:] == model_files("")
+    assert suggestions(["verify", ""]) == names[1:] + model_files("")
+    assert suggestions(["generate", "--model=sub/"]) == ["--model=sub/g.gguf", "--model=sub/q.safetensors"]
+    assert suggestions(["perplexity", "x", "--base", "sm"]) == ["small.pth"]
+    for words in (["rm", "s"], ["chat", "demo", "s"], ["config", "set", "model", "s"], ["generate", "s"]):
+        assert suggestions(words) == []
 
 
 def test_every_option_of_every_verb_is_suggested() -> None:
@@ -131,3 +200,45 @@ def test_fish(cache: Path, tmp_path: Path) -> None:
 def test_zsh_understands_the_script(tmp_path: Path) -> None:
     program = "autoload -Uz compinit; compinit -u -d $PWD/dump; source <(rwkv completion zsh); print ${_comps[rwkv]}"
     assert in_shell(tmp_path, "zsh", program) == ["_rwkv"]
+
+
+_LIVE = {
+    "bash": ("bash --norc --noprofile -i", "source <(rwkv completion bash)"),
+    "zsh": (
+        "zsh -f -i",
+        "autoload -Uz compinit; compinit -u -d ../dump; source <(rwkv completion zsh)",
+    ),
+    "fish": ("fish --no-config -i", "rwkv completion fish | source"),
+}
+
+
+@pytest.mark.parametrize("shell", _LIVE)
+def test_the_tab_key(here: Path, tmp_path: Path, shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell}")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "rwkv").write_text(
+        f'#!/bin/sh\n[ "$1" = completion ] && exec {" ".join(RWKV)} "$@"\nprintf "ran:"; printf " <%s>" "$@"; echo\n'
+    )
+    (tmp_path / "bin" / "rwkv").chmod(0o755)
+    env = environment(TERM="xterm", HOME=str(here), HF_HUB_CACHE=str(tmp_path / "hub"))
+    env["PATH"] = f"{tmp_path / 'bin'}:{env['PATH']}"
+    program, begin = _LIVE[shell]
+    child = pexpect.spawn(program, cwd=here, env=env, timeout=20, encoding="utf-8", dimensions=(50, 200))  # type: ignore[arg-type]
+    child.delaybeforesend = None
+    child.sendline(begin)
+    child.sendline("rwkv is; rwkv ready")
+    child.expect("<ready>\r")
+    for line, words in {
+        "rwkv show -m sm": "<show> <-m> <small.pth>",
+        "rwkv generate --model=sub/q": "<generate> <--model=sub/q.safetensors>",
+        "rwkv show owner/repo-x:sm": "<show> <owner/repo-x:small.pth>",
+        r"rwkv quantize my\ mod": "<quantize> <my models/>",
+        r"rwkv quantize ~/my\ models/": f"<quantize> <{here}/my models/a b.st>",
+        "rwkv perplexity no": "<perplexity> <notes.txt>",
+    }.items():
+        child.send(f"{line}\t")
+        child.send("\r")
+        child.expect("ran: ([^\r]*)\r")
+        assert child.match.group(1) == words
+    child.close(force=True)

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from cli_runner import environment, rwkv, rwkv_inside
 
+from quant.arch import parameter_count
+from quant.checkpoints import open_checkpoint
+from quant.synthetic import synthetic_arch
 from rwkvcli.cli.app import main
 from rwkvcli.runtime import machine
 from rwkvcli.runtime.machine import Memory
@@ -58,6 +61,28 @@ def test_the_state_is_as_large_as_its_arrays(version: str, tmp_path: Path) -> No
     assert fitting.state_bytes(arch) == sum(array.nbytes for array in state.to_numpy().values())
 
 
+@pytest.mark.parametrize(
+    ("version", "n_layer", "n_embd", "megabytes"),
+    [("7", 24, 2048, 64), ("6", 24, 2048, 64), ("5.2", 24, 2048, 64), ("7", 32, 2560, 96)],
+)
+def test_larger_models_need_more_to_work_in(version: str, n_layer: int, n_embd: int, megabytes: int) -> None:
+    arch = synthetic_arch(version, n_layer, n_embd, 65536)  # 1.5B, 1.6B, 1.6B, 2.9B
+    assert fitting.working_bytes(parameter_count(arch)) == megabytes * 10**6
+
+
+def test_the_size_of_a_model_decides_what_it_needs_to_work_in(
+    model: Path, pth: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "working_bytes", lambda parameters: 10**9 + parameters)
+    judged = fitting.prospects(str(model), 1)
+    with open_checkpoint(pth) as checkpoint:
+        weights = parameter_count(checkpoint.arch)
+    assert judged["working_bytes"] == 10**9 + weights
+    assert judged["needed_bytes"] == judged["bytes"] + judged["state_bytes"] + 10**9 + weights
+    for choice in fitting.prospects(str(pth), 1)["choices"]:
+        assert choice["needed_bytes"] == choice["bytes"] + judged["state_bytes"] + 10**9 + weights
+
+
 def test_what_is_missing_comes_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "EXTRAS", {"torch": ("a-package-that-is-not-there",)})
     assert diagnosis.examine()["extras"] == {"torch": {"a-package-that-is-not-there": None}}
@@ -69,6 +94,36 @@ def test_what_is_no_model_file(pth: Path) -> None:
     done = rwkv_inside("doctor", pth)  # what could be made of it
     assert (done.code, done.err) == (0, "")
     assert [line.split()[0] for line in done.out.splitlines()[-3:]] == ["checkpoint", "int4", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("env", "problem", "hint"),
+    [
+        ({"RWKV_CONFIG": "config.toml"}, "gone.safetensors does not exist", "did you mean one.safetensors?"),
+        ({"RWKV_MODEL": "g1-1.5b"}, "g1-1.5b is not on this machine, and the network is off", "unset HF_HUB_OFFLINE: `rwkv pull g1-1.5b`"),
+        ({"RWKV_MODEL": "one.safetensors"}, "one.safetensors: the safetensors header does not begin with '{'", None),
+    ],
+)  # fmt: skip
+def test_a_default_that_cannot_be_judged_is_a_finding(
+    env: dict[str, str], problem: str, hint: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_text('model = "gone.safetensors"\n')
+    (tmp_path / "one.safetensors").write_bytes(b"\0" * 100)
+    plain = rwkv_inside("doctor", cwd=tmp_path).out.splitlines()
+    done = rwkv_inside("doctor", cwd=tmp_path, env=env)
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert len(lines) > len(plain) >= 13
+    assert lines[len(plain) :] == [
+        "",
+        f"default model  {problem}",
+        *([f"hint           {hint}"] if hint else []),
+    ]
+    found = json.loads(rwkv_inside("doctor", "--json", cwd=tmp_path, env=env).out)
+    assert (found["model"]["problem"], found["model"]["hint"]) == (problem, hint)
+    named = rwkv_inside("doctor", "-m", found["model"]["name"], cwd=tmp_path)
+    assert (named.code, named.out) == (4 if hint is None else 3, "")
+    assert named.err.startswith(f"error: {problem}\n")
 
 
 def test_one_warning_with_the_arithmetic(

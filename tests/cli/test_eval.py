@@ -157,7 +157,6 @@ def test_bad_files(place: Path, content: bytes, code: int, message: str) -> None
     ("args", "message"),
     [
         ((), "no task: there is `lambada`"),
-        (("lambada",), "no model"),
         (("hellaswag", "-m", "demo"), "`hellaswag` is not one of lambada"),
         (("lambada", "l.jsonl", "-m", "demo", "--limit", "0"), "`0` is below 1"),
     ],

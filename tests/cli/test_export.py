@@ -72,7 +72,7 @@ def test_what_it_refuses(pth: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "not one of pth, safetensors, gguf, hf" in refused(str(pth), "--to", "bnb")
     assert refused("int8.safetensors", "--to", "pth") == (
         "error: int8.safetensors is quantized (int8)\n"
-        "hint: Export the checkpoint that it was made from, or a model file of f32, bf16 or f16.\n"
+        "hint: export the checkpoint that it was made from, or a model file of f32, bf16 or f16\n"
     )
     assert "is the source itself" in refused(str(pth), "--to", "pth", "-o", str(pth), "--force")
     assert "stdout is none" in refused(str(pth), "--to", "pth", "-o", "-")

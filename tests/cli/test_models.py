@@ -219,6 +219,54 @@ def test_the_default_is_the_best_that_is_here(
     assert hub.requests == []
 
 
+def test_a_place_that_cannot_hold_what_is_made_is_told_before_the_download(
+    hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RWKV_MODELS", str(tmp_path / "file"))
+    assert client("pull", "g1-0.1b", "--quantize", "int8") == Outcome(
+        2,
+        "",
+        f"error: RWKV_MODELS={tmp_path / 'file'}: not a folder\n"
+        "hint: RWKV_MODELS names the folder for what is made of downloads\n",
+    )
+    assert hub.downloads() == []
+    assert client("pull", "g1-0.1b").code == 0
+
+
+def test_every_verb_that_runs_a_model_has_the_default(hub: Hub, client: Client, tmp_path: Path) -> None:
+    text, documents, out = tmp_path / "text.txt", tmp_path / "l.jsonl", tmp_path / "text.state"
+    text.write_text("Some words to read.")
+    documents.write_text('{"text": "It was a fine morning"}\n')
+    verbs: dict[str, tuple[object, ...]] = {
+        "state": ("build", "-f", text, "-o", out, "--force"),
+        "perplexity": (text,),
+        "eval": ("lambada", documents),
+        "bench": ("-p", "2", "-n", "0", "-r", "1", "--no-warmup"),
+    }
+    others: dict[str, tuple[object, ...]] = {"show": (), "tokenize": ("x",), "detokenize": ("72",)}
+    for verb, args in verbs.items():
+        refused = client(verb, *args)
+        assert (refused.code, refused.out) == (3, "")
+        assert refused.err.startswith("error: no model is on this machine\nhint: `rwkv pull g1-")
+    for verb, args in others.items():  # what needs no weights downloads none
+        refused = client(verb, *args)
+        assert (refused.code, refused.out) == (2, "")
+        assert f"error: no {'MODEL' if verb == 'show' else 'vocabulary'}: " in refused.err
+    assert client("pull", "g1-0.1b", "--quantize", "int8", "--discard-source").code == 0
+    hub.requests.clear()
+    for verb, args in {**verbs, **others}.items():
+        done = client(verb, *args, "--json")
+        named = client(verb, *args, "-m", "g1-0.1b-int8@20260110", "--json")
+        assert done.code == named.code == 0
+        assert done.err == "no -m: using g1-0.1b-int8@20260110\n" + named.err
+        if verb != "bench":  # whose numbers are times
+            assert done.out == named.out
+    assert json.loads(client("perplexity", text, "--json").out)["model"] == "g1-0.1b-int8@20260110"
+    assert client("-q", "show").err == ""
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize(
     ("memory", "disk", "name"),
     [

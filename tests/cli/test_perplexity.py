@@ -127,7 +127,7 @@ def test_fail_over(place: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (("text.txt",), 2, "error: no model"),
+        (("text.txt",), 3, "error: no model is on this machine"),
         (("text.txt", "-m", "small.safetensors", "--ctx", "0"), 2, "`0` is below 1"),
         (
             ("text.txt", "-m", "small.safetensors", "--fail-over", "perplexity"),

@@ -245,7 +245,7 @@ def test_a_cache_that_cannot_be_used_is_not_blamed_on_the_network(hub: Hub, clie
     hub.repos["a/b"] = Repo({"m.pth": HubFile(SMALL)})
     (client.home / "file").touch()
     done = client("pull", "a/b:m.pth", HF_HOME=str(client.home / "file"))
-    assert (done.code, done.out) == (1, "")
+    assert (done.code, done.out) == (2, "")
     assert re.fullmatch(
         rf"error: {re.escape(str(client.home))}/file\S*: (not a directory|file exists)\n"
         r"hint: HF_HOME names another folder for downloads\n",

@@ -231,7 +231,7 @@ def test_what_is_no_regular_file_is_not_replaced(folder: Path, args: list[str]) 
     os.mkfifo(folder / "pipe")
     done = rwkv("quantize", "small.pth", "--to", "int8", "--force", *args, cwd=folder)
     assert (done.code, done.out) == (2, "")
-    assert done.err == "error: pipe is not a regular file\nhint: Name another file.\n"
+    assert done.err == "error: pipe is not a regular file\nhint: name another file\n"
     assert (folder / "pipe").is_fifo()
     assert not list(folder.glob("*int8*"))
 

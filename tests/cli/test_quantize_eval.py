@@ -32,13 +32,15 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def test_the_record_is_what_perplexity_says(place: Path) -> None:
-    done = quantize(place, "--report", "r.json", "--json", "-q")
+@pytest.mark.parametrize("windows", [(), ("--ctx", "20")])
+def test_the_record_is_what_perplexity_says(place: Path, windows: tuple[str, ...]) -> None:
+    done = quantize(place, *windows, "--report", "r.json", "--json", "-q")
     assert (done.code, done.err) == (0, "")
     kept = json.loads(done.out)["quality"]
     assert kept == json.loads((place / "r.json").read_text())["quality"]
     assert kept == json.loads(rwkv("show", MADE, "--json", cwd=place).out)["report"]["quality"]
-    args = ("perplexity", "text.txt", "-m", MADE, "--base", "small.safetensors", "--json")
+    assert kept["ctx"] == (20 if windows else None)
+    args = ("perplexity", "text.txt", "-m", MADE, "--base", "small.safetensors", *windows, "--json")
     found = json.loads(rwkv(*args, cwd=place).out)
     del found["model"], found["base"]["model"], found["base"]["drift"]
     text = {"file": "text.txt", "sha256": hashlib.sha256(TEXT.encode()).hexdigest()}
@@ -56,6 +58,8 @@ def test_people_are_told_by_quantize_and_by_show(place: Path) -> None:
     ]  # fmt: skip
     shown = rwkv("show", MADE, cwd=place).out.splitlines()
     assert shown[-8:] == told[:8]
+    assert quantize(place, "--ctx", "20", "--force").code == 0
+    assert ", windows of 20\n" in rwkv("show", MADE, cwd=place).out
 
 
 def test_bytes_do_not_depend_on_threads_or_levels(place: Path) -> None:
@@ -121,6 +125,8 @@ def test_fail_over(place: Path) -> None:
         (["--eval", "nowhere.txt"], "", 3, "--eval is a text file"),
         (["--eval", "text.txt", "--fail-over", "speed=1"], "", 2, "no measured value 'speed'"),
         (["--fail-over", "kl=1"], "", 2, "--fail-over needs a text"),
+        (["--ctx", "20"], "", 2, "--ctx needs a text"),
+        (["--eval", "text.txt", "--ctx", "0"], "", 2, "`0` is below 1"),
         (["--eval", "text.txt", "-o", "text.txt", "--force"], "", 2, "text.txt is the text to measure on"),
     ],
 )

@@ -259,7 +259,7 @@ def test_a_folder_of_several_files(models: Mapping[str, Tensors], tmp_path: Path
     with open_checkpoint(folder / "model-00001-of-00003.safetensors") as opened:
         with pytest.raises(UnsupportedModel, match="is part 1 of 3") as caught:
             _ = opened.arch
-        assert "Pass the folder" in (caught.value.hint or "")
+        assert "pass the folder" in (caught.value.hint or "")
     said = json.loads(index.read_text())
     for places, words, kind in (
         (
@@ -278,6 +278,50 @@ def test_a_folder_of_several_files(models: Mapping[str, Tensors], tmp_path: Path
     index.write_text("[" * 100_000)
     with pytest.raises(FormatError, match="not valid JSON"):
         open_checkpoint(folder)
+
+
+def test_folders_in_the_format_of_torch(models: Mapping[str, Tensors], tmp_path: Path) -> None:
+    one = other_tools.fla(models["7"], tmp_path / "one.safetensors")
+    with open_checkpoint(one) as opened:
+        raw = {name: opened._file.array(name) for name in opened._file.tensors}
+    folder = other_tools.sharded(raw, tmp_path / "model", 3, V7_CONFIG, torch=True)
+    for path in (folder, folder / "pytorch_model.bin.index.json"):
+        check_equal(path, models["7"], "fla")
+    with open_checkpoint(folder) as opened:
+        assert (opened.format, opened.group_norm_eps) == ("pth", 8e-5)
+        assert opened.file_size == sum(file.stat().st_size for file in folder.glob("*.bin"))
+    (folder / "pytorch_model-00002-of-00003.bin").write_bytes(b"PK\3\4")
+    with pytest.raises(FormatError, match=r"pytorch_model-00002-of-00003\.bin"):
+        open_checkpoint(folder)
+    # in one file, beside others that such folders hold
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    other_tools.write_pth(raw, lone / "pytorch_model.bin")
+    (lone / "config.json").write_text(json.dumps(V7_CONFIG))
+    (lone / "training_args.bin").write_bytes(b"x")
+    check_equal(lone, models["7"], "fla")
+    with open_checkpoint(lone / "pytorch_model.bin") as opened:
+        assert opened.group_norm_eps == 8e-5
+
+
+def test_what_torch_itself_saves_of_a_module(models: Mapping[str, Tensors], tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Module()
+    with open_checkpoint(other_tools.transformers(models["4"], tmp_path / "one.safetensors")) as opened:
+        for name in opened._file.tensors:
+            *folders, leaf = name.split(".")
+            inner = module
+            for each in folders:
+                if not hasattr(inner, each):
+                    inner.add_module(each, torch.nn.Module())
+                inner = getattr(inner, each)
+            inner.register_parameter(
+                leaf, torch.nn.Parameter(torch.from_numpy(opened._file.array(name).copy()))
+            )
+    state = module.state_dict()
+    assert state._metadata  # an ordered dict with more than its items
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    check_equal(tmp_path / "pytorch_model.bin", models["4"], "transformers")
 
 
 def with_config(folder: Path, values: Mapping[str, object]) -> None:

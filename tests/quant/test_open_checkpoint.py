@@ -67,15 +67,15 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
     assert caught.value.exit_code == 3
     with pytest.raises(SourceNotFound, match="is a folder") as caught:
         open_checkpoint(tmp_path)
-    assert caught.value.hint == "Pass a checkpoint file."
+    assert caught.value.hint == "pass a checkpoint file"
     (tmp_path / "one.pth").write_bytes(b"1")
     with pytest.raises(SourceNotFound) as caught:
         open_checkpoint(tmp_path)
-    assert caught.value.hint == f"Pass {tmp_path / 'one.pth'} instead."
+    assert caught.value.hint == f"pass {tmp_path / 'one.pth'} instead"
     (tmp_path / "two.safetensors").write_bytes(b"1")
     with pytest.raises(SourceNotFound) as caught:
         open_checkpoint(tmp_path)
-    assert caught.value.hint == "Pass one of its 2 model files."
+    assert caught.value.hint == "pass one of its 2 model files"
     with pytest.raises(SourceNotFound, match="cannot be read"):
         open_checkpoint("a\0b")
 

@@ -240,6 +240,30 @@ def test_reading_a_file_feeds_it_as_it_stands(demo: Model, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("small_pieces")
+def test_a_long_message_is_read_in_calls_that_are_told(demo: Model) -> None:
+    long, seen = "Über – lines and lines of it. " * 30, list[tuple[int, int]]()
+    talk, all_at_once = begin(demo), begin(demo)
+    talk.on_prompt = lambda done, total: seen.append((done, total))
+    answer = say(talk, long)
+    size = len(f"User: {long.strip()}\n\nAssistant:".encode())
+    assert seen[-1] == (size, size) and len(seen) > 3
+    assert seen == sorted(set(seen)) and {total for _, total in seen} == {size}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefill, "_FIRST", 10**6)
+        assert say(all_at_once, long) == answer
+    assert same(talk.state(), all_at_once.state())
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    before, head = talk.state().copy(), talk.history.head
+    talk.on_prompt = stop
+    with pytest.raises(KeyboardInterrupt):
+        say(talk, long)
+    assert talk.history.head is head and same(before, talk.state())
+
+
+@pytest.mark.usefixtures("small_pieces")
 def test_a_file_has_the_tokens_of_its_whole_text(world: Model, tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     text = "你好，世界 and spaces          to cut in, a_long_word_without_any.\n\n" * 40 + "The end.\n\n\n"

@@ -12,7 +12,7 @@ import pytest
 from hub_client import Client
 from hub_server import Hub, HubFile, Repo
 
-from rwkvcli.errors import FormatError, NetworkError, NoSpace, RwkvError
+from rwkvcli.errors import FormatError, NetworkError, NoSpace, RwkvError, UsageError
 from rwkvcli.services import hub as service
 from rwkvcli.services.hub_errors import as_our_errors
 from rwkvcli.services.store import Reference
@@ -23,10 +23,11 @@ from rwkvcli.services.store import Reference
     [
         (
             OSError(errno.EROFS, "Read-only file system", "/mnt/hub"),
-            RwkvError,
+            UsageError,
             "/mnt/hub: read-only file system",
         ),
-        (PermissionError(errno.EACCES, "Permission denied", "/mnt"), RwkvError, "/mnt: permission denied"),
+        (PermissionError(errno.EACCES, "Permission denied", "/mnt"), UsageError, "/mnt: permission denied"),
+        (OSError(errno.EIO, "Input/output error", "/mnt"), RwkvError, "/mnt: input/output error"),
         (OSError(errno.ENOSPC, "No space left on device"), NoSpace, "a/b:m.pth: the disk is full"),
         (
             ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),

@@ -96,7 +96,7 @@ def pieces(contents: Contents) -> Pieces:
     if _whole_number(contents, "split.count", 1) > 1:
         raise UnsupportedModel(
             f"{contents.where} is a part of a model in several files: not supported",
-            hint="Join them with llama.cpp's `llama-gguf-split --merge`.",
+            hint="join them with llama.cpp's `llama-gguf-split --merge`",
         )
     return collected(contents, _pairs(contents, str(architecture)))
 

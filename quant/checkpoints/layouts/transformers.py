@@ -74,6 +74,6 @@ def _turned(piece: Piece, suffix: str, width: int, where: str) -> Piece:
     if piece.shape[original] == piece.shape[linear]:
         raise UnsupportedModel(
             f"{where}: whether {quoted(piece.source)} is transposed cannot be told from its shape",
-            hint="Use the original .pth.",
+            hint="use the original .pth",
         )
     return piece if piece.shape[original] == width else swapped(piece)

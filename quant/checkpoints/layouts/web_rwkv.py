@@ -40,7 +40,7 @@ def matches(contents: Contents) -> bool:
         raise UnsupportedModel(
             f"{contents.where}: its time_first may be RWKV-5's bonus or, as web-rwkv renames tensors, its logarithm: "
             "the file does not tell",
-            hint="Use the .pth that it was converted from.",
+            hint="use the .pth that it was converted from",
         )
     return False
 

@@ -1,0 +1,79 @@
+"""Places of the person's that environment variables name, and what is said when one cannot be used."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rwkvcli.errors import UsageError
+
+_NO_FOLDER = (errno.ENOTDIR, errno.EEXIST)
+_WRONG_PLACE = (
+    *_NO_FOLDER, errno.EISDIR, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG,
+)  # fmt: skip
+
+
+def is_wrong_place(error: OSError) -> bool:
+    """Whether another place would do: a full disk, for one, is not that."""
+    return error.errno in _WRONG_PLACE
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder, or the file in it, that `variable` names; without it, `default()`."""
+
+    variable: str
+    holds: str
+    """What it is: "folder for conversations"."""
+    default: Callable[[], Path]
+
+    def path(self) -> Path:
+        """Where it is, whether it can be used or not. Raises UsageError for a home folder that does not exist."""
+        asked = os.environ.get(self.variable)
+        if not asked:
+            return self.default()
+        try:
+            return Path(asked).expanduser()
+        except RuntimeError:
+            raise self._error(f"{self.variable}={asked}", "there is no such home folder") from None
+
+    def check(self) -> None:
+        """Raise UsageError if it is no folder in which files can be made, nor can become one; nothing is made."""
+        with self.in_use():
+            path = self.path().absolute()
+            there = next(folder for folder in (path, *path.parents) if folder.exists())
+            if not there.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "Not a directory", str(path))
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    def made(self, folder: Path, mode: int = 0o777) -> Path:
+        """`folder`, which is the place or in it, made with all above it, if it is not there. Raises UsageError, OSError."""
+        with self.in_use():
+            folder.parent.mkdir(mode, parents=True, exist_ok=True)
+            folder.mkdir(mode, exist_ok=True)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return folder
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Raise UsageError for an OSError of the block that says that the place is the wrong one."""
+        try:
+            yield
+        except OSError as error:
+            if not is_wrong_place(error):
+                raise
+            path, asked = self.path(), os.environ.get(self.variable)
+            told = f"{self.variable}={asked}" if asked else str(path)
+            if isinstance(error.filename, str) and path in Path(error.filename).parents:
+                told = error.filename
+            reason = "not a folder" if error.errno in _NO_FOLDER else (error.strerror or str(error)).lower()
+            raise self._error(told, reason) from error
+
+    def _error(self, told: str, reason: str) -> UsageError:
+        return UsageError(f"{told}: {reason}", hint=f"{self.variable} names the {self.holds}")

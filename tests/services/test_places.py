@@ -1,0 +1,104 @@
+"""Places that environment variables name: what is said of those that cannot be used, and what of them is left."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from cli_runner import rwkv_inside
+
+from rwkvcli.errors import UsageError
+from rwkvcli.services.places import Place
+
+CHAT = ("chat", "trip", "-m", "demo", "--max-tokens", "1")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A place in an empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RWKV_HERE", raising=False)
+    (tmp_path / "file").write_text("x")
+    return Place("RWKV_HERE", "folder for tests", lambda: tmp_path / "default")
+
+
+def said(place: Place, action: object) -> tuple[str, str | None]:
+    with pytest.raises(UsageError) as caught:
+        action()  # type: ignore[operator]
+    assert caught.value.exit_code == 2
+    return str(caught.value), caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ("file", "not a folder"),
+        ("file/below", "not a folder"),
+        ("a" * 300, "file name too long"),
+        ("~nobody-here/x", "there is no such home folder"),
+    ],
+)
+def test_a_place_that_can_be_no_folder(
+    place: Place, asked: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RWKV_HERE", asked)
+    expected = (f"RWKV_HERE={asked}: {reason}", "RWKV_HERE names the folder for tests")
+    assert said(place, place.check) == expected
+    assert said(place, lambda: place.made(place.path())) == expected
+    assert [path.name for path in Path().iterdir()] == ["file"]
+
+
+def test_a_place_that_may_not_be_written_to(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    hint = "RWKV_HERE names the folder for tests"
+    assert said(place, place.check) == (f"{place.path()}: permission denied", hint)
+    monkeypatch.setenv("RWKV_HERE", "x")
+    assert said(place, place.check) == ("RWKV_HERE=x: permission denied", hint)
+    assert not Path("x").exists()
+    # of what is in it, that is named
+    assert said(place, lambda: place.made(Path("x/y"))) == ("x/y: permission denied", hint)
+
+
+def test_a_place_that_is_not_there_is_made_when_it_is_used(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.check()
+    assert not place.path().exists()
+    assert place.made(place.path() / "a" / "b", 0o700).is_dir()
+    place.check()
+    monkeypatch.setenv("RWKV_HERE", "~/x")
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    assert place.path() == Path.cwd() / "x"
+
+
+def test_a_full_disk_is_not_a_wrong_place(place: Place) -> None:
+    with pytest.raises(OSError, match="full") as caught, place.in_use():
+        raise OSError(errno.ENOSPC, "full")
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_conversation_that_cannot_be_kept_does_not_begin(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for asked, reason in (("file", "not a folder"), ("~nobody-here", "there is no such home folder")):
+        done = rwkv_inside(*CHAT, stdin="Hello\n", cwd=tmp_path, env={"RWKV_SESSIONS": asked})
+        assert (done.code, done.out) == (2, "")
+        assert done.err == (
+            f"error: RWKV_SESSIONS={asked}: {reason}\n"
+            "hint: RWKV_SESSIONS names the folder for conversations; --no-save keeps none\n"
+        )
+    unnamed = rwkv_inside("chat", *CHAT[2:], stdin="Hello\n", cwd=tmp_path, env={"RWKV_SESSIONS": "file"})
+    assert unnamed.code == 0  # nothing of it is kept
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_configuration_that_cannot_be_read_or_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("threads = 2\n")
+    hint = "hint: RWKV_CONFIG names the file of your defaults\n"
+    for args in (("config", "set", "threads", "1"), ("config", "list"), ("tokenize", "-m", "demo", "x")):
+        for asked, reason in ((".", "is a directory"), ("file/x", "not a folder")):
+            done = rwkv_inside(*args, cwd=tmp_path, env={"RWKV_CONFIG": asked})
+            assert (done.code, done.out) == (2, "")
+            assert done.err == f"error: RWKV_CONFIG={asked}: {reason}\n{hint}"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
