@@ -141,7 +141,7 @@ def _values_of(verb: str | None, flag: str) -> list[str] | None:
         case "quantize":
             return ["int8", "int4"]
         case "to":
-            return ["int8", "int4", "bf16", "f16", "f32"]
+            return ["int8", "int4", "nf4", "bf16", "f16", "f32"]
         case "recipe":
             return ["default", "best"]
         case "method":

@@ -34,6 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["ver"], ["verify"]),
         (["-m", "demo", "gen"], ["generate"]),
         (["quantize", "demo", "--to", "int"], ["int8", "int4"]),
+        (["quantize", "demo", "--to", "n"], ["nf4"]),
         (["generate", "--sampler-order", ""], ["rwkv", "temperature-first"]),
         (["generate", "--template", "g"], ["g1-flower", "g1"]),
         (["generate", "--max-t"], ["--max-tokens"]),
