@@ -35,6 +35,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["-m", "demo", "gen"], ["generate"]),
         (["quantize", "demo", "--to", "int"], ["int8", "int4"]),
         (["quantize", "demo", "--to", "n"], ["nf4"]),
+        (["export", "demo", "--to", ""], ["pth", "safetensors", "gguf", "hf", "bnb"]),
+        (["export", "demo", "--dtype", "f"], ["f32", "f16"]),
         (["generate", "--sampler-order", ""], ["rwkv", "temperature-first"]),
         (["generate", "--template", "g"], ["g1-flower", "g1"]),
         (["generate", "--max-t"], ["--max-tokens"]),
