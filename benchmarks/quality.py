@@ -17,6 +17,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "int4, calibrated": ("int4", {"text": True}),
     "int4, gptq": ("int4", {"text": True, "method": "gptq"}),
     "int4 best": ("int4", {"recipe": "best"}),
+    "nf4": ("nf4", {}),
 }
-"""{what it is called: (kind, choices; `text`: with the text to calibrate with)}."""
+"""{what it is called: (kind, choices; `text`: with the text to calibrate with)}. Without bitsandbytes nf4 is left out."""
 TOKENS = 4096
 """Of the text to calibrate with."""
 VALID_SHARE = 0.05
@@ -86,6 +88,8 @@ def rows(
         base = made(source, Path(folder) / "base.safetensors", "f32", epsilon)
         for name, (kind, choices) in FORMATS.items():
             if choices.get("text") and not calibrate:
+                continue
+            if kind == "nf4" and find_spec("bitsandbytes") is None:
                 continue
             path = made(source, Path(folder) / "new.safetensors", kind, epsilon, calibrate, **choices)
             yield {

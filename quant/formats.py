@@ -29,11 +29,20 @@ class Encoding:
     """Weights that share a scale; 0 for the float encodings."""
     dtype: str = ""
     """Safetensors dtype of the float encodings."""
+    block: int = 0
+    """Weights of a row that belong together beyond a group: rows are multiples of it; 0: of any length."""
+    form: str = ""
+    """The encoding whose parts and arithmetic it has; "" for one that has its own."""
 
     @property
     def quantized(self) -> bool:
         """Whether it consists of codes and scales."""
         return self.group > 0
+
+    @property
+    def computed_as(self) -> str:
+        """The encoding that a kernel sees."""
+        return self.form or self.name
 
 
 ENCODINGS = {
@@ -45,6 +54,7 @@ ENCODINGS = {
         Encoding("q8g32", 8, 32),
         Encoding("q4g32", 4, 32),
         Encoding("q4g16", 4, 16),
+        Encoding("nf4", 4, 32, block=64, form="q4g32"),
     )
 }
 
@@ -107,7 +117,8 @@ def parts_of(encoding: str, layout: str, shape: Shape) -> tuple[PartSpec, ...]:
     """The stored tensors of a logical tensor, in file order.
 
     Raises InvalidRequest for an unknown encoding, and for combinations that do not exist: quantized tensors
-    are matrices with at least one element, float encodings have layout `row` only.
+    are matrices with at least one element, float encodings have layout `row` only, and blocks, which run along the
+    inputs, neither layout `kn` nor rows that are no multiple of them.
     """
     kind = encoding_of(encoding)
     if not kind.quantized:
@@ -117,6 +128,10 @@ def parts_of(encoding: str, layout: str, shape: Shape) -> tuple[PartSpec, ...]:
     if layout not in LAYOUTS or len(shape) != 2 or min(shape) < 1:
         raise InvalidRequest(f"encoding {encoding} cannot hold shape {list(shape)} in layout {layout!r}")
     n, k = shape
+    if kind.block and (layout == KN or k % kind.block):
+        raise InvalidRequest(
+            f"encoding {encoding} has blocks of {kind.block} inputs, not {list(shape)} in layout {layout}"
+        )
     padded = padded_length(encoding, layout, shape)
     groups = padded // kind.group
     if layout == TILE:

@@ -63,7 +63,7 @@ def framed(
         "template": template or weights.template or "none",
         "recipe": recipe,
         "plan": dumps({name: item._asdict() for name, item in plan.items()}),
-        "method": method if is_lossy(plan) else "none",
+        "method": _method(method, plan),
         "calibration": "none" if calibration is None else dumps(calibration.record()),
         "report": "{}",
         "source": "{}",
@@ -79,6 +79,12 @@ def framed(
     reserve += 2 * len(dumps(notes)) + (6 * len(dumps(dict(origin))) if origin else 0)
     reserve += QUALITY_BYTES if evaluated else 0
     return Frame(metadata, entries, reserve, tokenizer_bytes)
+
+
+def _method(encoder: str, plan: Plan) -> str:
+    """How codes are chosen: as the encoder does, unless none or all of 4 bits are NF4's."""
+    short = {item.encoding for item in plan.values() if ENCODINGS[item.encoding].bits == 4}
+    return "nf4" if short == {"nf4"} else encoder if is_lossy(plan) else "none"
 
 
 def is_lossy(plan: Plan) -> bool:

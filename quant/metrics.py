@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,15 @@ class Loss:
         return Loss(self.error + other.error, self.power + other.power, max(self.largest, other.largest))
 
 
+class Losses(NamedTuple):
+    """Of one tensor."""
+
+    loss: Loss
+    """Against the source."""
+    recoding: Loss | None = None
+    """Of NF4: against what bitsandbytes itself makes of the same codes."""
+
+
 @dataclass(frozen=True)
 class TensorReport:
     """One logical tensor."""
@@ -46,6 +55,8 @@ class TensorReport:
     weights: int
     nbytes: int
     loss: Loss
+    recoding: Loss | None = None
+    """See `Losses`."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,8 @@ def by_class(tensors: Iterable[TensorReport]) -> list[ClassReport]:
 
 
 def to_json(tensors: Iterable[TensorReport]) -> dict[str, Any]:
-    """The report as it stands in the file: {"classes": {...}, "tensors": {name: relative squared error}}.
+    """The report as it stands in the file: {"classes": {...}, "tensors": {name: relative squared error}}, and "nf4" if
+    there is any: what putting scales and table into the file's form cost, against bitsandbytes' own values.
 
     Numbers have four significant digits. Tensors without loss are left out.
     """
@@ -102,7 +114,7 @@ def to_json(tensors: Iterable[TensorReport]) -> dict[str, Any]:
         for row in by_class(listed)
     }
     lossy = {item.name: _short(item.loss.relative) for item in listed if item.loss.error}
-    return {"classes": classes, "tensors": lossy}
+    return {"classes": classes, "tensors": lossy, **_recoding(listed)}
 
 
 def json_bound(names: Iterable[str]) -> int:
@@ -111,13 +123,32 @@ def json_bound(names: Iterable[str]) -> int:
 
 
 def _row(name: str, items: list[TensorReport]) -> ClassReport:
-    loss = Loss(
-        math.fsum(item.loss.error for item in items),
-        math.fsum(item.loss.power for item in items),
-        max((item.loss.largest for item in items), default=0.0),
-    )
+    loss = _sum_of(item.loss for item in items)
     encodings = tuple(sorted({item.encoding for item in items}))
     return ClassReport(name, encodings, sum(i.weights for i in items), sum(i.nbytes for i in items), loss)
+
+
+def _recoding(tensors: Iterable[TensorReport]) -> dict[str, Any]:
+    """{"nf4": {...}}, or nothing."""
+    found = [(class_of(item.name), item.recoding) for item in tensors if item.recoding is not None]
+    if not found:
+        return {}
+    classes = {
+        name: _short(_sum_of(loss for other, loss in found if other == name).relative)
+        for name in dict.fromkeys(name for name, _ in found)
+    }
+    whole = _sum_of(loss for _, loss in found)
+    told = {"matrices": len(found), "error": _short(whole.relative), "max_error": _short(whole.largest)}
+    return {"nf4": {**told, "classes": classes}}
+
+
+def _sum_of(losses: Iterable[Loss]) -> Loss:
+    listed = list(losses)
+    return Loss(
+        math.fsum(loss.error for loss in listed),
+        math.fsum(loss.power for loss in listed),
+        max((loss.largest for loss in listed), default=0.0),
+    )
 
 
 def _short(value: float) -> float:

@@ -30,9 +30,9 @@ from quant.container.writer import ContainerWriter
 from quant.errors import Cancelled, FormatError
 from quant.formats import ENCODINGS, KN, parts_of, stored_name
 from quant.frame import framed, is_lossy
-from quant.methods import STATISTICS, Encoder, gptq
+from quant.methods import STATISTICS, Encoder, gptq, nf4
 from quant.methods.gptq import Hessians
-from quant.metrics import ClassReport, Loss, TensorReport, by_class, measure, to_json
+from quant.metrics import ClassReport, Loss, Losses, TensorReport, by_class, measure, to_json
 from quant.recipe import Plan, Planned, make_plan
 from quant.resume import Journal, digest_of
 from quant.sources import Source, source_of
@@ -68,6 +68,8 @@ class Result:
     classes: tuple[ClassReport, ...]
     """By class of tensors, "total" last."""
     tensors: tuple[TensorReport, ...]
+    notes: Mapping[str, Any]
+    """What was told for the report beside it."""
     quality: Mapping[str, Any] | None = None
     """What `evaluate` returned."""
 
@@ -94,7 +96,7 @@ def quantize(
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Result:
-    """Write `source` as a model file of `kind` ("int8", "int4", "bf16", "f16", "f32"; see `quant.recipe`).
+    """Write `source` as a model file of `kind` ("int8", "int4", "nf4", "bf16", "f16", "f32"; see `quant.recipe`).
 
     `plan`: None for the default recipe's, with `ffn_value` ("auto", "tile" or "kn"); `recipe`: what to call it.
     `calibration`: data that 4-bit codes are chosen by; with `hessians` (a view of the same text) by GPTQ. `notes`: more
@@ -116,6 +118,8 @@ def quantize(
     out = Path(out_path)
     final = new_file(out, force=force, kept=source_files(weights.path))
     plan = make_plan(weights.arch, kind, ffn_value=ffn_value) if plan is None else plan
+    if any(item.encoding == "nf4" for item in plan.values()):
+        nf4.require()
     frame = framed(
         weights,
         plan,
@@ -163,6 +167,7 @@ def quantize(
         writer.size,
         tuple(by_class(reports)),
         tuple(reports),
+        dict(notes or {}),
         quality,
     )
 
@@ -192,20 +197,20 @@ class _Work:
 
     def tensor(self, name: str, item: Planned) -> TensorReport:
         """Encode and write one logical tensor, unless an earlier run did."""
-        loss = self._done_before(name, item)
-        if loss is None:
-            loss = self._encode(name, item)
+        lost = self._done_before(name, item)
+        if lost is None:
+            lost = self._encode(name, item)
             if self.journal is not None:
-                self.journal.add(name, digest_of(self._stored(name, item)), loss)
-        return TensorReport(name, item.encoding, item.layout, math.prod(item.shape), item.nbytes, loss)
+                self.journal.add(name, digest_of(self._stored(name, item)), lost)
+        return TensorReport(name, item.encoding, item.layout, math.prod(item.shape), item.nbytes, *lost)
 
-    def _encode(self, name: str, item: Planned) -> Loss:
+    def _encode(self, name: str, item: Planned) -> Losses:
         offsets = dict.fromkeys((spec.part for spec in parts_of(*item)), 0)
-        loss = Loss()
+        loss, recoding = Loss(), None  # NF4 is encoded in one piece
         for begin, end in _blocks(item, whole=self.hessians is not None):
             self.progress.at(name)
             values = self.source.rows(name, begin, end)
-            parts, lost = self._parts(name, values, item)
+            parts, lost, recoding = self._parts(name, values, item)
             if not all(map(math.isfinite, (lost.error, lost.power, lost.largest))):
                 raise FormatError(
                     f"{self.source.path}: tensor {name} has values past the range of {item.encoding}",
@@ -216,12 +221,19 @@ class _Work:
                 offsets[part] += array.nbytes
             loss += lost
             self.progress.add(values.size)
-        return loss
+        return Losses(loss, recoding)
 
-    def _parts(self, name: str, values: F32, item: Planned) -> tuple[Mapping[str, Array], Loss]:
+    def _parts(self, name: str, values: F32, item: Planned) -> tuple[Mapping[str, Array], Loss, Loss | None]:
+        """What is stored, what it lost, and how much of that recoding cost."""
         if not ENCODINGS[item.encoding].quantized:
-            return _plain(values, item)
+            return *_plain(values, item), None
         shape = (values.shape[0], values.shape[1])
+        if item.encoding == "nf4":
+            made = nf4.encode(values, item.layout)
+            decoded = decode(made.parts, item.encoding, item.layout, shape)
+            if self.hessians is not None:
+                self.hessians.replace(name, decoded)
+            return made.parts, measure(values, decoded), made.recoding
         hessian = None
         if self.hessians is not None and ENCODINGS[item.encoding].bits == 4:
             hessian = self.hessians.of(name)
@@ -234,11 +246,11 @@ class _Work:
         if self.hessians is not None:
             self.hessians.replace(name, decode(parts, item.encoding, item.layout, shape))
         if any(value is None for value in statistics):
-            return parts, measure(values, decode(parts, item.encoding, item.layout, shape))
+            return parts, measure(values, decode(parts, item.encoding, item.layout, shape)), None
         error, power, largest = (np.asarray(value, np.float64) for value in statistics)
-        return parts, Loss(math.fsum(error), math.fsum(power), float(largest.max()))
+        return parts, Loss(math.fsum(error), math.fsum(power), float(largest.max())), None
 
-    def _done_before(self, name: str, item: Planned) -> Loss | None:
+    def _done_before(self, name: str, item: Planned) -> Losses | None:
         done = self.journal.finished(name) if self.journal is not None else None
         if done is None:
             return None

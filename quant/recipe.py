@@ -14,7 +14,7 @@ from quant.formats import ENCODINGS, KN, ROW, TILE, Shape, stored_bytes
 from quant.orient import logical_tensors
 from quant.yardstick import q4_k_m_bytes
 
-KINDS = ("int8", "int4", "bf16", "f16", "f32")
+KINDS = ("int8", "int4", "nf4", "bf16", "f16", "f32")
 """What `--to` offers."""
 FFN_VALUE = ("auto", "tile", "kn")
 """Layouts for `ffn.value`."""
@@ -25,8 +25,11 @@ KN_FROM = 2048
 
 INT8 = dict.fromkeys(("emb", "att", "ffn", "low-rank", "head"), "q8g32")
 INT4 = INT8 | {"att": "q4g16", "ffn": "q4g32"}
+NF4 = INT8 | {"att": "nf4", "ffn": "nf4"}
 BEST4 = INT4 | {"att.value": "q8g32", "att.output": "q8g32", "ffn": "q4g16"}
 """Encodings by class, or by leaf of a block where that has one of its own: the most sensitive matrices get 8 bits."""
+INSTEAD = "q8g32"
+"""What a matrix gets that is to be nf4 and has rows that its blocks do not divide."""
 SHRINKING = (
     {"att.key": "q4g32"}, {"att.receptance": "q4g32"}, {"emb": "q4g16"}, {"emb": "q4g32"}, {"att": "q4g32"},
     {"head": "q4g16"}, {"head": "q4g32"},
@@ -72,11 +75,18 @@ def class_of(name: str) -> str:
     return match[1] if match else "vectors"
 
 
+def leaf_of(name: str) -> str:
+    """What the matrix `name` is called in every block: "att.key"."""
+    return name.split(".", 2)[-1].removesuffix(".weight")
+
+
 def is_allowed(name: str, encoding: str, layout: str) -> bool:
     """Whether FORMAT.md lets the logical tensor `name` be stored so. `encoding`: one of ENCODINGS."""
     part = class_of(name)
     if not ENCODINGS[encoding].quantized:
         return layout == ROW and (encoding == "f32" or part != "vectors")
+    if ENCODINGS[encoding].block and layout == KN:
+        return False
     if part in ("vectors", "emb"):
         return part == "emb" and layout == ROW
     return layout == TILE or (layout == KN and name.endswith(".ffn.value.weight"))
@@ -120,25 +130,39 @@ def make_plan(
     """The plan for a model of `arch` in `kind`, in file order.
 
     int8: every matrix q8g32. int4, by default: attention q4g16, ffn q4g32, the rest q8g32, and less of it (SHRINKING)
-    where that is larger than llama.cpp's Q4_K_M; `recipe` "best": BEST4. What is no matrix is f32. The last of the
+    where that is larger than llama.cpp's Q4_K_M; `recipe` "best": BEST4. nf4: attention and ffn nf4, where their rows are
+    whole blocks, the rest q8g32. What is no matrix is f32. The last of the
     overrides that match a matrix decides about it. `ffn_value`: "tile", "kn", or "auto" to choose by the model's size.
 
-    Raises InvalidRequest: an unknown kind, recipe or layout; an override that matches no matrix; one that makes integers
-    of a matrix in some blocks only, which the engine does not run.
+    Raises InvalidRequest: an unknown kind, recipe or layout; nf4 by input channel; an override that matches no matrix,
+    or one whose rows are no whole blocks of it; one that makes integers of a matrix in some blocks of the model only, which
+    the engine does not run.
     """
     for value, known, what in (
         (kind, KINDS, "format"), (recipe, RECIPES, "recipe"), (ffn_value, FFN_VALUE, "layout of ffn.value"),
     ):  # fmt: skip
         if value not in known:
             raise InvalidRequest(f"unknown {what} {value!r}", hint=f"use one of {', '.join(known)}")
+    if kind == "nf4" and ffn_value == "kn":
+        raise InvalidRequest(
+            "nf4 has no ffn.value by input channel: blocks of NF4 run along the inputs",
+            hint="leave --ffn-value out",
+        )
     if ffn_value == "auto":
-        ffn_value = "kn" if arch.n_embd >= KN_FROM else "tile"
+        ffn_value = "kn" if arch.n_embd >= KN_FROM and kind != "nf4" else "tile"
     formats = _formats(arch, kind, recipe, ffn_value)
     plan = _plan(arch, formats, ffn_value)
     for override in overrides:
         matched = [name for name in plan if override.pattern.search(name) and class_of(name) != "vectors"]
         if not matched:
             raise _no_match(override, plan)
+        for name in matched:
+            if not fits(override.encoding, plan[name].shape):
+                raise InvalidRequest(
+                    f"{name} has rows of {plan[name].shape[1]}, and {override.encoding} blocks of "
+                    f"{ENCODINGS[override.encoding].block}",
+                    hint="leave it out, or give it int8",
+                )
         plan |= {name: planned(name, plan[name].shape, override.encoding, ffn_value) for name in matched}
     _check_uniform(plan)
     return plan
@@ -148,8 +172,14 @@ def planned(name: str, shape: Shape, encoding: str, ffn_value: str) -> Planned:
     """The matrix `name` in `encoding`, in the layout that it then has; `ffn_value`: "tile" or "kn"."""
     if not ENCODINGS[encoding].quantized or class_of(name) == "emb":
         return Planned(encoding, ROW, shape)
-    kn = ffn_value == "kn" and name.endswith(".ffn.value.weight")
+    kn = ffn_value == "kn" and name.endswith(".ffn.value.weight") and not ENCODINGS[encoding].block
     return Planned(encoding, KN if kn else TILE, shape)
+
+
+def fits(encoding: str, shape: Shape) -> bool:
+    """Whether a matrix of `shape` has rows that the blocks of `encoding` divide."""
+    block = ENCODINGS[encoding].block
+    return not block or shape[1] % block == 0
 
 
 def class_sizes(plan: Mapping[str, Planned]) -> dict[str, ClassSize]:
@@ -187,22 +217,24 @@ def bits_per_weight(plan: Mapping[str, Planned]) -> float:
 
 def _formats(arch: Arch, kind: str, recipe: str, ffn_value: str) -> dict[str, str]:
     """{class or leaf: encoding}."""
+    if kind == "nf4":
+        return NF4
     if kind not in ("int8", "int4"):
         return dict.fromkeys(INT8, kind)
     if kind == "int8" or recipe == "best":
         return INT8 if kind == "int8" else BEST4
     limit = q4_k_m_bytes(arch)
 
-    def fits(steps: Sequence[dict[str, str]]) -> bool:
+    def small(steps: Sequence[dict[str, str]]) -> bool:
         return sum(item.nbytes for item in _plan(arch, _merged(steps), ffn_value).values()) <= limit
 
     taken = 0
-    while taken < len(SHRINKING) and not fits(SHRINKING[:taken]):
+    while taken < len(SHRINKING) and not small(SHRINKING[:taken]):
         taken += 1
     steps = list(SHRINKING[:taken])
     for step in SHRINKING[:taken]:  # a later one may have made it needless
         rest = [other for other in steps if other is not step]
-        if fits(rest):
+        if small(rest):
             steps = rest
     return _merged(steps)
 
@@ -216,16 +248,16 @@ def _merged(steps: Iterable[dict[str, str]]) -> dict[str, str]:
 
 def _plan(arch: Arch, formats: Mapping[str, str], ffn_value: str) -> Plan:
     return {
-        name: planned(name, item.shape, _encoding(name, formats), ffn_value)
+        name: planned(name, item.shape, _encoding(name, item.shape, formats), ffn_value)
         if class_of(name) != "vectors"
         else Planned("f32", ROW, item.shape)
         for name, item in logical_tensors(arch).items()
     }
 
 
-def _encoding(name: str, formats: Mapping[str, str]) -> str:
-    leaf = name.split(".", 2)[-1].removesuffix(".weight")
-    return formats.get(leaf, formats[class_of(name)])
+def _encoding(name: str, shape: Shape, formats: Mapping[str, str]) -> str:
+    encoding = formats.get(leaf_of(name), formats[class_of(name)])
+    return encoding if fits(encoding, shape) else INSTEAD
 
 
 def _no_match(override: Override, plan: Plan) -> InvalidRequest:
@@ -235,20 +267,27 @@ def _no_match(override: Override, plan: Plan) -> InvalidRequest:
     if vectors:
         return InvalidRequest(f"{wanted!r} matches no matrix: {vectors[0]} is always f32")
     matrices = [name for name in plan if class_of(name) != "vectors"]
-    leaves = dict.fromkeys(name.split(".", 2)[-1].removesuffix(".weight") for name in matrices)
+    leaves = dict.fromkeys(map(leaf_of, matrices))
     near = difflib.get_close_matches(wanted, [*matrices, *leaves], 3, 0.5) or list(leaves)
     return InvalidRequest(f"no tensor matches {wanted!r}", hint=f"there are {', '.join(near)}")
 
 
 def _check_uniform(plan: Plan) -> None:
     """The engine rounds a matrix's inputs to integers in all blocks or in none."""
-    forms: dict[str, bool] = {}
+    forms: dict[str, str] = {}
     for name, item in plan.items():
         leaf = name.split(".", 2)[-1]
-        if class_of(name) in ("att", "ffn", "low-rank") and forms.setdefault(leaf, item.layout == TILE) != (
-            item.layout == TILE
-        ):
+        if class_of(name) not in ("att", "ffn", "low-rank"):
+            continue
+        other = forms.setdefault(leaf, item.layout)
+        if (other == TILE) == (item.layout == TILE):
+            continue
+        if KN in (other, item.layout):
             raise InvalidRequest(
-                f"{leaf} would be integers in some blocks and floats in others",
-                hint="give it one kind of format in all blocks",
+                f"{leaf} would lie by input channel in some blocks only: nf4 does not",
+                hint="give it one format in all blocks, or --ffn-value tile",
             )
+        raise InvalidRequest(
+            f"{leaf} would be integers in some blocks and floats in others",
+            hint="give it one kind of format in all blocks",
+        )

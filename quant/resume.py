@@ -10,12 +10,13 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from quant.atomic import part_name
-from quant.metrics import Loss
+from quant.metrics import Loss, Losses
 
 
 class Journal:
@@ -25,7 +26,7 @@ class Journal:
         """`target`: the file to be written. `made`: all that its bytes depend on, ready for JSON."""
         self.path = target.with_name(part_name(target.name).removesuffix(".part") + ".journal")
         self._identity = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
-        self._done: dict[str, tuple[str, Loss]] = {}
+        self._done: dict[str, tuple[str, Losses]] = {}
 
     def __enter__(self) -> Journal:
         """Read what there is, if it is of the same work; raises OSError."""
@@ -33,21 +34,23 @@ class Journal:
             first, *lines = self.path.read_text("utf-8").split("\n")
             if first == self._identity:
                 for line in lines[:-1]:  # what follows the last line end was being written
-                    name, digest, *loss = json.loads(line)
-                    self._done[name] = digest, Loss(*loss)
+                    name, digest, *numbers = json.loads(line)
+                    recoding = Loss(*numbers[3:]) if numbers[3:] else None
+                    self._done[name] = digest, Losses(Loss(*numbers[:3]), recoding)
         self._file: IO[str] = self.path.open("a" if self._done else "w", encoding="utf-8")
         if not self._done:
             self._file.write(self._identity + "\n")
             self._file.flush()
         return self
 
-    def finished(self, name: str) -> tuple[str, Loss] | None:
-        """The digest and the loss of a tensor that was done; None if it was not."""
+    def finished(self, name: str) -> tuple[str, Losses] | None:
+        """The digest and the losses of a tensor that was done; None if it was not."""
         return self._done.get(name)
 
-    def add(self, name: str, digest: str, loss: Loss) -> None:
+    def add(self, name: str, digest: str, losses: Losses) -> None:
         """Tensor `name` is in the file."""
-        self._file.write(json.dumps([name, digest, loss.error, loss.power, loss.largest]) + "\n")
+        numbers = [number for loss in losses if loss is not None for number in astuple(loss)]
+        self._file.write(json.dumps([name, digest, *numbers]) + "\n")
         self._file.flush()
 
     def remove(self) -> None:

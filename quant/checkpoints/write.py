@@ -22,8 +22,8 @@ ALIGNMENT = 64
 _CHUNK = 1 << 16
 """Elements rounded together, so that the scratch arrays stay in the cache."""
 
-_ITEM_SIZE = {"f32": 4, "f16": 2, "bf16": 2}
-_STORAGE = {"f32": "FloatStorage", "f16": "HalfStorage", "bf16": "BFloat16Storage"}
+_ITEM_SIZE = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1}
+_STORAGE = {"f32": "FloatStorage", "f16": "HalfStorage", "bf16": "BFloat16Storage", "u8": "ByteStorage"}
 _ROOT = "archive"
 _WIDE = 0xFFFFFFFF
 """From this value on a zip field moves into the zip64 extra field (a test lowers it)."""
@@ -46,7 +46,9 @@ Tensors = TensorStream | Mapping[str, FloatArray] | Iterable[tuple[str, FloatArr
 
 
 def encode(values: FloatArray, dtype: str) -> npt.NDArray[Any]:
-    """float32 values as little-endian "f32", "f16" or "bf16" (bits as uint16), rounded to nearest even."""
+    """float32 values as little-endian "f32", "f16" or "bf16" (bits as uint16), rounded to nearest even; bytes as "u8"."""
+    if dtype == "u8":
+        return np.ascontiguousarray(values, np.uint8)
     if dtype == "f32":
         return np.ascontiguousarray(values, "<f4")
     if dtype == "f16":
@@ -68,7 +70,7 @@ def encode(values: FloatArray, dtype: str) -> npt.NDArray[Any]:
 
 
 Dtype = str | Mapping[str, str]
-"""What tensors are stored as: "f32", "f16" or "bf16", the same for all or {name: dtype}."""
+"""What tensors are stored as: "f32", "f16", "bf16" or (bytes, not float32) "u8", the same for all or {name: dtype}."""
 
 
 def write_safetensors(

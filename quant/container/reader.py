@@ -14,7 +14,7 @@ import numpy as np
 
 from quant.arch import VERSIONS, Arch
 from quant.arrays import F32, Array
-from quant.codecs import decode, floats, q4
+from quant.codecs import decode, floats, nf4, q4
 from quant.container.header import (
     ALIGNMENT,
     FORMAT,
@@ -285,16 +285,21 @@ class ModelFile:
 
     def _check_values(self) -> None:
         """What is small and decides much: row scales, codebooks, vectors. A few MB even in large models."""
-        scales, codebooks, vectors = {}, {}, {}
+        scales: dict[str, Array] = {}
+        codebooks: dict[str, Array] = {}
+        nf4_codebooks: dict[str, Array] = {}
+        vectors: dict[str, Array] = {}
         for name, plan in self.plan.items():
             if ENCODINGS[plan.encoding].quantized:
                 scales[name] = self._file.array(stored_name(name, "d"))
                 if ENCODINGS[plan.encoding].bits == 4:
-                    codebooks[name] = self._file.array(stored_name(name, "cb"))
+                    books = nf4_codebooks if plan.encoding == "nf4" else codebooks
+                    books[name] = self._file.array(stored_name(name, "cb"))
             elif class_of(name) == "vectors":
                 vectors[name] = self.decode(name).reshape(-1)
         self._require(scales, _are_scales, "row scales that are negative, NaN or infinite")
         self._require(codebooks, q4.are_codebooks, "a codebook that is not 16 ascending bytes in 1..127")
+        self._require(nf4_codebooks, nf4.are_codebooks, "a codebook that is not NF4's")
         self._require(vectors, _are_finite, "values that are NaN or infinite")
 
     def _require(self, arrays: Mapping[str, Array], good: Callable[[Array], bool], otherwise: str) -> None:

@@ -16,7 +16,7 @@ from quant.atomic import new_file
 from quant.checkpoints import Checkpoint
 from quant.container.reader import ModelFile
 from quant.errors import InvalidRequest
-from quant.export import blinkdl, gguf, hf
+from quant.export import blinkdl, bnb, gguf, hf
 from quant.export.outgoing import Outgoing, OutgoingStream
 from quant.export.weights import Weights
 from quant.pipeline import SOURCE_ITSELF, Progress, source_files
@@ -34,6 +34,8 @@ class Format(NamedTuple):
     """What its files end with; "" for a folder."""
     files: tuple[str, ...] = ()
     """The files in the folder; none if it is one file."""
+    takes_nf4: bool = False
+    """Whether model files of nf4 can be exported."""
 
 
 FORMATS: dict[str, Format] = {
@@ -41,6 +43,7 @@ FORMATS: dict[str, Format] = {
     "safetensors": Format(blinkdl.tensors, blinkdl.save_safetensors, ".safetensors"),
     "gguf": Format(gguf.tensors, gguf.save, ".gguf"),
     "hf": Format(hf.tensors, hf.save, "", hf.FILES),
+    "bnb": Format(bnb.tensors, bnb.save, "", hf.FILES, takes_nf4=True),
 }
 
 
@@ -55,7 +58,7 @@ class Exported:
     nbytes: int
     source_bytes: int
     dtypes: dict[str, int]
-    """{dtype: number of tensors}."""
+    """{dtype, or "nf4": number of tensors}."""
     untold_eps: float | None = None
     """The group norm's epsilon, if it is not the usual one and the file has no place for it."""
 
@@ -82,17 +85,14 @@ def export(
         raise InvalidRequest(f"unknown format {to} or dtype {dtype}")
     kind, path = FORMATS[to], Path(out)
     files = check_output(path, to, force=force, source=source.path)
-    weights = Weights(source)
+    weights = Weights(source, nf4=kind.takes_nf4)
     stream = OutgoingStream(kind.tensors(weights, dtype), on_progress, should_stop)
     kind.save(weights, stream, path if kind.files else files[0], vocabulary(weights))
-    counts: dict[str, int] = {}
-    for item in stream.tensors:
-        counts[item.dtype] = counts.get(item.dtype, 0) + 1
     size = source.size if isinstance(source, ModelFile) else source.file_size
     nbytes = sum(file.stat().st_size for file in files)
     eps = weights.group_norm_eps
     untold = eps if eps is not None and eps != GROUP_NORM_EPS and not kind.files else None
-    return Exported(path, to, weights.arch.version, tuple(files), nbytes, size, counts, untold)
+    return Exported(path, to, weights.arch.version, tuple(files), nbytes, size, dict(stream.forms), untold)
 
 
 def check_output(out: Path, to: str, *, force: bool, source: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from quant.orient import LOW_RANK
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FILES = (WEIGHTS, CONFIG)
 _MIXES = {"k": "key", "v": "value", "r": "receptance", "g": "gate"}
-_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _LORA_OF_ONE_LAYER = 32
 """The rank of a value residual that a model of one layer does not have: fla wants a number."""
 _RESCALED_EVERY = 6
@@ -59,15 +59,20 @@ def tensors(weights: Weights, dtype: str | None) -> list[Outgoing]:
 
 
 def save(weights: Weights, stream: OutgoingStream, out: Path, vocabulary: Sequence[bytes] | None) -> None:
-    """Both files into the folder `out`, which is made if need be; the configuration last."""
+    """See `write_folder`."""
+    dtype = next(item.dtype for item in stream.tensors if item.name.endswith("key.weight"))
+    write_folder(weights, stream, out, config(weights, dtype))
+
+
+def write_folder(weights: Weights, stream: OutgoingStream, out: Path, contents: Mapping[str, Any]) -> None:
+    """Both files into the folder `out`, which is made if need be; the configuration, of `contents`, last."""
     made = not out.is_dir()
     out.mkdir(exist_ok=True)
     try:
         write_safetensors(out / WEIGHTS, stream, stream.dtypes, metadata={"format": "pt"})
         if weights.tokenizer_json is not None:
             _write(out / "tokenizer.json", weights.tokenizer_json)
-        dtype = next(item.dtype for item in stream.tensors if item.name.endswith("key.weight"))
-        _write(out / CONFIG, (json.dumps(config(weights, dtype), indent=2, sort_keys=True) + "\n").encode())
+        _write(out / CONFIG, (json.dumps(contents, indent=2, sort_keys=True) + "\n").encode())
     except BaseException:
         if made and not any(out.iterdir()):
             out.rmdir()
@@ -86,7 +91,7 @@ def config(weights: Weights, dtype: str) -> dict[str, Any]:
         "eos_token_id": 0,
         "tie_word_embeddings": False,
         "use_cache": True,
-        "torch_dtype": _DTYPES[dtype],
+        "torch_dtype": DTYPES[dtype],
     }
     if arch.version == "7":
         return common | _fla_config(arch)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from quant.arch import Shape
-from quant.arrays import F32
+from quant.arrays import F32, U8
 from quant.errors import Cancelled, FormatError
 from quant.pipeline import Progress
 
@@ -22,9 +23,11 @@ class Outgoing(NamedTuple):
     name: str
     shape: Shape
     dtype: str
-    """"f32", "f16" or "bf16"."""
-    make: Callable[[], F32]
-    """Its values, with as many elements as `shape`, in order."""
+    """"f32", "f16", "bf16" or "u8"."""
+    make: Callable[[], F32 | U8]
+    """Its values, with as many elements as `shape`, in order: float32, or for "u8" bytes."""
+    form: str | None = None
+    """What it is counted as, if not as its dtype; "" for a part of another one."""
 
 
 class OutgoingStream:
@@ -49,7 +52,13 @@ class OutgoingStream:
         """{name: dtype}."""
         return {item.name: item.dtype for item in self.tensors}
 
-    def __iter__(self) -> Iterator[tuple[str, F32]]:
+    @property
+    def forms(self) -> Counter[str]:
+        """How many tensors there are of each form."""
+        told = (item.dtype if item.form is None else item.form for item in self.tensors)
+        return Counter(form for form in told if form)
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
         """(name, values) pairs. Raises Cancelled, and FormatError for values that float16 does not hold."""
         total = sum(math.prod(item.shape) for item in self.tensors)
         done = 0
@@ -58,7 +67,8 @@ class OutgoingStream:
                 raise Cancelled("stopped")
             if self._on_progress is not None:
                 self._on_progress(Progress(item.name, done, total))
-            values = np.ascontiguousarray(item.make(), np.float32).reshape(item.shape)
+            kind = np.uint8 if item.dtype == "u8" else np.float32
+            values = np.ascontiguousarray(item.make(), kind).reshape(item.shape)
             if item.dtype == "f16" and values.size and max(values.max(), -values.min()) > _LARGEST_F16:
                 raise FormatError(
                     f"tensor {item.name} has values past the range of f16",

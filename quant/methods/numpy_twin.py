@@ -9,6 +9,7 @@ import numpy as np
 from quant.arrays import F32, F64, I8, U8, Array
 from quant.codecs import layouts
 from quant.codecs.grouped import BLOCK, Grouped
+from quant.errors import InvalidRequest
 from quant.formats import KN, encoding_of, padded_length
 from quant.methods import codebook, nearest
 
@@ -22,6 +23,8 @@ class NumpyEncoder:
     def encode(self, w: F32, encoding: str, layout: str, importance: F32 | None = None) -> dict[str, Array]:
         """See `quant.methods.Encoder.encode`."""
         kind = encoding_of(encoding)
+        if kind.form:
+            raise InvalidRequest(f"codes of {encoding} are not chosen here")
         shape = (w.shape[0], w.shape[1])
         values: F32 = w.T if layout == KN else w
         count, length = values.shape

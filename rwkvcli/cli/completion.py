@@ -190,8 +190,8 @@ def _values_of(verb: str | None, option: str) -> list[str]:
             return ["int8", "int4"]
         case "to":
             if verb == "export":
-                return ["pth", "safetensors", "gguf", "hf"]
-            return ["int8", "int4", "bf16", "f16", "f32"]
+                return ["pth", "safetensors", "gguf", "hf", "bnb"]
+            return ["int8", "int4", "nf4", "bf16", "f16", "f32"]
         case "dtype":
             return ["f32", "f16", "bf16"]
         case "recipe":

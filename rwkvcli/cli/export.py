@@ -19,6 +19,7 @@ EXAMPLES = """
   rwkv export model.gguf --to pth --dtype bf16
   rwkv export model-folder --to safetensors
   rwkv export owner/repo:model.pth --to hf -o model-hf
+  rwkv export model-nf4.safetensors --to bnb --dtype bf16
 """
 
 
@@ -29,6 +30,7 @@ class To(StrEnum):
     safetensors = "safetensors"
     gguf = "gguf"
     hf = "hf"
+    bnb = "bnb"
 
 
 class Dtype(StrEnum):
@@ -45,11 +47,15 @@ def export(
     *,
     source: Annotated[
         str | None,
-        typer.Argument(metavar="SRC", help="Checkpoint or unquantized model.", show_default=False),
+        typer.Argument(
+            metavar="SRC",
+            help="Checkpoint or unquantized model; for bnb also one of nf4.",
+            show_default=False,
+        ),
     ] = None,
     to: Annotated[
         To | None,
-        typer.Option("--to", metavar="FORMAT", help="pth, safetensors, gguf or hf.", show_default=False),
+        typer.Option("--to", metavar="FORMAT", help="pth, safetensors, gguf, hf or bnb.", show_default=False),
     ] = None,
     out: Annotated[
         str | None,
@@ -57,7 +63,7 @@ def export(
             "-o",
             "--out",
             metavar="OUT",
-            help="Default: ./<name> with the format's ending; for hf ./<name>-hf.",
+            help="Default: ./<name> with the format's ending; for hf ./<name>-hf, for bnb ./<name>-bnb.",
         ),
     ] = None,
     dtype: Annotated[
@@ -75,8 +81,10 @@ def export(
 
     `pth` and `safetensors` have the original names and are read by the PyPI package `rwkv` and most others; `gguf` is
     for llama.cpp (RWKV-6 and 7); `hf` is a folder for the transformers, in the layout of flash-linear-attention for
-    RWKV-7. Nothing is lost on the way unless --dtype asks for it; a quantized model is refused. Stdout is the path
-    of what was written.
+    RWKV-7; `bnb` is the same folder with attention and FFN in NF4, as bitsandbytes has it. Nothing else is lost on the way
+    unless --dtype asks for it; a quantized model is refused. But `bnb` takes a model file of nf4, writes the codes that it has, and
+    their scales as they are stored; any other source is quantized by bitsandbytes (with the torch extra). Stdout is the
+    path of what was written.
     """
     source = source if source is not None else settings.model
     if source is None:

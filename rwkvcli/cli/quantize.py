@@ -27,6 +27,7 @@ EXAMPLES = """
   rwkv quantize pile.pth --to int8 --tokenizer 20B_tokenizer.json
   rwkv quantize model.pth --to int4 --eval book.txt --fail-over kl=0.05
   rwkv quantize model.pth --to int4 --calibrate book.txt
+  rwkv quantize model.pth --to nf4                      # the codes of bitsandbytes
   rwkv quantize model.pth --to int4 --max-size 900MB --tensor 'att.value=q8g32' --dry-run
 """
 
@@ -36,6 +37,7 @@ class Kind(StrEnum):
 
     int8 = "int8"
     int4 = "int4"
+    nf4 = "nf4"
     bf16 = "bf16"
     f16 = "f16"
     f32 = "f32"
@@ -76,7 +78,7 @@ def quantize(
     ] = None,
     to: Annotated[
         Kind | None,
-        typer.Option("--to", metavar="FORMAT", help="int8, int4, bf16, f16 or f32.", show_default=False),
+        typer.Option("--to", metavar="FORMAT", help="int8, int4, nf4, bf16, f16 or f32.", show_default=False),
     ] = None,
     out: Annotated[
         str | None, typer.Option("-o", "--out", metavar="OUT", help="Default: ./<name>-<format>.safetensors.")
@@ -169,9 +171,12 @@ def quantize(
     The file holds everything that `rwkv generate` needs, in the layout that the processor reads. Stdout is
     its path; sizes and errors by class of tensors go to stderr. An interrupted run leaves nothing behind, or with
     --resume a hidden file beside OUT that the same command goes on from. FORMAT is q8g32 (int8), q4g16 (int4), q4g32,
-    bf16, f16 or f32. What
+    nf4, bf16, f16 or f32. What
     --eval measures (as `rwkv perplexity --base SRC` does, with the same --ctx) is told too, and kept in the file, where
     `rwkv show` finds it. A file that misses a limit of --fail-over is written all the same.
+
+    nf4 has bitsandbytes (with the torch extra) choose the codes of attention and FFN: NF4 in blocks of 64, kept
+    exactly; its scales and table are rounded to the form that the 4-bit kernels read, and what that costs is told.
     """
     source = source if source is not None else settings.model
     if source is None:
@@ -189,7 +194,7 @@ def quantize(
     from quant.sources import told_name
     from rwkvcli.cli.download import model_file
     from rwkvcli.cli.quality import opened_text, record_lines
-    from rwkvcli.cli.render import QuantizationBar, loss_table
+    from rwkvcli.cli.render import QuantizationBar, loss_table, nf4_lines
     from rwkvcli.services import quantization
     from rwkvcli.services.assessment import Assessment
     from rwkvcli.services.evaluation import check_limits, parse_limits
@@ -285,6 +290,8 @@ def quantize(
             finally:
                 console.line(json.dumps(lost) if settings.json else str(result.path))
             console.note(loss_table(console, result.classes))
+            for line in nf4_lines(lost):
+                console.note(line)
             if result.quality is not None:
                 console.note("\n".join(record_lines(dict(result.quality))))
             console.note(_summary(result))
@@ -302,7 +309,7 @@ def _summary(result: Result) -> str:
 
 def _tell_forecast(console: Console, target: Path, found: Forecast, told: bool) -> None:
     """What would be made; `told`: the report was written all the same."""
-    from rwkvcli.cli.render import size
+    from rwkvcli.cli.render import nf4_lines, size
 
     if console.settings.json:
         console.line(json.dumps({"path": str(target), **found.to_json()}))
@@ -317,6 +324,8 @@ def _tell_forecast(console: Console, target: Path, found: Forecast, told: bool) 
         console.line(
             f"ffn.value in layout {found.notes['ffn_value']['layout']}: {found.notes['ffn_value']['why']}"
         )
+    for line in nf4_lines(found.notes):
+        console.line(line)
     console.line(f"{found.bits_per_weight:.2f} bits per weight")
     written = "nothing but the report" if told else "nothing"
     console.line(f"{size(found.source_bytes)} -> about {size(found.nbytes)}; {written} was written")

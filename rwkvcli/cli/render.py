@@ -204,6 +204,18 @@ def loss_table(console: Console, classes: Iterable[ClassReport]) -> str:
     return "\n".join((*lines, "error: relative squared error of the weights"))
 
 
+def nf4_lines(report: dict[str, Any]) -> Iterator[str]:
+    """What a report tells of NF4: what recoding cost, and where it was not possible."""
+    recoding, instead = report.get("nf4"), report.get("nf4_instead")
+    if isinstance(recoding, dict):
+        error = recoding.get("error")
+        told = f"{100 * error:.3g} %" if isinstance(error, int | float) else str(error)
+        yield f"nf4: scales and table are rounded: error {told} against bitsandbytes' own values"
+    if isinstance(instead, dict) and isinstance(instead.get("rows"), dict):
+        rows = ", ".join(f"{name} ({length})" for name, length in instead["rows"].items())
+        yield f"{instead.get('encoding')} instead of nf4: {rows}: {instead.get('why')}"
+
+
 def table(rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> Iterator[str]:
     """Rows of equally wide columns; those in `right` stand at the right. Text out of files is made
     harmless."""
@@ -225,6 +237,10 @@ def inspection_lines(found: dict[str, Any]) -> Iterator[str]:
     if isinstance(classes, dict) and classes:
         yield ""
         yield from table(list(_classes(classes)), right=(2, 3, 4, 5))
+    lines = list(nf4_lines(found.get("report", {})))
+    if lines:
+        yield ""
+        yield from map(harmless, lines)
     quality = found.get("report", {}).get("quality")
     if isinstance(quality, dict):
         from rwkvcli.cli.quality import record_lines

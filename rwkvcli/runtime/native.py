@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.formats import ENCODINGS
 from rwkvcli import _kernels
 from rwkvcli.errors import DeviceUnavailable, FormatError, UsageError
 from rwkvcli.runtime.backend import UNUSED_EPS, BackendState, Float32
@@ -31,7 +32,7 @@ class NativeModel:
         config: dict[str, Any] = asdict(file.arch)
         config["group_norm_eps"] = file.group_norm_eps or UNUSED_EPS
         tensors = [
-            (name, plan.encoding, plan.layout, list(plan.shape), plan.parts)
+            (name, ENCODINGS[plan.encoding].computed_as, plan.layout, list(plan.shape), plan.parts)
             for name, plan in file.plan.items()
         ]
         try:

@@ -259,8 +259,10 @@ class TorchModel:
 
     def _integer_product(self, source: ModelSource, name: str) -> Callable[[Tensor], Tensor] | None:
         """The engine's way to multiply by a quantized matrix; None where it computes in float32."""
+        from quant.formats import ENCODINGS
+
         entry, weight = source.plan[name], self.weights[name]
-        if not str(entry.encoding).startswith(("q8", "q4")) or entry.layout == "row":
+        if not ENCODINGS[entry.encoding].quantized or entry.layout == "row":
             return None
         if entry.layout != "kn":
             return lambda x: blocks.round_activations(x) @ weight.T

@@ -18,7 +18,7 @@ NEEDS_VOCABULARY = ("gguf",)
 
 
 def default_output(source: Path, to: str) -> Path:
-    """`./<stem>.<suffix of the format>`; for `hf` the folder `./<stem>-hf`."""
+    """`./<stem>.<suffix of the format>`; for `hf` and `bnb` the folder `./<stem>-hf`, `./<stem>-bnb`."""
     from quant.export.formats import FORMATS
     from rwkvcli.services.quantization import stem_of
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -12,7 +12,7 @@ from rwkvcli.errors import UsageError
 if TYPE_CHECKING:
     from quant.calibration import Calibration
     from quant.methods import Encoder
-    from quant.recipe import Plan
+    from quant.recipe import Override, Plan
     from quant.sources import Source
 
 _UNITS = {
@@ -61,18 +61,19 @@ class Planning:
     recipe: str
     """In words, for the file."""
     notes: dict[str, Any]
-    """For the report: the layout of ffn.value and why."""
+    """For the report: the layout of ffn.value and why; what nf4 was not possible for."""
 
 
 def check(choices: Choices, kind: str) -> None:
     """Raise UsageError for choices that do not go together, before any work."""
-    from quant.methods import METHODS
+    from quant.methods import METHODS, nf4
     from quant.recipe import Override
 
-    for word in choices.tensors:
-        Override.parse(word)
+    overrides = [Override.parse(word) for word in choices.tensors]
     if choices.method is not None and choices.method not in METHODS:
         raise UsageError(f"unknown method {choices.method!r}", hint=f"use one of {', '.join(METHODS)}")
+    if kind == "nf4":
+        _check_nf4(choices)
     if choices.budgeted and kind != "int4":
         raise UsageError(
             f"{kind} has one size", hint="--target-bpw and --max-size choose among the formats of int4"
@@ -85,6 +86,24 @@ def check(choices: Choices, kind: str) -> None:
         raise UsageError("gptq needs a text to calibrate with", hint="--calibrate TEXT")
     if choices.tokens is not None and choices.text is None:
         raise UsageError("no text to take tokens from", hint="--calibrate TEXT")
+    if kind == "nf4" or any(override.encoding == "nf4" for override in overrides):
+        nf4.require()
+
+
+def _check_nf4(choices: Choices) -> None:
+    given = {
+        "--method": choices.method is not None,
+        "--calibrate": choices.text is not None,
+        "--calibrate-tokens": choices.tokens is not None,
+        "--recipe": choices.recipe != "default",
+        "--ffn-value kn": choices.ffn_value == "kn",
+    }
+    for flag, is_given in given.items():
+        if is_given:
+            raise UsageError(
+                f"{flag} does not go with nf4: its codes and blocks are those of bitsandbytes",
+                hint=f"leave it out, or use --to int4 {flag}",
+            )
 
 
 def decide(
@@ -102,14 +121,16 @@ def decide(
 
     Raises UsageError (see `quant.recipe.make_plan`; a size that is too small, with the smallest possible one).
     """
+    from quant.frame import is_lossy
     from quant.recipe import Override, make_plan
     from quant.sampling import plan_within
 
-    layout, why = _ffn_value(source, choices.ffn_value, calibration)
+    layout, why = _ffn_value(source, kind, choices.ffn_value, calibration)
     overrides = [Override.parse(word) for word in choices.tensors]
     plan = make_plan(source.arch, kind, recipe=choices.recipe, overrides=overrides, ffn_value=layout)
-    lossy = any(item.encoding.startswith("q") for item in plan.values())
-    notes = {"ffn_value": {"layout": layout, "why": why}} if lossy else {}
+    lossy = is_lossy(plan)
+    notes: dict[str, Any] = {"ffn_value": {"layout": layout, "why": why}} if lossy else {}
+    notes |= _instead(plan, kind, overrides)
     recipe = _in_words(kind, choices, lossy)
     if choices.budgeted:
         plan = plan_within(
@@ -126,7 +147,25 @@ def decide(
     return Planning(plan, recipe, notes)
 
 
-def _ffn_value(source: Source, wanted: str, calibration: Calibration | None) -> tuple[str, str]:
+def _instead(plan: Plan, kind: str, overrides: Sequence[Override]) -> dict[str, Any]:
+    """Which matrices of a plan for nf4 are not, because of their rows, as a note for the report."""
+    from quant.codecs.nf4 import BLOCK
+    from quant.recipe import INSTEAD, class_of, fits, leaf_of
+
+    if kind != "nf4":
+        return {}
+    odd = {
+        leaf_of(name): item.shape[1]
+        for name, item in plan.items()
+        if class_of(name) in ("att", "ffn")
+        and not fits("nf4", item.shape)
+        and not any(override.pattern.search(name) for override in overrides)
+    }
+    why = f"blocks of NF4 have {BLOCK} inputs, and these have rows that are no multiple of it"
+    return {"nf4_instead": {"encoding": INSTEAD, "rows": odd, "why": why}} if odd else {}
+
+
+def _ffn_value(source: Source, kind: str, wanted: str, calibration: Calibration | None) -> tuple[str, str]:
     """ "tile" or "kn", and why."""
     from quant.calibration import layout_by_density
     from quant.recipe import KN_FROM
@@ -134,6 +173,8 @@ def _ffn_value(source: Source, wanted: str, calibration: Calibration | None) -> 
     width = source.arch.n_embd
     if wanted != "auto":
         return wanted, "as asked for"
+    if kind == "nf4":
+        return "tile", "blocks of NF4 run along its inputs"
     density = calibration.density() if calibration is not None else None
     if density is not None:
         return layout_by_density(density, source.arch)

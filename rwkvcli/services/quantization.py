@@ -296,7 +296,9 @@ def lost_before(source: Checkpoint | ModelFile) -> str:
 
 
 def report(result: Result) -> dict[str, Any]:
-    """A finished quantization, ready for JSON: sizes, what was lost by class and by tensor, measured quality."""
+    """A finished quantization, ready for JSON: sizes, what was lost by class and by tensor, what was decided, measured
+    quality.
+    """
     from quant.metrics import to_json
 
     quality = {} if result.quality is None else {"quality": dict(result.quality)}
@@ -307,5 +309,6 @@ def report(result: Result) -> dict[str, Any]:
         "source_bytes": result.source_bytes,
         "bytes": result.nbytes,
         **to_json(result.tensors),
+        **result.notes,
         **quality,
     }

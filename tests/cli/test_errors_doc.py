@@ -22,7 +22,7 @@ from quant.synthetic import synthetic_arch
 from rwkvcli import Model
 
 DOC = Path(__file__).parents[2] / "docs" / "errors.md"
-_NEEDS_A_PROCESS = re.compile(r"[|&;<>$]|torch|owner/|lambada -m|timeout")
+_NEEDS_A_PROCESS = re.compile(r"[|&;<>$]|torch|owner/|lambada -m|timeout|nf4")
 """Shell syntax, and what depends on imports, on signals, or on an environment that is read at an import."""
 _BLOCK = re.compile(r"```console\n\$ (.+)\n((?:.*\n)*?)\[exit (\d+)\]\n```")
 

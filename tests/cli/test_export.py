@@ -69,7 +69,7 @@ def test_what_it_refuses(pth: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     assert "no format: give one" in refused(str(pth))
     assert "no SRC" in refused("--to", "pth")
-    assert "not one of pth, safetensors, gguf, hf" in refused(str(pth), "--to", "bnb")
+    assert "not one of pth, safetensors, gguf, hf, bnb" in refused(str(pth), "--to", "onnx")
     assert refused("int8.safetensors", "--to", "pth") == (
         "error: int8.safetensors is quantized (int8)\n"
         "hint: export the checkpoint that it was made from, or a model file of f32, bf16 or f16\n"

@@ -1,4 +1,4 @@
-"""The C++ engine on int8 and int4 model files against float64 arithmetic on the same dequantized weights.
+"""The C++ engine on int8, int4 and nf4 model files against float64 arithmetic on the same dequantized weights.
 
 Before an integer product the engine rounds activations (to 8 bits per 32 channels; for a kn matrix to 16 bits per 16
 active channels), which the PyTorch backend can imitate. Then
@@ -21,7 +21,7 @@ from rwkvcli.runtime.torch_backend import TorchModel  # noqa: E402
 
 torch.set_num_threads(1)
 
-KINDS = [("int8", "tile"), ("int8", "kn"), ("int4", "tile"), ("int4", "kn")]
+KINDS = [("int8", "tile"), ("int8", "kn"), ("int4", "tile"), ("int4", "kn"), ("nf4", "tile")]
 TOKENS, LENGTH = 48, 4
 NO_FLIP = 1e-6
 """Float32's rounding, of the logits' range; medians were at most 1.4e-7."""
@@ -34,6 +34,8 @@ ANY = 6e-2
 
 @pytest.mark.parametrize(("kind", "ffn_value"), KINDS)
 def test_integer_products(golden_case: GoldenCase, kind: str, ffn_value: str) -> None:
+    if kind == "nf4":
+        pytest.importorskip("bitsandbytes")
     path = golden_case.model_file(kind, ffn_value)
     engine = Model.load(path, device="cpu", threads=1)
     with ModelFile.open(path) as file:

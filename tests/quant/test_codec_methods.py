@@ -13,7 +13,7 @@ from quant.errors import InvalidRequest
 from quant.formats import ENCODINGS, parts_of
 from quant.methods import STATISTICS, codebook, nearest, numpy_encoder
 
-QUANTIZED = [name for name, encoding in ENCODINGS.items() if encoding.quantized]
+QUANTIZED = [name for name, encoding in ENCODINGS.items() if encoding.quantized and not encoding.form]
 LAYOUTS = ["t16x4", "row", "kn"]
 
 

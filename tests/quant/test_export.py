@@ -190,7 +190,7 @@ def test_what_cannot_be_exported(exportable: Mapping[str, tuple[Tensors, Path]],
     quantized(source, tmp_path / "eps.safetensors", "f32", group_norm_eps=1e-5)
     refused(tmp_path / "eps.safetensors", "gguf", "llama.cpp always takes 0.00064")
     refused(tmp_path / "eps.safetensors", "hf", "fla always takes the size of a head")
-    refused(source, "bnb", "unknown format bnb")
+    refused(source, "onnx", "unknown format onnx")
     refused(source, "pth", "unknown format pth or dtype f64", dtype="f64")
     fused = tmp_path / "fused"
     fused.mkdir()
