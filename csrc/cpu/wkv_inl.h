@@ -7,6 +7,18 @@
 namespace rwkv::cpu {
 namespace {
 
+/// f<j & 1>(j) for keys 0 to n - 1: the chain is known to the compiler, so that both stay in registers.
+template <class F>
+inline void each_key(int n, F f) {
+    int j = 0;
+    for (; j + 2 <= n; j += 2) {
+        f.template operator()<0>(j);
+        f.template operator()<1>(j + 1);
+    }
+    if (j < n)
+        f.template operator()<0>(j);
+}
+
 /// RWKV-4 (arXiv 2305.13048, appendix: numerically safe form). Channels are independent.
 void wkv4(const float* r, const float* k, const float* v, const float* w, const float* u, float* aa,
           float* bb, float* pp, float* out, size_t stride, int rows, int begin, int end) {
@@ -45,15 +57,15 @@ void wkv5_values(const float* r, const float* k, const float* v, const float* w,
             value[b] = load_n(v + first + 16 * b, lanes(first + 16 * b, n));
             sum[0][b] = sum[1][b] = zero();
         }
-        for (int j = 0; j < n; ++j) {
+        each_key(n, [&]<int Chain>(int j) {
             const vf rj = set(r[j]), kj = set(k[j]), wj = set(w[j]), uk = mul(set(u[j]), kj);
             float* s = state + size_t(j) * size_t(row) + size_t(first);
             for (int b = 0; b < B; ++b) {
                 const vf old = load(s + 16 * b);
-                sum[j & 1][b] = fma(rj, fma(uk, value[b], old), sum[j & 1][b]);
+                sum[Chain][b] = fma(rj, fma(uk, value[b], old), sum[Chain][b]);
                 store(s + 16 * b, fma(kj, value[b], mul(wj, old)));
             }
-        }
+        });
         for (int b = 0; b < B; ++b)
             store_n(out + first + 16 * b, add(sum[0][b], sum[1][b]), lanes(first + 16 * b, n));
     }
@@ -80,24 +92,24 @@ void wkv7_values(const float* r, const float* k, const float* v, const float* w,
             value[b] = load_n(v + at + first + 16 * b, lanes(first + 16 * b, n));
             removed[0][b] = removed[1][b] = sum[0][b] = sum[1][b] = zero();
         }
-        for (int j = 0; j < n; ++j) {
+        each_key(n, [&]<int Chain>(int j) {
             const vf aj = set(a[at + size_t(j)]);
             const float* s = state + size_t(j) * size_t(row) + size_t(first);
             for (int b = 0; b < B; ++b)
-                removed[j & 1][b] = fma(load(s + 16 * b), aj, removed[j & 1][b]);
-        }
+                removed[Chain][b] = fma(load(s + 16 * b), aj, removed[Chain][b]);
+        });
         for (int b = 0; b < B; ++b)
             removed[0][b] = add(removed[0][b], removed[1][b]);
-        for (int j = 0; j < n; ++j) {
+        each_key(n, [&]<int Chain>(int j) {
             const size_t i = at + size_t(j);
             const vf rj = set(r[i]), kj = set(k[i]), wj = set(w[i]), bj = set(b_[i]);
             float* s = state + size_t(j) * size_t(row) + size_t(first);
             for (int b = 0; b < B; ++b) {
                 const vf next = fma(kj, value[b], fma(bj, removed[0][b], mul(wj, load(s + 16 * b))));
-                sum[j & 1][b] = fma(rj, next, sum[j & 1][b]);
+                sum[Chain][b] = fma(rj, next, sum[Chain][b]);
                 store(s + 16 * b, next);
             }
-        }
+        });
         for (int b = 0; b < B; ++b)
             store_n(out + at + first + 16 * b, add(sum[0][b], sum[1][b]), lanes(first + 16 * b, n));
     }
