@@ -18,6 +18,15 @@ inline void prefetch(const uint8_t* p) {
 #endif
 }
 
+/// Into the second-level cache only.
+inline void prefetch_far(const uint8_t* p) {
+#ifdef _MSC_VER
+    (void)p;
+#else
+    __builtin_prefetch(p, 0, 2);
+#endif
+}
+
 /// Outputs of one 16-row tile for block `block` of T interleaved tokens: y[t * y_stride + row].
 template <int T, bool kIsQ4, int kGroup>
 void tile_times_tokens(const Matrix& w, int tile, const Acts& x, int block, float* y, int y_stride) {

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kBlock = 16;                    // active channels that share one integer sum
 constexpr int kChunkBytes = 256 * 1024;       // weights that several tokens visit while a cache holds them
+constexpr int kManyTokens = 16;               // so many need almost all channels, however sparse each is
 constexpr float kLargestScale = 127.0f * 127; // of a group
 constexpr float kLargest16 = 32767.0f;
 
@@ -122,6 +123,16 @@ inline int find_active(const float* x, int n, int32_t* active) {
     return count;
 }
 
+/// Fetches lines [begin, end) and their scales of channels [first, last) into the second-level cache.
+inline void fetch_channels(const Matrix& w, int first, int last, int begin, int end, size_t scales_at) {
+    for (int channel = first; channel < last && channel < w.k; ++channel) {
+        const uint8_t* record = w.q + size_t(channel) * size_t(w.stride);
+        for (int line = begin; line < end; ++line)
+            prefetch_far(record + size_t(line) * 64);
+        prefetch_far(record + scales_at);
+    }
+}
+
 /// Lines [begin, end) for tokens [t0, t0 + tokens): y[t] has (end - begin) * kOutputs floats.
 template <int kOutputs, int kGroup>
 void sparse_lines(const Matrix& w, int begin, int end, const Acts& x, int t0, int tokens, uint8_t* scratch) {
@@ -143,6 +154,9 @@ void sparse_lines(const Matrix& w, int begin, int end, const Acts& x, int t0, in
     const int chunk = tokens == 1 ? w.k : kChunkBytes / (64 * (lines + 1));
     for (int64_t until = chunk; until < int64_t(w.k) + chunk; until += chunk)
         for (int t = 0; t < tokens; ++t) {
+            if (tokens >= kManyTokens) // this token's share of the next chunk
+                fetch_channels(w, int(until) + chunk * t / tokens, int(until) + chunk * (t + 1) / tokens,
+                               begin, end, first_scale + size_t(begin) * (kOutputs / kGroup));
             const int32_t* mine = active + size_t(t) * size_t(w.k);
             const float* f = x.f + size_t(t0 + t) * size_t(x.k_pad);
             float* out = y + size_t(t) * size_t(width);
