@@ -1,0 +1,130 @@
+// One pass over rows: what the formulas of time_mix.h and channel_mix.h are written with. Every call starts
+// kernels on the stream and returns.
+#pragma once
+
+#include <initializer_list>
+
+#include "cuda/matmat.cuh"
+#include "cuda/norm.cuh"
+#include "cuda/scratch.h"
+#include "cuda/sparse.cuh"
+#include "cuda/state_layout.h"
+#include "cuda/weights.h"
+#include "cuda/wkv.cuh"
+
+namespace rwkv::cuda {
+
+struct Pass {
+    const Config& config;
+    Scratch& s;
+    StateLayout layout;
+    cudaStream_t stream;
+    Batch batch; ///< what its pointers lead to lies on the device
+    int rows, segments;
+    bool each_begins; ///< every row is the first of its sequence
+
+    /// Layer-norms every row of s.x and mixes it with the token before. `offset`: of x_prev in a state.
+    void shift(const DeviceNorm& norm, size_t offset, const MixList& list) {
+        mix(s.x, norm, s.normed, rows, each_begins, offset, list);
+    }
+    /// Mixes rows that a shift has normed already.
+    void shift_again(size_t offset, const MixList& list) {
+        mix(s.x, DeviceNorm(), s.normed, rows, false, offset, list);
+    }
+    /// The input of the head: the final norm of `count` rows from `first` on.
+    void final_norm(const DeviceNorm& norm, int first, int count) {
+        const auto from = [&](const Rows& all) {
+            return Rows{all.data + size_t(first) * size_t(all.stride), all.stride};
+        };
+        MixList list{};
+        list.into[list.count++] = s.head;
+        mix(from(s.x), norm, from(s.normed), count, true, 0, list);
+    }
+
+    /// Runs products side by side.
+    void products(std::initializer_list<Product> all) { products(all, rows, nullptr, 0); }
+    /// The same, and the last normed row of every sequence goes to `offset` of its state.
+    void products_and_save_shift(std::initializer_list<Product> all, size_t offset) {
+        products(all, rows, s.normed.data, offset);
+    }
+
+    /// A product whose matrix may be stored by input channel.
+    void gathered_product(const Product& p) {
+        if (p.w.layout != Layout::kKn)
+            return products({p});
+        launch(find_active, {unsigned(rows)}, kFindThreads, kFindThreads / 32 * sizeof(int), stream, p.x,
+               p.w.d, s.sparse);
+        const int lines = p.w.n_pad / (p.w.encoding == Encoding::kQ4 ? 128 : 64);
+        launch(sparse_product, {unsigned(2 * lines), unsigned(rows)}, kSparseThreads, kSparseShared, stream,
+               p, s.sparse);
+    }
+
+    /// s.att_out from the recurrence's inputs.
+    void recurrence(const Wkv& wkv) {
+        const unsigned sequences = unsigned(segments);
+        if (config.version == Version::k4) {
+            const unsigned blocks = unsigned((wkv.n + kWkv4Threads - 1) / kWkv4Threads);
+            return launch(wkv4, {blocks, sequences}, kWkv4Threads, 0, stream, wkv);
+        }
+        const Grid grid{unsigned(config.n_head), sequences};
+        const int threads = (wkv.n + 31) / 32 * 32;
+        const size_t row = size_t(threads) * sizeof(float);
+        if (config.version == Version::k7)
+            launch(wkv.n == 64 ? wkv7<64> : wkv7<0>, grid, threads, 8 * row, stream, wkv);
+        else
+            launch(wkv.n == 64 ? wkv5<64> : wkv5<0>, grid, threads, 5 * row, stream, wkv);
+        if (wkv.n % kActGroup != 0 && s.att_out.q)
+            launch(quantize_slices, {1, unsigned(rows)}, row_threads(s.att_out.k), 0, stream,
+                   SliceList{{s.att_out.f, s.att_out.k_pad}, {s.att_out}});
+    }
+
+    static Product product(const DeviceMatrix& w, const Acts& x, Epilogue epilogue, const Rows& out) {
+        return {w, x, epilogue, out, {}, {}};
+    }
+    static Product product_into(const DeviceMatrix& w, const Acts& x, Epilogue epilogue, const Acts& out) {
+        return {w, x, epilogue, {}, {}, out};
+    }
+
+    void products(std::initializer_list<Product> all, int count, const float* normed, size_t offset) {
+        if (count == 1)
+            start_products<1>(all, count, normed, offset);
+        else if (count <= 4)
+            start_products<4>(all, count, normed, offset);
+        else
+            start_products<8>(all, count, normed, offset);
+    }
+
+  private:
+    template <int T>
+    void start_products(std::initializer_list<Product> all, int count, const float* normed, size_t offset) {
+        ProductList list{};
+        for (const Product& p : all) {
+            list.item[list.count] = p;
+            list.first_unit[list.count + 1] =
+                list.first_unit[list.count] + (p.w.n + kUnitRows - 1) / kUnitRows;
+            ++list.count;
+            if (p.w.layout == Layout::kTile)
+                list.terms = std::max(list.terms, wanted_terms<T>(p.w.k_pad, p.w.group));
+        }
+        list.normed = normed;
+        list.last = batch.last;
+        list.offset = offset;
+        list.width = config.n_embd;
+        const int blocks = list.first_unit[list.count] * ((count + T - 1) / T) + (normed ? count : 0);
+        launch(cuda::products<T>, {unsigned(blocks)}, kProductThreads<T>, product_shared<T>(list.terms),
+               stream, list, count);
+    }
+
+    void mix(const Rows& x, const DeviceNorm& norm, const Rows& normed, int count, bool in_one_launch,
+             size_t offset, const MixList& list) {
+        const int c = config.n_embd, threads = row_threads(c);
+        const size_t staged = sizeof(Moments) + size_t(c) * sizeof(float);
+        const bool together = in_one_launch && staged <= kSharedLimit;
+        if (norm.weight && !together)
+            launch(norm_rows, {unsigned(count)}, threads, sizeof(Moments), stream, x, norm, normed, c);
+        launch(mix_rows, {unsigned(list.count), unsigned(count)}, threads, together ? staged : 0, stream,
+               list, x, together ? norm : DeviceNorm(), normed, batch, offset, c);
+    }
+};
+
+} // namespace rwkv::cuda
