@@ -27,9 +27,12 @@ CPP = {
     "codec": {"core", "formats", "cpu"},
     "text": {"core", "formats", "cpu"},
     "model": {"core", "formats", "cpu"},
-    "bindings": {"core", "formats", "cpu", "codec", "text", "model"},
-    "tests": {"core", "formats", "cpu", "codec", "text", "model"},
+    "cuda": {"core", "formats", "model"},
+    "bindings": {"core", "formats", "cpu", "codec", "text", "model", "cuda"},
+    "tests": {"core", "formats", "cpu", "codec", "text", "model", "cuda"},
 }
+# All that a folder may include of another, where that is less than all.
+CPP_ONLY = {("cuda", "model"): {"config.h"}, ("bindings", "cuda"): {"abi.h"}, ("tests", "cuda"): {"abi.h"}}
 ONLY_IN = {  # heavy or interface packages -> the folders that may import them
     "typer": {"rwkvcli.cli"},
     "rich": {"rwkvcli.cli"},
@@ -88,8 +91,10 @@ def test_cpp_includes_point_downward() -> None:
         if path.suffix not in (".h", ".cpp", ".cu", ".cuh"):
             continue
         folder = path.relative_to(ROOT / "csrc").parts[0]
-        for target in re.findall(r'#include "(\w+)/', path.read_text("utf-8")):
+        for target, name in re.findall(r'#include "(\w+)/([\w./]+)"', path.read_text("utf-8")):
             assert target == folder or target in CPP[folder], f"{path.name} includes {target}/"
+            only = CPP_ONLY.get((folder, target))
+            assert only is None or name in only, f"{path.name} includes {target}/{name}"
             checked += 1
         if folder != "bindings":
             assert "pybind11" not in path.read_text("utf-8"), f"{path} knows Python"

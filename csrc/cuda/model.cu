@@ -1,0 +1,327 @@
+#include "cuda/model.h"
+
+#include <algorithm>
+
+#include "cuda/blocks.h"
+
+namespace rwkv::cuda {
+namespace {
+
+/// Buffers of a prompt's chunk stay below this, whatever the prompt's length.
+constexpr size_t kScratchBudget = size_t(96) << 20;
+constexpr int kLongestChunk = 256;
+
+size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+/// Where the parts of a table for `rows` rows lie.
+struct TableLayout {
+    size_t tokens, first, last, segments, bytes;
+    explicit TableLayout(int rows) {
+        const size_t n = size_t(rows);
+        tokens = round_up(sizeof(Batch), 16);
+        first = tokens + round_up(n * sizeof(int32_t), 16);
+        last = first + n * sizeof(float*);
+        segments = round_up(last + n * sizeof(float*), 16);
+        bytes = segments + n * sizeof(Segment);
+    }
+};
+
+} // namespace
+
+DeviceState::DeviceState(const StateLayout& layout, int n_layer, const std::string& device)
+    : floats_(layout.layer() * size_t(n_layer)) {
+    arena_.cut<float>(floats_);
+    require_memory(arena_.bytes(), "a state", device);
+    arena_.allocate();
+    data_ = arena_.cut<float>(floats_);
+}
+
+template <class F>
+void CapturedGraph::capture(cudaStream_t stream, F work) {
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "recording launches");
+    cudaGraph_t graph = nullptr;
+    try {
+        work();
+    } catch (...) {
+        if (cudaStreamEndCapture(stream, &graph) == cudaSuccess && graph)
+            (void)cudaGraphDestroy(graph);
+        throw;
+    }
+    check(cudaStreamEndCapture(stream, &graph), "recording launches");
+    const cudaError_t error = cudaGraphInstantiate(&exec_, graph, 0);
+    (void)cudaGraphDestroy(graph);
+    check(error, "recording launches");
+}
+
+void CapturedGraph::reset() {
+    if (exec_)
+        (void)cudaGraphExecDestroy(exec_);
+    exec_ = nullptr;
+}
+
+size_t BatchTable::bytes(int rows) { return TableLayout(rows).bytes; }
+
+BatchTable::BatchTable(int rows) : rows_(rows), host_(TableLayout(rows).bytes) {
+    const TableLayout at(rows);
+    arena_.cut<uint8_t>(at.bytes);
+    arena_.allocate();
+    device_ = arena_.cut<uint8_t>(at.bytes);
+    std::memset(host_.data(), 0, at.bytes);
+    const Batch batch{reinterpret_cast<const int32_t*>(device_ + at.tokens),
+                      reinterpret_cast<float* const*>(device_ + at.first),
+                      reinterpret_cast<float* const*>(device_ + at.last),
+                      reinterpret_cast<const Segment*>(device_ + at.segments)};
+    std::memcpy(host_.data(), &batch, sizeof batch);
+}
+
+void BatchTable::set(std::span<const int32_t> tokens, std::span<const Segment> segments) {
+    const TableLayout at(rows_);
+    uint8_t* host = host_.data();
+    std::memcpy(host + at.tokens, tokens.data(), tokens.size_bytes());
+    std::memset(host + at.first, 0, at.segments - at.first);
+    for (size_t i = 0; i < segments.size(); ++i) {
+        const Segment& segment = segments[i];
+        const size_t begin = size_t(segment.begin), end = begin + size_t(segment.count) - 1;
+        std::memcpy(host + at.first + begin * sizeof(float*), &segment.state, sizeof(float*));
+        std::memcpy(host + at.last + end * sizeof(float*), &segment.state, sizeof(float*));
+        std::memcpy(host + at.segments + i * sizeof(Segment), &segment, sizeof(Segment));
+    }
+}
+
+void BatchTable::send(cudaStream_t stream) const {
+    check(cudaMemcpyAsync(device_, host_.data(), host_.size(), cudaMemcpyHostToDevice, stream),
+          "copying to the device");
+}
+
+const Batch* BatchTable::device() const { return reinterpret_cast<const Batch*>(device_); }
+float* const* BatchTable::last() const {
+    return reinterpret_cast<float* const*>(device_ + TableLayout(rows_).last);
+}
+
+Model::Model(const rwkv_cuda_config& config, const rwkv_cuda_weights& weights, int device)
+    : config_(make_config(config)), layout_(config_), device_((use_device(device), device)),
+      weights_((validate(config_), config_), weights) {
+    cudaDeviceProp properties;
+    check(cudaGetDeviceProperties(&properties, device), "the device cannot be asked");
+    device_name_ = properties.name;
+    const size_t one_row = Scratch(config_, weights_, kLogitRows).bytes() / size_t(kLogitRows);
+    const int chunk = int(std::clamp<size_t>(kScratchBudget / one_row, 8, kLongestChunk)) / 8 * 8;
+    scratch_ = std::make_unique<Scratch>(config_, weights_, chunk);
+    bytes_ = weights_.bytes() + scratch_->bytes() + round_up(BatchTable::bytes(chunk), 256) +
+             round_up(BatchTable::bytes(1), 256);
+    require_memory(bytes_, "the model", device_name_);
+    weights_.upload(stream_);
+    scratch_->allocate(stream_);
+    one_ = std::make_unique<BatchTable>(1);
+    many_ = std::make_unique<BatchTable>(chunk);
+    logits_ =
+        std::make_unique<Pinned<float>>(size_t(std::min(chunk, kLogitRows)) * size_t(config_.vocab_size));
+}
+
+Model::~Model() {
+    (void)cudaSetDevice(device_); // everything is freed on the device that it lies on
+    (void)cudaStreamSynchronize(stream_);
+}
+
+std::unique_ptr<DeviceState> Model::new_state() {
+    enter();
+    auto state = std::make_unique<DeviceState>(layout_, config_.n_layer, device_name_);
+    std::vector<float> values(state->floats(), 0.0f);
+    if (config_.version == Version::k4)
+        for (int layer = 0; layer < config_.n_layer; ++layer)
+            std::fill_n(values.begin() + long(layout_.heads(layer) + 2 * layout_.c), layout_.c, -1e30f); // pp
+    const Turnstile::Turn turn(turnstile_, {});
+    upload(*state, values);
+    return state;
+}
+
+void Model::upload(DeviceState& state, const std::vector<float>& values) {
+    check(cudaMemcpyAsync(state.data(), values.data(), values.size() * sizeof(float), cudaMemcpyHostToDevice,
+                          stream_),
+          "copying a state to the device");
+    stream_.wait();
+}
+
+void Model::copy_state(DeviceState& to, const DeviceState& from) {
+    enter();
+    const Turnstile::Turn turn(turnstile_, {});
+    check(cudaMemcpyAsync(to.data(), from.data(), from.floats() * sizeof(float), cudaMemcpyDeviceToDevice,
+                          stream_),
+          "copying a state");
+    stream_.wait();
+}
+
+namespace {
+
+/// Between [H, key, value] and [H, value, key], in place; the same both ways.
+void transpose_heads(const Config& config, const StateLayout& layout, float* state) {
+    if (config.version == Version::k4)
+        return;
+    const size_t n = size_t(config.head_size);
+    for (int layer = 0; layer < config.n_layer; ++layer)
+        for (size_t h = 0; h < size_t(config.n_head); ++h) {
+            float* head = state + layout.heads(layer) + h * n * n;
+            for (size_t i = 0; i < n; ++i)
+                for (size_t j = 0; j < i; ++j)
+                    std::swap(head[i * n + j], head[j * n + i]);
+        }
+}
+
+} // namespace
+
+void Model::read_state(const DeviceState& state, float* values) {
+    enter();
+    const Turnstile::Turn turn(turnstile_, {});
+    check(cudaMemcpyAsync(values, state.data(), state.floats() * sizeof(float), cudaMemcpyDeviceToHost,
+                          stream_),
+          "copying a state from the device");
+    stream_.wait();
+    transpose_heads(config_, layout_, values);
+}
+
+void Model::write_state(DeviceState& state, const float* values) {
+    enter();
+    std::vector<float> turned(values, values + state.floats());
+    transpose_heads(config_, layout_, turned.data());
+    const Turnstile::Turn turn(turnstile_, {});
+    upload(state, turned);
+}
+
+void Model::check_tokens(std::span<const int32_t> tokens) const {
+    require(!tokens.empty(), Fault::kArgument, "no tokens");
+    for (const int32_t token : tokens)
+        require(token >= 0 && token < config_.vocab_size, Fault::kArgument,
+                "token " + std::to_string(token) + " is outside the vocabulary of " +
+                    std::to_string(config_.vocab_size));
+}
+
+void Model::forward(std::span<const int32_t> tokens, DeviceState& state, float* logits, bool all,
+                    const Poll& poll) {
+    check_tokens(tokens);
+    enter();
+    const Turnstile::Turn turn(turnstile_, poll);
+    if (tokens.size() == 1)
+        return decode(tokens[0], state, logits);
+    const size_t bytes = state.floats() * sizeof(float), v = size_t(config_.vocab_size);
+    if (poll) {
+        if (!before_)
+            before_ = std::make_unique<DeviceState>(layout_, config_.n_layer, device_name_);
+        check(cudaMemcpyAsync(before_->data(), state.data(), bytes, cudaMemcpyDeviceToDevice, stream_),
+              "copying a state");
+    }
+    for (size_t done = 0; done < tokens.size();) {
+        const size_t count = std::min(tokens.size() - done, size_t(scratch_->rows));
+        const Segment segment{state.data(), 0, int(count)};
+        const bool ends = done + count == tokens.size();
+        if (!run(tokens.subspan(done, count), {&segment, 1},
+                 all    ? int(count)
+                 : ends ? 1
+                        : 0,
+                 all ? logits + done * v : logits, poll)) {
+            check(cudaMemcpyAsync(state.data(), before_->data(), bytes, cudaMemcpyDeviceToDevice, stream_),
+                  "copying a state");
+            stream_.wait();
+            throw Cancelled();
+        }
+        done += count;
+    }
+}
+
+void Model::forward_batch(std::span<const int32_t> tokens, std::span<DeviceState* const> states,
+                          float* logits) {
+    check_tokens(tokens);
+    for (size_t i = 0; i < states.size(); ++i)
+        require(std::find(states.begin(), states.begin() + long(i), states[i]) == states.begin() + long(i),
+                Fault::kArgument, "the same state stands twice in the batch");
+    enter();
+    const Turnstile::Turn turn(turnstile_, {});
+    std::vector<Segment> segments;
+    for (size_t done = 0; done < tokens.size();) {
+        const size_t count = std::min(tokens.size() - done, size_t(scratch_->rows));
+        segments.clear();
+        for (size_t i = 0; i < count; ++i)
+            segments.push_back({states[done + i]->data(), int(i), 1});
+        run(tokens.subspan(done, count), segments, int(count), logits + done * size_t(config_.vocab_size),
+            {});
+        done += count;
+    }
+}
+
+void Model::decode(int32_t token, DeviceState& state, float* logits) {
+    const Segment segment{state.data(), 0, 1};
+    one_->set({&token, 1}, {&segment, 1});
+    const size_t bytes = size_t(config_.vocab_size) * sizeof(float);
+    if (!graph_)
+        graph_.capture(stream_, [&] {
+            one_->send(stream_);
+            start_blocks(*one_, 1, 1, true, {});
+            start_logits(0, 1);
+            check(cudaMemcpyAsync(logits_->data(), scratch_->logits.data, bytes, cudaMemcpyDeviceToHost,
+                                  stream_),
+                  "copying logits");
+        });
+    graph_.launch(stream_);
+    stream_.wait();
+    std::memcpy(logits, logits_->data(), bytes);
+}
+
+bool Model::run(std::span<const int32_t> tokens, std::span<const Segment> segments, int wanted, float* logits,
+                const Poll& poll) {
+    const int rows = int(tokens.size());
+    many_->set(tokens, segments);
+    many_->send(stream_);
+    const bool each_begins = segments.size() == tokens.size();
+    if (!start_blocks(*many_, rows, int(segments.size()), each_begins, poll)) {
+        stream_.wait();
+        return false;
+    }
+    const int piece_rows = scratch_->logits.data ? std::min(scratch_->rows, kLogitRows) : 0;
+    for (int done = 0; done < wanted; done += piece_rows) {
+        const int piece = std::min(piece_rows, wanted - done);
+        const size_t count = size_t(piece) * size_t(config_.vocab_size);
+        start_logits(rows - wanted + done, piece);
+        check(cudaMemcpyAsync(logits_->data(), scratch_->logits.data, count * sizeof(float),
+                              cudaMemcpyDeviceToHost, stream_),
+              "copying logits");
+        stream_.wait();
+        std::memcpy(logits + size_t(done) * size_t(config_.vocab_size), logits_->data(),
+                    count * sizeof(float));
+    }
+    stream_.wait(); // the table on the host is free again
+    return !(poll && poll());
+}
+
+bool Model::start_blocks(const BatchTable& table, int rows, int segments, bool each_begins,
+                         const Poll& poll) {
+    launch(embed, {unsigned(rows)}, kRowThreads, 0, stream_, weights_.emb, table.device(), weights_.ln0,
+           scratch_->x);
+    Pass pass{config_,      *scratch_, layout_,  stream_,    table.device(),
+              table.last(), rows,      segments, each_begins};
+    for (int layer = 0; layer < config_.n_layer; ++layer) {
+        if (poll && poll())
+            return false;
+        time_mix(pass, weights_.blocks[size_t(layer)], layer);
+        channel_mix(pass, weights_.blocks[size_t(layer)], layer);
+    }
+    return true;
+}
+
+void Model::start_logits(int first_row, int rows) {
+    Scratch& s = *scratch_;
+    const auto from_row = [&](const Rows& all) {
+        return Rows{all.data + size_t(first_row) * size_t(all.stride), all.stride};
+    };
+    const int c = config_.n_embd;
+    const size_t row_bytes = size_t(c) * sizeof(float);
+    const bool together = row_bytes <= kSharedLimit;
+    if (!together)
+        launch(norm_rows, {unsigned(rows)}, kRowThreads, 0, stream_, from_row(s.x), weights_.ln_out,
+               from_row(s.normed), c);
+    launch(mix_rows, {1, unsigned(rows)}, kRowThreads, together ? row_bytes : 0, stream_,
+           mixes({{nullptr, &s.head}}), from_row(s.x), together ? weights_.ln_out : DeviceNorm(),
+           from_row(s.normed), static_cast<const Batch*>(nullptr), size_t(0), c);
+    Pass pass{config_, s, layout_, stream_, nullptr, nullptr, rows, rows, true};
+    pass.products({Pass::product(weights_.head, s.head, Epilogue::kStore, s.logits)});
+}
+
+} // namespace rwkv::cuda

@@ -1,0 +1,182 @@
+// Products with ffn.value stored by input channel (layout "kn"): channels whose activation is zero are never
+// read. The arithmetic of csrc/cpu/sparse_inl.h: sixteen active channels at a time, ascending; their
+// activations times scales rounded to 16 bits; an exact integer sum; one fused multiply-add per block and
+// output.
+#pragma once
+
+#include "cuda/matmat.cuh"
+
+namespace rwkv::cuda {
+
+constexpr int kBlockChannels = 16;
+constexpr int kFindThreads = 512;
+
+/// Grid: rows. Lists the active channels of each row of x.f and what a block of sixteen needs. d: [k] record
+/// scales.
+__global__ void __launch_bounds__(kFindThreads) find_active(Acts x, const float* d, SparseRows out) {
+    constexpr int kWarps = kFindThreads / 32;
+    const int t = int(blockIdx.x), lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
+    const float* f = x.f + size_t(t) * size_t(x.k_pad);
+    int32_t* channels = out.channels + size_t(t) * size_t(out.stride);
+    int* counts = shared_memory<int>(); // [kWarps]
+    const int groups = x.k_pad / kActGroup, each = (groups + kWarps - 1) / kWarps;
+    const int begin = warp * each, end = begin + each < groups ? begin + each : groups;
+    int count = 0;
+    for (int g = begin; g < end; ++g)
+        count += __popc(__ballot_sync(kAllLanes, f[g * kActGroup + lane] != 0.0f));
+    if (lane == 0)
+        counts[warp] = count;
+    __syncthreads();
+    int at = 0, total = 0;
+    for (int i = 0; i < kWarps; ++i) {
+        at += i < warp ? counts[i] : 0;
+        total += counts[i];
+    }
+    for (int g = begin; g < end; ++g) {
+        const bool active = f[g * kActGroup + lane] != 0.0f;
+        const unsigned mask = __ballot_sync(kAllLanes, active);
+        if (active)
+            channels[at + __popc(mask & ((1u << lane) - 1))] = g * kActGroup + lane;
+        at += __popc(mask);
+    }
+    __syncthreads();
+    const int blocks = (total + kBlockChannels - 1) / kBlockChannels;
+    if (threadIdx.x == 0)
+        out.blocks[t] = blocks;
+    const int place = lane % kBlockChannels;
+    for (int pair = warp; 2 * pair < blocks; pair += kWarps) { // a half warp a block
+        const int block = 2 * pair + lane / kBlockChannels, i = block * kBlockChannels + place;
+        const bool present = i < total;
+        const int channel = present ? channels[i] : block < blocks ? channels[block * kBlockChannels] : 0;
+        const float a = present ? f[channel] * d[channel] : 0.0f;
+        const float largest = max_over<kBlockChannels>(fabsf(a));
+        const bool used = largest > 1e-30f;
+        constexpr float kLargestScale = 127.0f * 127, kLargest16 = 32767.0f;
+        const float factor = a * (used ? kLargest16 / kLargestScale / largest : 0.0f);
+        const float sum = fold16(factor);
+        if (block < blocks) {
+            if (!present)
+                channels[i] = channel;
+            out.factors[size_t(t) * size_t(out.stride) + size_t(i)] = factor;
+            if (place == 0)
+                out.steps[size_t(t) * size_t(out.stride / kBlockChannels) + size_t(block)] =
+                    sum != sum ? not_a_number()
+                    : used     ? largest * (kLargestScale / kLargest16)
+                               : 0.0f;
+        }
+    }
+}
+
+constexpr int kSparseThreads = 256;
+constexpr int kSparseChunk = 64; ///< blocks of channels whose sums meet in shared memory
+
+/// Half a line of 64 bytes, for all active channels of a row.
+template <bool kIsQ4, int kGroup>
+__device__ __forceinline__ void half_line(const Product& p, const SparseRows& active, int line, int half,
+                                          int t, float* shared) {
+    constexpr int kPerWord = kIsQ4 ? 8 : 4, kOutputs = 8 * kPerWord; // of half a line
+    constexpr int kLineOutputs = 2 * kOutputs, kGroups = kLineOutputs / kGroup, kWarps = kSparseThreads / 32;
+    const DeviceMatrix& w = p.w;
+    const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
+    const int word = lane % 8, quarter = lane / 8; // of the half line; of the sixteen channels
+    float* sums = shared;                          // [kSparseChunk][kOutputs]
+    int16_t* factors = reinterpret_cast<int16_t*>(shared + kSparseChunk * kOutputs) +
+                       warp * 8 * kBlockChannels; // [kGroups][16], this warp's own
+    const int blocks = active.blocks[t];
+    const int32_t* channels = active.channels + size_t(t) * size_t(active.stride);
+    const float* block_factors = active.factors + size_t(t) * size_t(active.stride);
+    const float* steps = active.steps + size_t(t) * size_t(active.stride / kBlockChannels);
+    const size_t first_scale = size_t(w.n_pad) / (kIsQ4 ? 2 : 1) + size_t(line) * kGroups;
+    const size_t first_code = size_t(line) * 64 + size_t(half) * 32 + size_t(word) * 4;
+    float total = 0.0f;
+    for (int begin = 0; begin < blocks; begin += kSparseChunk) {
+        const int end = begin + kSparseChunk < blocks ? begin + kSparseChunk : blocks;
+        for (int block = begin + warp; block < end; block += kWarps) {
+            const int4 mine = *reinterpret_cast<const int4*>(channels + block * kBlockChannels + quarter * 4);
+            const int record[4] = {mine.x, mine.y, mine.z, mine.w};
+            uint32_t codes[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                codes[i] = __ldg(reinterpret_cast<const uint32_t*>(
+                    w.q + size_t(record[i]) * size_t(w.stride) + first_code));
+            { // activations times scales, as pairs of 16-bit integers
+                const int place = lane % kBlockChannels;
+                const uint8_t* scales =
+                    w.q + size_t(channels[block * kBlockChannels + place]) * size_t(w.stride) + first_scale;
+                const float factor = block_factors[block * kBlockChannels + place];
+#pragma unroll
+                for (int g = lane / kBlockChannels; g < kGroups; g += 2)
+                    factors[g * kBlockChannels + place] =
+                        int16_t(__float2int_rn(factor * square_law(int8_t(__ldg(scales + g)))));
+            }
+            __syncwarp();
+            int sum[kPerWord] = {};
+#pragma unroll
+            for (int pair = 0; pair < 2; ++pair) {
+                const uint32_t a = codes[2 * pair], b = codes[2 * pair + 1];
+                const auto add = [&](int first, uint32_t a_bytes, uint32_t b_bytes) { // four outputs
+                    const int low = int(__byte_perm(a_bytes, b_bytes, 0x5140)),
+                              high = int(__byte_perm(a_bytes, b_bytes, 0x7362));
+                    const auto pair_of = [&](int i) {
+                        int both;
+                        memcpy(&both, factors + 16 * i / kGroup * kBlockChannels + 4 * quarter + 2 * pair, 4);
+                        return both;
+                    };
+                    sum[first] = __dp2a_lo(pair_of(first), low, sum[first]);
+                    sum[first + 1] = __dp2a_hi(pair_of(first + 1), low, sum[first + 1]);
+                    sum[first + 2] = __dp2a_lo(pair_of(first + 2), high, sum[first + 2]);
+                    sum[first + 3] = __dp2a_hi(pair_of(first + 3), high, sum[first + 3]);
+                };
+                if constexpr (kIsQ4) {
+                    int a_low, a_high, b_low, b_high;
+                    look_up(w.codebook, a, &a_low, &a_high);
+                    look_up(w.codebook, b, &b_low, &b_high);
+                    add(0, uint32_t(a_low), uint32_t(b_low));
+                    add(4, uint32_t(a_high), uint32_t(b_high));
+                } else {
+                    add(0, a ^ 0x80808080u, b ^ 0x80808080u);
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < kPerWord; ++i) {
+                sum[i] += __shfl_xor_sync(kAllLanes, sum[i], 8);
+                sum[i] += __shfl_xor_sync(kAllLanes, sum[i], 16);
+                if (quarter == i % 4)
+                    sums[(block - begin) * kOutputs + i * 8 + word] = float(sum[i]);
+            }
+            __syncwarp(); // before the next block's factors
+        }
+        __syncthreads();
+        if (int(threadIdx.x) < kOutputs)
+#pragma unroll 4
+            for (int block = begin; block < end; ++block)
+                total = fmaf(sums[(block - begin) * kOutputs + int(threadIdx.x)], steps[block], total);
+        __syncthreads();
+    }
+    const int n = line * kLineOutputs + int(threadIdx.x) / 8 * 16 + half * 8 + int(threadIdx.x) % 8;
+    if (int(threadIdx.x) < kOutputs && n < w.n) {
+        float& out = p.out.data[size_t(t) * size_t(p.out.stride) + n];
+        const float gate =
+            p.epilogue == Epilogue::kMulAdd ? p.gate.data[size_t(t) * size_t(p.gate.stride) + n] : 0.0f;
+        const bool adds = p.epilogue == Epilogue::kAdd || p.epilogue == Epilogue::kMulAdd;
+        out = apply(p.epilogue, total, adds ? out : 0.0f, gate);
+    }
+}
+
+constexpr size_t kSparseShared =
+    size_t(kSparseChunk) * 64 * sizeof(float) + kSparseThreads / 32 * 8 * kBlockChannels * sizeof(int16_t);
+
+/// Grid: half lines of a record, rows.
+__global__ void __launch_bounds__(kSparseThreads)
+    sparse_product(const __grid_constant__ Product p, SparseRows active) {
+    const int line = int(blockIdx.x) / 2, half = int(blockIdx.x) % 2, t = int(blockIdx.y);
+    float* shared = shared_memory<float>();
+    if (p.w.encoding == Encoding::kQ8)
+        half_line<false, 32>(p, active, line, half, t, shared);
+    else if (p.w.group == 32)
+        half_line<true, 32>(p, active, line, half, t, shared);
+    else
+        half_line<true, 16>(p, active, line, half, t, shared);
+}
+
+} // namespace rwkv::cuda

@@ -1,0 +1,127 @@
+// How fast a GPU decodes and reads prompts, on random weights of a real model's shape, beside what it copies.
+// usage: rwkv_cuda_bench [channels] [layers]
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+
+#include <cuda_runtime.h>
+
+#include "core/check.h"
+#include "tests/cuda_view.h"
+#include "tests/model_writer.h"
+
+using namespace rwkv;
+using namespace rwkv::test;
+
+namespace {
+
+double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+template <class F>
+double median_seconds(int repeats, F work) {
+    std::vector<double> times;
+    for (int i = 0; i < repeats; ++i) {
+        const double begin = seconds();
+        work();
+        times.push_back(seconds() - begin);
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+}
+
+void stop_on(bool failed, const char* what) {
+    if (failed) {
+        std::fprintf(stderr, "%s\n", what);
+        std::exit(1);
+    }
+}
+
+/// GB/s read plus written by copies on the device that no cache holds.
+double copy_rate() {
+    const size_t bytes = size_t(1) << 30;
+    void *from = nullptr, *to = nullptr;
+    stop_on(cudaMalloc(&from, bytes) != cudaSuccess || cudaMalloc(&to, bytes) != cudaSuccess, "no memory");
+    const auto copy = [&] {
+        stop_on(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToDevice) != cudaSuccess ||
+                    cudaDeviceSynchronize() != cudaSuccess,
+                "a copy failed");
+    };
+    copy();
+    const double time = median_seconds(9, copy);
+    (void)cudaFree(from);
+    (void)cudaFree(to);
+    return 2 * double(bytes) / time / 1e9;
+}
+
+void measure(const Config& full, const char* encoding, bool kn, double copies) {
+    Config two = full; // blocks from the second on are that block again
+    two.n_layer = 2;
+    ModelWriter writer(two, encoding, kn);
+    writer.write(temporary());
+    const MappedFile file(temporary());
+    const Weights weights(file, two, writer.specs, cpu::choose(""));
+    std::vector<rwkv_cuda_block> blocks = blocks_of(weights);
+    blocks.resize(size_t(full.n_layer), blocks.back());
+    const rwkv_cuda_weights all{matrix_of(weights.emb), matrix_of(weights.head), norm_of(weights.ln0),
+                                norm_of(weights.ln_out), blocks.data()};
+    size_t bytes = weights.head.bytes();
+    for (int layer = 0; layer < full.n_layer; ++layer)
+        Weights::each_matrix(weights.blocks[size_t(std::min(layer, 1))],
+                             [&](const Matrix& m) { bytes += m.bytes(); });
+    const rwkv_cuda_config config = view_of(full);
+    rwkv_cuda_model* model = nullptr;
+    rwkv_cuda_state* state = nullptr;
+    char reason[256] = "";
+    stop_on(rwkv_cuda_open(&config, &all, 0, &model, reason, sizeof reason) != RWKV_CUDA_OK ||
+                rwkv_cuda_new_state(model, &state, reason, sizeof reason) != RWKV_CUDA_OK,
+            reason);
+    std::vector<float> logits(size_t(full.vocab_size));
+    std::vector<int32_t> tokens(1024);
+    for (size_t i = 0; i < tokens.size(); ++i)
+        tokens[i] = int32_t(i * 7919 % size_t(full.vocab_size));
+    const auto feed = [&](int count) {
+        stop_on(rwkv_cuda_forward(model, tokens.data(), count, state, logits.data(), 0, nullptr, nullptr,
+                                  reason, sizeof reason) != RWKV_CUDA_OK,
+                reason);
+    };
+    for (int i = 0; i < 10; ++i)
+        feed(1);
+    const double token = median_seconds(200, [&] { feed(1); });
+    feed(1024);
+    const double prompt = median_seconds(5, [&] { feed(1024); });
+    // Random weights leave about half of the channels of ffn.value active; trained ones a tenth to a fifth.
+    std::printf(
+        "%-6s %-4s  %7.1f tokens/s decoding, %6.3f ms, all weights at %6.0f GB/s (%3.0f %% of copies); "
+        "%8.0f tokens/s of a prompt\n",
+        encoding, kn ? "kn" : "tile", 1 / token, token * 1e3, double(bytes) / token / 1e9,
+        100 * double(bytes) / token / 1e9 / copies, 1024 / prompt);
+    rwkv_cuda_free_state(state);
+    rwkv_cuda_close(model);
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    Config config;
+    config.version = Version::k7;
+    config.n_embd = argc > 1 ? std::atoi(argv[1]) : 2048;
+    config.n_layer = argc > 2 ? std::atoi(argv[2]) : 24;
+    config.head_size = 64;
+    config.n_head = config.n_embd / 64;
+    config.n_ffn = 4 * config.n_embd;
+    config.vocab_size = 65536;
+    validate(config);
+    rwkv_cuda_device device{};
+    char reason[256] = "";
+    stop_on(rwkv_cuda_devices(&device, 1, reason, sizeof reason) < 1, reason);
+    const double copies = copy_rate();
+    std::printf("%s, compute capability %d.%d, %d multiprocessors, copies %.0f GB/s; RWKV-7, %d channels, %d "
+                "layers\n",
+                device.name, device.major, device.minor, device.multiprocessors, copies, config.n_embd,
+                config.n_layer);
+    for (const char* encoding : {"q8g32", "q4g16", "q4g32"})
+        for (const bool kn : {false, true})
+            measure(config, encoding, kn, copies);
+}

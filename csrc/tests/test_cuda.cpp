@@ -1,0 +1,336 @@
+// The CUDA library through its C interface against the CPU engine: the same bits. Both sum in the same order
+// (csrc/cuda/README.md), so there are no tolerances. Built twice: with the emulator, and for a GPU.
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+
+#include "core/check.h"
+#include "model/model.h"
+#include "tests/cuda_view.h"
+#include "tests/model_writer.h"
+#include "tests/test.h"
+
+using namespace rwkv;
+using namespace rwkv::test;
+
+namespace {
+
+Config config_of(Version version, int layers, int c, int n, int f, int vocab) {
+    Config config;
+    config.version = version;
+    config.n_layer = layers;
+    config.n_embd = c;
+    config.n_head = version == Version::k4 ? 0 : c / n;
+    config.head_size = version == Version::k4 ? 0 : n;
+    config.n_ffn = f;
+    config.vocab_size = vocab;
+    return config;
+}
+
+/// A model's file, opened by the CPU engine.
+struct Reference {
+    Reference(const Config& config_, const char* encoding, bool kn) : config(config_) {
+        ModelWriter writer(config, encoding, kn);
+        writer.write(temporary());
+        specs = writer.specs;
+        cpu = std::make_unique<Model>(temporary(), config, specs, 1, "");
+    }
+    Config config;
+    TensorSpecs specs;
+    std::unique_ptr<Model> cpu;
+};
+
+/// The same on the GPU.
+struct Gpu {
+    /// `expected`: the status of opening it.
+    explicit Gpu(const Reference& reference, rwkv_cuda_status expected = RWKV_CUDA_OK) {
+        const MappedFile file(temporary());
+        const Weights weights(file, reference.config, reference.specs, cpu::choose(""));
+        const std::vector<rwkv_cuda_block> blocks = blocks_of(weights);
+        const rwkv_cuda_weights all{matrix_of(weights.emb), matrix_of(weights.head), norm_of(weights.ln0),
+                                    norm_of(weights.ln_out), blocks.data()};
+        const rwkv_cuda_config config = view_of(reference.config);
+        const rwkv_cuda_status status = rwkv_cuda_open(&config, &all, 0, &model, reason, sizeof reason);
+        CHECK(status == expected, "%d: %s", int(status), reason);
+    }
+    ~Gpu() { rwkv_cuda_close(model); }
+    Gpu(const Gpu&) = delete;
+    Gpu& operator=(const Gpu&) = delete;
+
+    rwkv_cuda_model* model = nullptr;
+    char reason[256] = "";
+};
+
+struct GpuState {
+    explicit GpuState(const Gpu& gpu) : gpu_(gpu) {
+        char reason[256] = "";
+        CHECK(rwkv_cuda_new_state(gpu.model, &state, reason, sizeof reason) == RWKV_CUDA_OK, "%s", reason);
+    }
+    ~GpuState() { rwkv_cuda_free_state(state); }
+    GpuState(const GpuState&) = delete;
+    GpuState& operator=(const GpuState&) = delete;
+
+    std::vector<float> values() const {
+        char reason[256] = "";
+        std::vector<float> result(rwkv_cuda_state_floats(gpu_.model));
+        CHECK(rwkv_cuda_read_state(state, result.data(), reason, sizeof reason) == RWKV_CUDA_OK, "%s",
+              reason);
+        return result;
+    }
+    rwkv_cuda_state* state = nullptr;
+
+  private:
+    const Gpu& gpu_;
+};
+
+std::vector<float> values_of(const State& state) {
+    std::vector<float> all;
+    for (const State::Entry& entry : state.export_entries())
+        all.insert(all.end(), entry.values.begin(), entry.values.end());
+    return all;
+}
+
+bool same(const std::vector<float>& a, const std::vector<float>& b) {
+    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+bool same(const float* a, const float* b, size_t n) { return std::memcmp(a, b, n * sizeof(float)) == 0; }
+
+void feed(const Gpu& gpu, std::span<const int32_t> tokens, GpuState& state, float* logits, bool all) {
+    char reason[256] = "";
+    const rwkv_cuda_status status =
+        rwkv_cuda_forward(gpu.model, tokens.data(), int(tokens.size()), state.state, logits, all, nullptr,
+                          nullptr, reason, sizeof reason);
+    CHECK(status == RWKV_CUDA_OK, "%d: %s", int(status), reason);
+}
+
+bool emulated() {
+    rwkv_cuda_device device{};
+    char reason[256] = "";
+    return rwkv_cuda_devices(&device, 1, reason, sizeof reason) >= 1 && !std::strcmp(device.name, "emulated");
+}
+
+/// An environment variable for one scope.
+class Setting {
+  public:
+    Setting(const char* name, const std::string& value) : name_(name) { setenv(name, value.c_str(), 1); }
+    ~Setting() { unsetenv(name_); }
+    Setting(const Setting&) = delete;
+    Setting& operator=(const Setting&) = delete;
+
+  private:
+    const char* name_;
+};
+
+const std::vector<int32_t> kTokens = {5, 0, 49, 7, 7, 31, 2, 18, 40, 3, 11, 29, 1};
+
+/// A prompt, single tokens, splits, a batch, copies: all against the CPU engine.
+void compare(const Config& config, const char* encoding, bool kn) {
+    const size_t v = size_t(config.vocab_size), count = kTokens.size();
+    Reference reference(config, encoding, kn);
+    Model& cpu = *reference.cpu;
+    std::vector<float> expected(count * v), one(v), all(count * v);
+    State whole(config), part(config);
+    cpu.forward(kTokens, whole, expected.data(), true, {});
+    cpu.forward(std::span(kTokens).first(4), part, one.data(), false, {});
+    const auto after = values_of(whole), after_part = values_of(part);
+    for (const float logit : expected)
+        CHECK(std::isfinite(logit));
+
+    char label[96];
+    std::snprintf(label, sizeof label, "version %d, %s%s, C %d, N %d", int(config.version), encoding,
+                  kn ? " kn" : "", config.n_embd, config.head_size);
+    Gpu gpu(reference);
+    GpuState prompt(gpu), steps(gpu), split(gpu);
+    feed(gpu, kTokens, prompt, all.data(), true);
+    CHECK(same(all, expected), "%s: a prompt", label);
+    CHECK(same(prompt.values(), after), "%s: the state after a prompt", label);
+    for (size_t t = 0; t < count; ++t) {
+        feed(gpu, std::span(&kTokens[t], 1), steps, one.data(), false);
+        CHECK(same(one.data(), &expected[t * v], v), "%s: token %zu alone", label, t);
+    }
+    CHECK(same(steps.values(), after), "%s: the state after single tokens", label);
+    feed(gpu, std::span(kTokens).first(4), split, one.data(), false);
+    CHECK(same(one.data(), &expected[3 * v], v), "%s: four tokens", label);
+    CHECK(same(split.values(), after_part), "%s: the state after four tokens", label);
+
+    char reason[256] = "";
+    GpuState branch(gpu), written(gpu), fresh(gpu);
+    CHECK(rwkv_cuda_copy_state(branch.state, split.state, reason, sizeof reason) == RWKV_CUDA_OK, "%s",
+          reason);
+    CHECK(rwkv_cuda_write_state(written.state, after_part.data(), reason, sizeof reason) == RWKV_CUDA_OK,
+          "%s", reason);
+    CHECK(same(written.values(), after_part), "%s: a state that was written", label);
+    feed(gpu, std::span(kTokens).subspan(4), split, one.data(), false);
+    CHECK(same(one.data(), &expected[(count - 1) * v], v), "%s: the rest", label);
+    CHECK(same(split.values(), after), "%s: the state after the rest", label);
+    rwkv_cuda_state* batch[3] = {branch.state, fresh.state, written.state};
+    const int32_t next[3] = {kTokens[4], kTokens[0], kTokens[4]};
+    std::vector<float> rows(3 * v);
+    CHECK(rwkv_cuda_forward_batch(gpu.model, next, batch, 3, rows.data(), reason, sizeof reason) ==
+              RWKV_CUDA_OK,
+          "%s", reason);
+    CHECK(same(&rows[0], &expected[4 * v], v) && same(&rows[v], &expected[0], v) &&
+              same(&rows[2 * v], &expected[4 * v], v),
+          "%s: a batch", label);
+    feed(gpu, std::span(&kTokens[5], 1), branch, one.data(), false);
+    CHECK(same(one.data(), &expected[5 * v], v), "%s: after a batch", label);
+}
+
+constexpr Version kVersions[] = {Version::k4,   Version::k5_0, Version::k5_1,
+                                 Version::k5_2, Version::k6,   Version::k7};
+
+} // namespace
+
+TEST(odd_models_give_the_bits_of_the_cpu_engine) {
+    for (const Version version : kVersions)
+        for (const char* encoding : {"f32", "bf16", "q8g32", "q4g32", "q4g16"}) {
+            const bool q = encoding[0] == 'q';
+            std::optional<Setting> order; // every other model the other way round: races would show
+            if (std::strcmp(encoding, "q8g32") == 0 || std::strcmp(encoding, "bf16") == 0)
+                order.emplace("RWKV_CUDA_EMULATED_ORDER", "reverse");
+            compare(config_of(version, 2, 72, 8, 104, 50), encoding, q && version != Version::k4);
+        }
+}
+
+TEST(usual_head_sizes_give_the_bits_of_the_cpu_engine) {
+    for (const Version version : kVersions) {
+        compare(config_of(version, 2, 128, 64, 192, 50), "q4g16", false);
+        const Setting order("RWKV_CUDA_EMULATED_ORDER", "reverse");
+        compare(config_of(version, 2, 128, 64, 192, 50), "mixed", true);
+        compare(config_of(version, 1, 96, 32, 130, 50), "f16", false);
+    }
+}
+
+// More inputs than are summed at once, more active channels than meet in shared memory.
+TEST(long_rows_give_the_bits_of_the_cpu_engine) {
+    for (const char* encoding : {"q8g32", "q4g32", "q4g16"})
+        for (const bool kn : {false, true})
+            compare(config_of(Version::k7, 1, 64, 64, 4200, 50), encoding, kn);
+}
+
+TEST(long_prompts_give_the_bits_of_the_cpu_engine) {
+    const Config config = config_of(Version::k7, 1, 64, 64, 96, 50);
+    Reference reference(config, "q8g32", true);
+    std::vector<int32_t> tokens(300);
+    for (size_t i = 0; i < tokens.size(); ++i)
+        tokens[i] = int32_t(i * i % 50);
+    std::vector<float> expected(tokens.size() * 50), got(expected.size()), last(50);
+    State state(config);
+    reference.cpu->forward(tokens, state, expected.data(), true, {});
+    Gpu gpu(reference);
+    GpuState all(gpu), ends(gpu);
+    feed(gpu, tokens, all, got.data(), true);
+    CHECK(same(got, expected));
+    CHECK(same(all.values(), values_of(state)));
+    feed(gpu, tokens, ends, last.data(), false);
+    CHECK(same(last.data(), &expected[299 * 50], 50));
+    CHECK(same(ends.values(), values_of(state)));
+}
+
+TEST(a_stopped_prompt_leaves_the_state_as_it_was) {
+    for (const Version version : {Version::k4, Version::k7}) {
+        const Config config = config_of(version, 3, 64, 32, 96, 50);
+        Reference reference(config, "q8g32", true);
+        Gpu gpu(reference);
+        GpuState state(gpu);
+        std::vector<float> logits(50);
+        feed(gpu, std::span(kTokens).first(2), state, logits.data(), false);
+        const auto before = state.values();
+        for (int polls = 0; polls < 4; ++polls) {
+            int left = polls;
+            const rwkv_cuda_poll stop = [](void* context) {
+                return int((*static_cast<int*>(context))-- <= 0);
+            };
+            char reason[256] = "";
+            const rwkv_cuda_status status =
+                rwkv_cuda_forward(gpu.model, kTokens.data(), int(kTokens.size()), state.state, logits.data(),
+                                  0, stop, &left, reason, sizeof reason);
+            CHECK(status == RWKV_CUDA_CANCELLED, "%d: %s", int(status), reason);
+            CHECK(same(state.values(), before), "version %d, after %d polls", int(version), polls);
+        }
+    }
+}
+
+TEST(bad_requests_to_the_gpu_change_nothing) {
+    const Config config = config_of(Version::k7, 1, 64, 64, 96, 50);
+    Reference reference(config, "q8g32", false);
+    Gpu gpu(reference), other(reference);
+    GpuState state(gpu), foreign(other);
+    const auto before = state.values();
+    std::vector<float> logits(100);
+    char reason[256] = "";
+    const int32_t high[2] = {1, 50}, fine[2] = {1, 2};
+    const auto forward = [&](const int32_t* tokens, rwkv_cuda_state* to) {
+        return rwkv_cuda_forward(gpu.model, tokens, 2, to, logits.data(), 0, nullptr, nullptr, reason,
+                                 sizeof reason);
+    };
+    CHECK(forward(high, state.state) == RWKV_CUDA_FAILED);
+    CHECK(std::strstr(reason, "token 50"), "%s", reason);
+    CHECK(forward(fine, foreign.state) == RWKV_CUDA_FAILED);
+    CHECK(rwkv_cuda_copy_state(state.state, foreign.state, reason, sizeof reason) == RWKV_CUDA_FAILED);
+    rwkv_cuda_state* twice[2] = {state.state, state.state};
+    CHECK(rwkv_cuda_forward_batch(gpu.model, fine, twice, 2, logits.data(), reason, sizeof reason) ==
+          RWKV_CUDA_FAILED);
+    CHECK(same(state.values(), before));
+}
+
+TEST(a_model_that_does_not_fit_says_by_how_much) {
+    if (!emulated())
+        return;
+    const auto free_memory = [] {
+        rwkv_cuda_device device{};
+        char reason[256] = "";
+        CHECK(rwkv_cuda_devices(&device, 1, reason, sizeof reason) == 1);
+        return device.free_memory;
+    };
+    Reference reference(config_of(Version::k7, 2, 64, 64, 96, 50), "q8g32", true);
+    size_t bytes = 0;
+    {
+        Gpu gpu(reference);
+        bytes = rwkv_cuda_model_bytes(gpu.model);
+    }
+    {
+        const Setting memory("RWKV_CUDA_EMULATED_MEMORY", std::to_string(bytes - 1));
+        Gpu gpu(reference, RWKV_CUDA_NO_MEMORY);
+        CHECK(std::strstr(gpu.reason, "the model needs ") && std::strstr(gpu.reason, "are free on emulated"),
+              "%s", gpu.reason);
+        CHECK(free_memory() == bytes - 1, "not everything was freed");
+    }
+    const Setting memory("RWKV_CUDA_EMULATED_MEMORY", std::to_string(bytes));
+    Gpu gpu(reference);
+    size_t states = 0;
+    char reason[256] = "";
+    std::vector<rwkv_cuda_state*> all;
+    rwkv_cuda_status status = RWKV_CUDA_OK;
+    while (status == RWKV_CUDA_OK && states++ < 10000) {
+        rwkv_cuda_state* state = nullptr;
+        status = rwkv_cuda_new_state(gpu.model, &state, reason, sizeof reason);
+        if (state)
+            all.push_back(state);
+    }
+    CHECK(status == RWKV_CUDA_NO_MEMORY && std::strstr(reason, "a state needs "), "%s", reason);
+    for (rwkv_cuda_state* state : all)
+        rwkv_cuda_free_state(state);
+}
+
+TEST(a_failing_device_is_reported) {
+    if (!emulated())
+        return;
+    Reference reference(config_of(Version::k6, 1, 64, 64, 96, 50), "q8g32", false);
+    Gpu gpu(reference);
+    GpuState state(gpu);
+    std::vector<float> logits(50);
+    for (const char* launch : {"1", "3", "9"}) {
+        const Setting failure("RWKV_CUDA_EMULATED_FAILURE", launch);
+        for (const int count : {1, 5}) {
+            char reason[256] = "";
+            const rwkv_cuda_status status =
+                rwkv_cuda_forward(gpu.model, kTokens.data(), count, state.state, logits.data(), 0, nullptr,
+                                  nullptr, reason, sizeof reason);
+            CHECK(status == RWKV_CUDA_FAILED && std::strstr(reason, "launch failure"), "%d: %s", int(status),
+                  reason);
+        }
+    }
+}
