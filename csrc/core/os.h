@@ -1,4 +1,5 @@
-// Everything the engine asks of the operating system. One function per need, one form per system in os.cpp.
+// Everything the engine asks of the operating system. One function per need, one form per system in
+// os.cpp and os_library.cpp.
 #pragma once
 
 #include <cstddef>
@@ -17,6 +18,11 @@ Mapping map_file(const std::string& path);
 void unmap_file(Mapping mapping) noexcept;
 
 int process_id() noexcept;
+
+/// Loads a shared library, which stays. Throws Error(kDevice) with the system's reason.
+void* load_library(const std::string& path);
+/// The address of what the library exports under `name`, or null.
+void* library_symbol(void* library, const char* name) noexcept;
 
 /// Flushes subnormal floats to zero on this thread while it lives; the caller's mode comes back afterwards.
 class FlushDenormals {
