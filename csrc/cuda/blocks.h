@@ -66,7 +66,7 @@ inline void time_mix_v6(Pass& p, const DeviceBlock& b, int layer) {
     SliceList slices{s.maa_hidden, {}};
     for (int i = 0; i < 5; ++i)
         slices.into[i] = s.hidden[i];
-    launch(quantize_slices, {5, unsigned(p.rows)}, kRowThreads, 0, p.stream, slices);
+    launch(quantize_slices, {5, unsigned(p.rows)}, row_threads(s.hidden[0].k), 0, p.stream, slices);
     const auto delta = [&](int i) {
         return Pass::product(b.maa_w2[i], s.hidden[i], Epilogue::kStore, s.delta[i]);
     };

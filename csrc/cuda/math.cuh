@@ -87,6 +87,7 @@ __device__ __forceinline__ float max_over(float x) {
 template <class F>
 __device__ __forceinline__ float sum16(int n, F f) {
     float sum = 0.0f;
+#pragma unroll 8 // loads ahead of a chain of additions
     for (int i = int(threadIdx.x % 16); i < n; i += 16)
         sum = f(sum, i);
     return fold16(sum);
@@ -103,6 +104,17 @@ __device__ __forceinline__ Moments moments(const float* x, float eps, int n) {
         return fmaf(centred, centred, sum);
     });
     return {mean, 1.0f / sqrtf(squares / float(n) + eps)};
+}
+
+/// The same, computed by the first warp for a whole block. `shared`: room for one that nobody else uses.
+__device__ __forceinline__ Moments block_moments(const float* x, float eps, int n, Moments* shared) {
+    if (threadIdx.x < 32) {
+        const Moments m = moments(x, eps, n);
+        if (threadIdx.x == 0)
+            *shared = m;
+    }
+    __syncthreads();
+    return *shared;
 }
 
 __device__ __forceinline__ float apply(Epilogue epilogue, float v, float out, float gate) {

@@ -9,6 +9,7 @@
 namespace rwkv::cuda {
 
 constexpr int kSharedLimit = 48 * 1024;
+constexpr int kWidestBlock = 8; ///< columns
 
 template <int T>
 constexpr int kProductThreads = T == 1 ? 256 : 128;
@@ -23,16 +24,24 @@ struct TilePlan {
     static constexpr int kTerms = kActGroup / kGroup; ///< integer sums per group of activations
     static constexpr int kStep = 8 * kWarpsPerTile;   ///< groups of activations that all lanes take at once
     static constexpr int kChunk = T == 1 ? 4 * kStep / kTerms : kStep; ///< before the sums are added up
-    static constexpr int kFloats = kChunk * kTerms * kRows * (T + 1);
+    static constexpr int kMostTerms = kChunk * kTerms;
 };
 
+/// Integer sums that a block wants room for, of a row of tiles that is `k_pad` long.
 template <int T>
-constexpr size_t kProductShared =
-    sizeof(float) *
-    (T * kUnitRows + (TilePlan<T, 16>::kFloats > TilePlan<T, 32>::kFloats ? TilePlan<T, 16>::kFloats
-                                                                          : TilePlan<T, 32>::kFloats));
-static_assert(kProductShared<1> <= kSharedLimit && kProductShared<4> <= kSharedLimit &&
-              kProductShared<8> <= kSharedLimit);
+constexpr int wanted_terms(int k_pad, int group) {
+    const int most = group == 16 ? TilePlan<T, 16>::kMostTerms : TilePlan<T, 32>::kMostTerms;
+    return k_pad / group < most ? k_pad / group : most;
+}
+
+/// Bytes of shared memory with room for `terms` sums of every row.
+template <int T>
+constexpr size_t product_shared(int terms) {
+    return sizeof(float) * size_t(T * kUnitRows + terms * TilePlan<T, 32>::kRows * (T + 1));
+}
+static_assert(product_shared<1>(TilePlan<1, 16>::kMostTerms) <= kSharedLimit &&
+              product_shared<1>(TilePlan<1, 32>::kMostTerms) <= kSharedLimit &&
+              product_shared<8>(TilePlan<8, 16>::kMostTerms) <= kSharedLimit);
 
 /// Eight 4-bit codes to signed bytes: of the lower four, from bit 0 up, to `low`.
 __device__ __forceinline__ void look_up(const uint32_t* codebook, uint32_t codes, int* low, int* high) {
@@ -50,8 +59,8 @@ __device__ __forceinline__ uint4 load16(const void* p) { return __ldg(static_cas
 /// lane's rows; dots: [kTerms][T][kRows] at the lane's rows; scales: [kTerms][kRows] likewise.
 template <int T, bool kIsQ4, int kGroup>
 __device__ __forceinline__ void group_dots(const DeviceMatrix& w, const uint8_t* codes,
-                                           const int8_t* group_scales, const int8_t* const (&x)[T],
-                                           float* dots, float* scales) {
+                                           const int8_t* group_scales, const int8_t* x, float* dots,
+                                           float* scales) {
     using Plan = TilePlan<T, kGroup>;
     int dot[T][4];
 #pragma unroll
@@ -83,7 +92,7 @@ __device__ __forceinline__ void group_dots(const DeviceMatrix& w, const uint8_t*
             }
 #pragma unroll
             for (int t = 0; t < T; ++t) {
-                const uint4 in = load16(x[t] + half * 16);
+                const uint4 in = load16(x + t * w.k_pad + half * 16);
                 const int b[4] = {int(__byte_perm(in.x, in.y, 0x5140)), int(__byte_perm(in.x, in.y, 0x7362)),
                                   int(__byte_perm(in.z, in.w, 0x5140)), int(__byte_perm(in.z, in.w, 0x7362))};
 #pragma unroll
@@ -104,7 +113,7 @@ __device__ __forceinline__ void group_dots(const DeviceMatrix& w, const uint8_t*
             }
 #pragma unroll
             for (int t = 0; t < T; ++t) {
-                const uint4 in = load16(x[t] + half * 16);
+                const uint4 in = load16(x + t * w.k_pad + half * 16);
                 const int b[4] = {int(in.x), int(in.y), int(in.z), int(in.w)};
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
@@ -120,9 +129,10 @@ __device__ __forceinline__ void group_dots(const DeviceMatrix& w, const uint8_t*
     }
 }
 
-/// y[t][row] = the products of unit `unit` with columns t0 .. t0 + T - 1 (past the end: any value).
+/// y[t][row] = the products of unit `unit` with columns t0 .. t0 + T - 1. Those past the last row may hold
+/// anything, but they are there: buffers hold whole blocks of kWidestBlock rows.
 template <int T, bool kIsQ4, int kGroup>
-__device__ __forceinline__ void tile_unit(const Product& p, int unit, int t0, int rows, float* y,
+__device__ __forceinline__ void tile_unit(const Product& p, int unit, int t0, int terms, float* y,
                                           float* shared) {
     using Plan = TilePlan<T, kGroup>;
     constexpr int kGroupBytes = kTileRows * kActGroup / (kIsQ4 ? 2 : 1);
@@ -131,24 +141,20 @@ __device__ __forceinline__ void tile_unit(const Product& p, int unit, int t0, in
     const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
     const int lane_rows = lane % 4 * 4, lane_group = warp % Plan::kWarpsPerTile * 8 + lane / 4;
     const int tile_here = warp / Plan::kWarpsPerTile;
-    float *dots = shared, *scales = shared + Plan::kChunk * Plan::kTerms * T * Plan::kRows;
+    const int chunk = terms / Plan::kTerms < Plan::kChunk ? terms / Plan::kTerms : Plan::kChunk;
+    float *dots = shared, *scales = shared + terms * T * Plan::kRows;
     const int row = int(threadIdx.x) % Plan::kRows,
               column = int(threadIdx.x) / Plan::kRows; // that a thread sums
-    const int own = t0 + column < rows ? t0 + column : rows - 1;
     for (int first = 0; first < kUnitRows / kTileRows; first += Plan::kTiles) {
         const int tile = 2 * unit + first + tile_here;
         const bool sums = column < T && 2 * unit + first + row / kTileRows < tiles;
         float total = 0.0f;
-        for (int begin = 0; begin < groups; begin += Plan::kChunk) {
-            const int end = begin + Plan::kChunk < groups ? begin + Plan::kChunk : groups;
+        for (int begin = 0; begin < groups; begin += chunk) {
+            const int end = begin + chunk < groups ? begin + chunk : groups;
             if (tile < tiles)
                 for (int g = begin + lane_group; g < end; g += Plan::kStep) {
                     const size_t at = size_t(tile) * size_t(groups) + size_t(g);
-                    const int8_t* x[T];
-#pragma unroll
-                    for (int t = 0; t < T; ++t)
-                        x[t] = p.x.q + size_t(t0 + t < rows ? t0 + t : rows - 1) * size_t(w.k_pad) +
-                               size_t(g) * kActGroup;
+                    const int8_t* x = p.x.q + size_t(t0) * size_t(w.k_pad) + size_t(g) * kActGroup;
                     const int place = tile_here * kTileRows + lane_rows;
                     group_dots<T, kIsQ4, kGroup>(w, w.q + at * kGroupBytes + size_t(lane_rows) * 4,
                                                  w.s + at * Plan::kTerms * kTileRows + lane_rows, x,
@@ -157,13 +163,13 @@ __device__ __forceinline__ void tile_unit(const Product& p, int unit, int t0, in
                 }
             __syncthreads();
             if (sums) {
-                const float* x_scale = p.x.scale + size_t(own) * size_t(groups) + size_t(begin);
+                const float* x_scale = p.x.scale + size_t(t0 + column) * size_t(groups) + size_t(begin);
                 const float *d = dots + column * Plan::kRows + row, *s = scales + row;
-#pragma unroll 4
+#pragma unroll 8
                 for (int g = 0; g < end - begin; ++g)
 #pragma unroll
                     for (int term = 0; term < Plan::kTerms; ++term, d += T * Plan::kRows, s += Plan::kRows)
-                        total = fmaf(*d, *s * x_scale[g], total);
+                        total = fmaf(*d, *s * __ldg(x_scale + g), total);
             }
             __syncthreads();
         }
@@ -186,7 +192,7 @@ __device__ __forceinline__ float float_weight(const uint8_t* row, int k) {
 
 /// The same for rows of floats: sixteen lanes to a row, each with the inputs of one residue mod 16.
 template <int T, Encoding E>
-__device__ __forceinline__ void float_unit(const Product& p, int unit, int t0, int rows, float* y) {
+__device__ __forceinline__ void float_unit(const Product& p, int unit, int t0, float* y) {
     const DeviceMatrix& w = p.w;
     const int lane = int(threadIdx.x % 16);
     const size_t row_bytes = size_t(w.k) * (E == Encoding::kF32 ? 4 : 2);
@@ -195,24 +201,21 @@ __device__ __forceinline__ void float_unit(const Product& p, int unit, int t0, i
         float total[T] = {};
         if (n < w.n) {
             const uint8_t* weights = w.q + size_t(n) * row_bytes;
-            const float* x[T];
-#pragma unroll
-            for (int t = 0; t < T; ++t)
-                x[t] = p.x.f + size_t(t0 + t < rows ? t0 + t : rows - 1) * size_t(p.x.k_pad);
+            const float* x = p.x.f + size_t(t0) * size_t(p.x.k_pad);
             const int whole = w.k / 16 * 16;
 #pragma unroll 4
             for (int k = lane; k < whole; k += 16) {
                 const float weight = float_weight<E>(weights, k);
 #pragma unroll
                 for (int t = 0; t < T; ++t)
-                    total[t] = fmaf(weight, x[t][k], total[t]);
+                    total[t] = fmaf(weight, x[t * p.x.k_pad + k], total[t]);
             }
             if (whole < w.k) { // the inputs are padded with zeros, the weights are not
                 const int k = whole + lane;
                 const float weight = k < w.k ? float_weight<E>(weights, k) : 0.0f;
 #pragma unroll
                 for (int t = 0; t < T; ++t)
-                    total[t] = fmaf(weight, x[t][k], total[t]);
+                    total[t] = fmaf(weight, x[t * p.x.k_pad + k], total[t]);
             }
         }
 #pragma unroll
@@ -267,17 +270,17 @@ __global__ void __launch_bounds__(kProductThreads<T>)
     float *y = shared_memory<float>(), *shared = y + T * kUnitRows;
     if (p.w.layout == Layout::kTile) {
         if (p.w.encoding == Encoding::kQ8)
-            tile_unit<T, false, 32>(p, unit, t0, rows, y, shared);
+            tile_unit<T, false, 32>(p, unit, t0, list.terms, y, shared);
         else if (p.w.group == 32)
-            tile_unit<T, true, 32>(p, unit, t0, rows, y, shared);
+            tile_unit<T, true, 32>(p, unit, t0, list.terms, y, shared);
         else
-            tile_unit<T, true, 16>(p, unit, t0, rows, y, shared);
+            tile_unit<T, true, 16>(p, unit, t0, list.terms, y, shared);
     } else if (p.w.encoding == Encoding::kF32) {
-        float_unit<T, Encoding::kF32>(p, unit, t0, rows, y);
+        float_unit<T, Encoding::kF32>(p, unit, t0, y);
     } else if (p.w.encoding == Encoding::kF16) {
-        float_unit<T, Encoding::kF16>(p, unit, t0, rows, y);
+        float_unit<T, Encoding::kF16>(p, unit, t0, y);
     } else {
-        float_unit<T, Encoding::kBf16>(p, unit, t0, rows, y);
+        float_unit<T, Encoding::kBf16>(p, unit, t0, y);
     }
     finish_unit<T>(p, unit, t0, rows, y);
 }

@@ -15,11 +15,10 @@ size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) /
 
 /// Where the parts of a table for `rows` rows lie.
 struct TableLayout {
-    size_t tokens, first, last, segments, bytes;
+    size_t tokens = 0, first, last, segments, bytes;
     explicit TableLayout(int rows) {
         const size_t n = size_t(rows);
-        tokens = round_up(sizeof(Batch), 16);
-        first = tokens + round_up(n * sizeof(int32_t), 16);
+        first = round_up(n * sizeof(int32_t), 16);
         last = first + n * sizeof(float*);
         segments = round_up(last + n * sizeof(float*), 16);
         bytes = segments + n * sizeof(Segment);
@@ -67,11 +66,6 @@ BatchTable::BatchTable(int rows) : rows_(rows), host_(TableLayout(rows).bytes) {
     arena_.allocate();
     device_ = arena_.cut<uint8_t>(at.bytes);
     std::memset(host_.data(), 0, at.bytes);
-    const Batch batch{reinterpret_cast<const int32_t*>(device_ + at.tokens),
-                      reinterpret_cast<float* const*>(device_ + at.first),
-                      reinterpret_cast<float* const*>(device_ + at.last),
-                      reinterpret_cast<const Segment*>(device_ + at.segments)};
-    std::memcpy(host_.data(), &batch, sizeof batch);
 }
 
 void BatchTable::set(std::span<const int32_t> tokens, std::span<const Segment> segments) {
@@ -93,9 +87,12 @@ void BatchTable::send(cudaStream_t stream) const {
           "copying to the device");
 }
 
-const Batch* BatchTable::device() const { return reinterpret_cast<const Batch*>(device_); }
-float* const* BatchTable::last() const {
-    return reinterpret_cast<float* const*>(device_ + TableLayout(rows_).last);
+Batch BatchTable::batch() const {
+    const TableLayout at(rows_);
+    return {reinterpret_cast<const int32_t*>(device_ + at.tokens),
+            reinterpret_cast<float* const*>(device_ + at.first),
+            reinterpret_cast<float* const*>(device_ + at.last),
+            reinterpret_cast<const Segment*>(device_ + at.segments)};
 }
 
 Model::Model(const rwkv_cuda_config& config, const rwkv_cuda_weights& weights, int device)
@@ -104,6 +101,7 @@ Model::Model(const rwkv_cuda_config& config, const rwkv_cuda_weights& weights, i
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, device), "the device cannot be asked");
     device_name_ = properties.name;
+    require_kernel(embed);
     const size_t one_row = Scratch(config_, weights_, kLogitRows).bytes() / size_t(kLogitRows);
     const int chunk = int(std::clamp<size_t>(kScratchBudget / one_row, 8, kLongestChunk)) / 8 * 8;
     scratch_ = std::make_unique<Scratch>(config_, weights_, chunk);
@@ -275,7 +273,7 @@ bool Model::run(std::span<const int32_t> tokens, std::span<const Segment> segmen
         stream_.wait();
         return false;
     }
-    const int piece_rows = scratch_->logits.data ? std::min(scratch_->rows, kLogitRows) : 0;
+    const int piece_rows = std::min(scratch_->rows, kLogitRows);
     for (int done = 0; done < wanted; done += piece_rows) {
         const int piece = std::min(piece_rows, wanted - done);
         const size_t count = size_t(piece) * size_t(config_.vocab_size);
@@ -293,10 +291,9 @@ bool Model::run(std::span<const int32_t> tokens, std::span<const Segment> segmen
 
 bool Model::start_blocks(const BatchTable& table, int rows, int segments, bool each_begins,
                          const Poll& poll) {
-    launch(embed, {unsigned(rows)}, kRowThreads, 0, stream_, weights_.emb, table.device(), weights_.ln0,
-           scratch_->x);
-    Pass pass{config_,      *scratch_, layout_,  stream_,    table.device(),
-              table.last(), rows,      segments, each_begins};
+    launch(embed, {unsigned(rows)}, row_threads(config_.n_embd), sizeof(Moments), stream_, weights_.emb,
+           table.batch(), weights_.ln0, scratch_->x);
+    Pass pass{config_, *scratch_, layout_, stream_, table.batch(), rows, segments, each_begins};
     for (int layer = 0; layer < config_.n_layer; ++layer) {
         if (poll && poll())
             return false;
@@ -307,21 +304,9 @@ bool Model::start_blocks(const BatchTable& table, int rows, int segments, bool e
 }
 
 void Model::start_logits(int first_row, int rows) {
-    Scratch& s = *scratch_;
-    const auto from_row = [&](const Rows& all) {
-        return Rows{all.data + size_t(first_row) * size_t(all.stride), all.stride};
-    };
-    const int c = config_.n_embd;
-    const size_t row_bytes = size_t(c) * sizeof(float);
-    const bool together = row_bytes <= kSharedLimit;
-    if (!together)
-        launch(norm_rows, {unsigned(rows)}, kRowThreads, 0, stream_, from_row(s.x), weights_.ln_out,
-               from_row(s.normed), c);
-    launch(mix_rows, {1, unsigned(rows)}, kRowThreads, together ? row_bytes : 0, stream_,
-           mixes({{nullptr, &s.head}}), from_row(s.x), together ? weights_.ln_out : DeviceNorm(),
-           from_row(s.normed), static_cast<const Batch*>(nullptr), size_t(0), c);
-    Pass pass{config_, s, layout_, stream_, nullptr, nullptr, rows, rows, true};
-    pass.products({Pass::product(weights_.head, s.head, Epilogue::kStore, s.logits)});
+    Pass pass{config_, *scratch_, layout_, stream_, {}, rows, rows, true};
+    pass.final_norm(weights_.ln_out, first_row, rows);
+    pass.products({Pass::product(weights_.head, scratch_->head, Epilogue::kStore, scratch_->logits)});
 }
 
 } // namespace rwkv::cuda

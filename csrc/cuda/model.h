@@ -50,8 +50,7 @@ class BatchTable {
     static size_t bytes(int rows);
     void set(std::span<const int32_t> tokens, std::span<const Segment> segments);
     void send(cudaStream_t stream) const;
-    const Batch* device() const;
-    float* const* last() const;
+    Batch batch() const;
 
   private:
     int rows_;

@@ -5,8 +5,13 @@
 
 namespace rwkv::cuda {
 
-constexpr int kRowThreads = 256;
+constexpr int kMostRowThreads = 1024; ///< a warp for each 32 channels of a row, as far as they reach
 constexpr float kNormEps = 1e-5f;
+
+inline int row_threads(int channels) {
+    const int threads = (channels + 31) / 32 * 32;
+    return threads < kMostRowThreads ? threads : kMostRowThreads;
+}
 
 __device__ __forceinline__ float embedding_value(const DeviceMatrix& m, size_t row, int i) {
     const size_t k = size_t(m.k), at = size_t(i);
@@ -32,28 +37,27 @@ __device__ __forceinline__ float embedding_value(const DeviceMatrix& m, size_t r
 }
 
 /// Grid: rows. x[t] = the token's embedding, normed if there is a ln0.
-__global__ void __launch_bounds__(kRowThreads)
-    embed(DeviceMatrix emb, const Batch* batch, DeviceNorm ln0, Rows x) {
+__global__ void __launch_bounds__(kMostRowThreads)
+    embed(DeviceMatrix emb, Batch batch, DeviceNorm ln0, Rows x) {
     const int t = int(blockIdx.x), c = emb.k;
     float* row = x.data + size_t(t) * size_t(x.stride);
-    const size_t token = size_t(batch->tokens[t]);
-    for (int i = int(threadIdx.x); i < c; i += kRowThreads)
+    const size_t token = size_t(batch.tokens[t]);
+    for (int i = int(threadIdx.x); i < c; i += int(blockDim.x))
         row[i] = embedding_value(emb, token, i);
     if (!ln0.weight)
         return;
     __syncthreads();
-    const Moments m = moments(row, kNormEps, c);
-    __syncthreads();
-    for (int i = int(threadIdx.x); i < c; i += kRowThreads)
+    const Moments m = block_moments(row, kNormEps, c, shared_memory<Moments>());
+    for (int i = int(threadIdx.x); i < c; i += int(blockDim.x))
         row[i] = fmaf((row[i] - m.mean) * m.scale, ln0.weight[i], ln0.bias[i]);
 }
 
 /// Grid: rows. normed[t] = LN(x[t]).
-__global__ void __launch_bounds__(kRowThreads) norm_rows(Rows x, DeviceNorm norm, Rows normed, int c) {
+__global__ void __launch_bounds__(kMostRowThreads) norm_rows(Rows x, DeviceNorm norm, Rows normed, int c) {
     const float* row = x.data + size_t(blockIdx.x) * size_t(x.stride);
     float* out = normed.data + size_t(blockIdx.x) * size_t(normed.stride);
-    const Moments m = moments(row, kNormEps, c);
-    for (int i = int(threadIdx.x); i < c; i += kRowThreads)
+    const Moments m = block_moments(row, kNormEps, c, shared_memory<Moments>());
+    for (int i = int(threadIdx.x); i < c; i += int(blockDim.x))
         out[i] = fmaf((row[i] - m.mean) * m.scale, norm.weight[i], norm.bias[i]);
 }
 
@@ -68,21 +72,21 @@ struct MixList {
 /// Grid: mixes, rows. Where every row begins a sequence, `x` and `norm` are given and each block norms the
 /// row itself (the first keeps it in `normed`); else `normed` is done already. The previous row of a
 /// sequence's first is in its state, at `offset`.
-__global__ void __launch_bounds__(kRowThreads)
-    mix_rows(const __grid_constant__ MixList list, Rows x, DeviceNorm norm, Rows normed, const Batch* batch,
+__global__ void __launch_bounds__(kMostRowThreads)
+    mix_rows(const __grid_constant__ MixList list, Rows x, DeviceNorm norm, Rows normed, Batch batch,
              size_t offset, int c) {
     const int which = int(blockIdx.x), t = int(blockIdx.y);
     float* normed_row = normed.data + size_t(t) * size_t(normed.stride);
     const float* now = normed_row;
     if (norm.weight) {
-        float* staged = shared_memory<float>(); // [c]
+        Moments* shared = shared_memory<Moments>();
+        float* staged = reinterpret_cast<float*>(shared + 1); // [c]
         const float* row = x.data + size_t(t) * size_t(x.stride);
-        for (int i = int(threadIdx.x); i < c; i += kRowThreads)
+        for (int i = int(threadIdx.x); i < c; i += int(blockDim.x))
             staged[i] = row[i];
         __syncthreads();
-        const Moments m = moments(staged, kNormEps, c);
-        __syncthreads();
-        for (int i = int(threadIdx.x); i < c; i += kRowThreads) {
+        const Moments m = block_moments(staged, kNormEps, c, shared);
+        for (int i = int(threadIdx.x); i < c; i += int(blockDim.x)) {
             staged[i] = fmaf((staged[i] - m.mean) * m.scale, norm.weight[i], norm.bias[i]);
             if (which == 0)
                 normed_row[i] = staged[i];
@@ -93,13 +97,13 @@ __global__ void __launch_bounds__(kRowThreads)
     const float* mix = list.mix[which];
     const float* previous = nullptr;
     if (mix) {
-        const float* state = batch->first[t];
+        const float* state = batch.first[t];
         previous = state ? state + offset : normed_row - normed.stride;
     }
     const Rows delta = list.delta[which];
     const Acts& into = list.into[which];
     const int lane = int(threadIdx.x % 32);
-    for (int g = int(threadIdx.x / 32); g < into.k_pad / kActGroup; g += kRowThreads / 32) {
+    for (int g = int(threadIdx.x / 32); g < into.k_pad / kActGroup; g += int(blockDim.x) / 32) {
         const int i = g * kActGroup + lane;
         float value = 0.0f;
         if (i < c) {
@@ -122,12 +126,12 @@ struct SliceList {
 };
 
 /// Grid: slices, rows.
-__global__ void __launch_bounds__(kRowThreads) quantize_slices(const __grid_constant__ SliceList list) {
+__global__ void __launch_bounds__(kMostRowThreads) quantize_slices(const __grid_constant__ SliceList list) {
     const int which = int(blockIdx.x), t = int(blockIdx.y), lane = int(threadIdx.x % 32);
     const Acts& into = list.into[which];
     const float* from =
         list.from.data + size_t(t) * size_t(list.from.stride) + size_t(which) * size_t(into.k);
-    for (int g = int(threadIdx.x / 32); g < into.k_pad / kActGroup; g += kRowThreads / 32) {
+    for (int g = int(threadIdx.x / 32); g < into.k_pad / kActGroup; g += int(blockDim.x) / 32) {
         const int i = g * kActGroup + lane;
         set_group(into, t, g, i < into.k ? from[i] : 0.0f);
     }

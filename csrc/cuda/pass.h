@@ -19,25 +19,26 @@ struct Pass {
     Scratch& s;
     StateLayout layout;
     cudaStream_t stream;
-    const Batch* batch; ///< on the device
-    float* const* last; ///< the batch's, on the device
+    Batch batch; ///< what its pointers lead to lies on the device
     int rows, segments;
     bool each_begins; ///< every row is the first of its sequence
 
     /// Layer-norms every row of s.x and mixes it with the token before. `offset`: of x_prev in a state.
     void shift(const DeviceNorm& norm, size_t offset, const MixList& list) {
-        const int c = config.n_embd;
-        const size_t row_bytes = size_t(c) * sizeof(float);
-        const bool together = each_begins && row_bytes <= kSharedLimit;
-        if (!together)
-            launch(norm_rows, {unsigned(rows)}, kRowThreads, 0, stream, s.x, norm, s.normed, c);
-        launch(mix_rows, {unsigned(list.count), unsigned(rows)}, kRowThreads, together ? row_bytes : 0,
-               stream, list, s.x, together ? norm : DeviceNorm(), s.normed, batch, offset, c);
+        mix(s.x, norm, s.normed, rows, each_begins, offset, list);
     }
     /// Mixes rows that a shift has normed already.
     void shift_again(size_t offset, const MixList& list) {
-        launch(mix_rows, {unsigned(list.count), unsigned(rows)}, kRowThreads, size_t(0), stream, list, s.x,
-               DeviceNorm(), s.normed, batch, offset, config.n_embd);
+        mix(s.x, DeviceNorm(), s.normed, rows, false, offset, list);
+    }
+    /// The input of the head: the final norm of `count` rows from `first` on.
+    void final_norm(const DeviceNorm& norm, int first, int count) {
+        const auto from = [&](const Rows& all) {
+            return Rows{all.data + size_t(first) * size_t(all.stride), all.stride};
+        };
+        MixList list{};
+        list.into[list.count++] = s.head;
+        mix(from(s.x), norm, from(s.normed), count, true, 0, list);
     }
 
     /// Runs products side by side.
@@ -73,7 +74,7 @@ struct Pass {
         else
             launch(wkv.n == 64 ? wkv5<64> : wkv5<0>, grid, threads, 5 * row, stream, wkv);
         if (wkv.n % kActGroup != 0 && s.att_out.q)
-            launch(quantize_slices, {1, unsigned(rows)}, kRowThreads, 0, stream,
+            launch(quantize_slices, {1, unsigned(rows)}, row_threads(s.att_out.k), 0, stream,
                    SliceList{{s.att_out.f, s.att_out.k_pad}, {s.att_out}});
     }
 
@@ -85,26 +86,44 @@ struct Pass {
     }
 
     void products(std::initializer_list<Product> all, int count, const float* normed, size_t offset) {
+        if (count == 1)
+            start_products<1>(all, count, normed, offset);
+        else if (count <= 4)
+            start_products<4>(all, count, normed, offset);
+        else
+            start_products<8>(all, count, normed, offset);
+    }
+
+  private:
+    template <int T>
+    void start_products(std::initializer_list<Product> all, int count, const float* normed, size_t offset) {
         ProductList list{};
         for (const Product& p : all) {
             list.item[list.count] = p;
             list.first_unit[list.count + 1] =
                 list.first_unit[list.count] + (p.w.n + kUnitRows - 1) / kUnitRows;
             ++list.count;
+            if (p.w.layout == Layout::kTile)
+                list.terms = std::max(list.terms, wanted_terms<T>(p.w.k_pad, p.w.group));
         }
         list.normed = normed;
-        list.last = last;
+        list.last = batch.last;
         list.offset = offset;
         list.width = config.n_embd;
-        const int columns = count == 1 ? 1 : count <= 4 ? 4 : 8;
-        const unsigned blocks =
-            unsigned(list.first_unit[list.count] * ((count + columns - 1) / columns) + (normed ? count : 0));
-        if (columns == 1)
-            launch(cuda::products<1>, {blocks}, kProductThreads<1>, kProductShared<1>, stream, list, count);
-        else if (columns == 4)
-            launch(cuda::products<4>, {blocks}, kProductThreads<4>, kProductShared<4>, stream, list, count);
-        else
-            launch(cuda::products<8>, {blocks}, kProductThreads<8>, kProductShared<8>, stream, list, count);
+        const int blocks = list.first_unit[list.count] * ((count + T - 1) / T) + (normed ? count : 0);
+        launch(cuda::products<T>, {unsigned(blocks)}, kProductThreads<T>, product_shared<T>(list.terms),
+               stream, list, count);
+    }
+
+    void mix(const Rows& x, const DeviceNorm& norm, const Rows& normed, int count, bool in_one_launch,
+             size_t offset, const MixList& list) {
+        const int c = config.n_embd, threads = row_threads(c);
+        const size_t staged = sizeof(Moments) + size_t(c) * sizeof(float);
+        const bool together = in_one_launch && staged <= kSharedLimit;
+        if (norm.weight && !together)
+            launch(norm_rows, {unsigned(count)}, threads, sizeof(Moments), stream, x, norm, normed, c);
+        launch(mix_rows, {unsigned(list.count), unsigned(count)}, threads, together ? staged : 0, stream,
+               list, x, together ? norm : DeviceNorm(), normed, batch, offset, c);
     }
 };
 

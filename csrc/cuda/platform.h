@@ -33,6 +33,23 @@ __device__ __forceinline__ T* shared_memory() {
 #endif
 }
 
+/// Throws DeviceError(RWKV_CUDA_UNAVAILABLE) when the library has no code of `kernel` for this thread's
+/// device.
+template <class... P>
+void require_kernel(void (*kernel)(P...)) {
+#if defined(__CUDACC__)
+    cudaFuncAttributes attributes;
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
+    if (error != cudaSuccess) {
+        (void)cudaGetLastError();
+        throw DeviceError(RWKV_CUDA_UNAVAILABLE,
+                          std::string("this build has no code for the GPU: ") + cudaGetErrorString(error));
+    }
+#else
+    (void)kernel;
+#endif
+}
+
 struct Grid {
     unsigned x = 1, y = 1;
 };

@@ -14,7 +14,7 @@ constexpr int kLogitRows = 32;
 
 class Scratch {
   public:
-    /// Counts what `rows` rows take. Nothing lies on the device before allocate().
+    /// Counts what `rows` rows, a multiple of 8, take. Nothing lies on the device before allocate().
     Scratch(const Config& config, const DeviceWeights& weights, int rows);
     size_t bytes() const { return arena_.bytes(); }
     /// All buffers that hold activations are zero afterwards: their padding stays so.

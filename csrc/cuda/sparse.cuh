@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kFindThreads) find_active(Acts x, const float*
     const int begin = warp * each, end = begin + each < groups ? begin + each : groups;
     int count = 0;
     for (int g = begin; g < end; ++g)
-        count += __popc(__ballot_sync(kAllLanes, f[g * kActGroup + lane] != 0.0f));
+        count += __popc(__ballot_sync(kAllLanes, __ldg(f + g * kActGroup + lane) != 0.0f));
     if (lane == 0)
         counts[warp] = count;
     __syncthreads();
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kFindThreads) find_active(Acts x, const float*
         total += counts[i];
     }
     for (int g = begin; g < end; ++g) {
-        const bool active = f[g * kActGroup + lane] != 0.0f;
+        const bool active = __ldg(f + g * kActGroup + lane) != 0.0f;
         const unsigned mask = __ballot_sync(kAllLanes, active);
         if (active)
             channels[at + __popc(mask & ((1u << lane) - 1))] = g * kActGroup + lane;
@@ -67,8 +67,9 @@ __global__ void __launch_bounds__(kFindThreads) find_active(Acts x, const float*
     }
 }
 
-constexpr int kSparseThreads = 256;
-constexpr int kSparseChunk = 64; ///< blocks of channels whose sums meet in shared memory
+constexpr int kSparseThreads = 1024; // few blocks, and every warp has to hide the way to memory
+constexpr int kSparseChunk = 96;     ///< blocks of channels whose sums meet in shared memory
+static_assert(kSparseChunk % (kSparseThreads / 32) == 0); // a warp goes on where it would have
 
 /// Half a line of 64 bytes, for all active channels of a row.
 template <bool kIsQ4, int kGroup>
@@ -88,22 +89,34 @@ __device__ __forceinline__ void half_line(const Product& p, const SparseRows& ac
     const float* steps = active.steps + size_t(t) * size_t(active.stride / kBlockChannels);
     const size_t first_scale = size_t(w.n_pad) / (kIsQ4 ? 2 : 1) + size_t(line) * kGroups;
     const size_t first_code = size_t(line) * 64 + size_t(half) * 32 + size_t(word) * 4;
+    // A block's codes come while the one before is worked on.
+    uint32_t codes[4], coming[4] = {};
+    const auto fetch = [&](int block) {
+        const int4 mine =
+            __ldg(reinterpret_cast<const int4*>(channels + block * kBlockChannels + quarter * 4));
+        const int record[4] = {mine.x, mine.y, mine.z, mine.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            coming[i] = __ldg(
+                reinterpret_cast<const uint32_t*>(w.q + size_t(record[i]) * size_t(w.stride) + first_code));
+    };
+    if (warp < blocks)
+        fetch(warp);
     float total = 0.0f;
     for (int begin = 0; begin < blocks; begin += kSparseChunk) {
         const int end = begin + kSparseChunk < blocks ? begin + kSparseChunk : blocks;
         for (int block = begin + warp; block < end; block += kWarps) {
-            const int4 mine = *reinterpret_cast<const int4*>(channels + block * kBlockChannels + quarter * 4);
-            const int record[4] = {mine.x, mine.y, mine.z, mine.w};
-            uint32_t codes[4];
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-                codes[i] = __ldg(reinterpret_cast<const uint32_t*>(
-                    w.q + size_t(record[i]) * size_t(w.stride) + first_code));
+                codes[i] = coming[i];
+            if (block + kWarps < blocks)
+                fetch(block + kWarps);
             { // activations times scales, as pairs of 16-bit integers
                 const int place = lane % kBlockChannels;
                 const uint8_t* scales =
-                    w.q + size_t(channels[block * kBlockChannels + place]) * size_t(w.stride) + first_scale;
-                const float factor = block_factors[block * kBlockChannels + place];
+                    w.q + size_t(__ldg(channels + block * kBlockChannels + place)) * size_t(w.stride) +
+                    first_scale;
+                const float factor = __ldg(block_factors + block * kBlockChannels + place);
 #pragma unroll
                 for (int g = lane / kBlockChannels; g < kGroups; g += 2)
                     factors[g * kBlockChannels + place] =
@@ -148,9 +161,10 @@ __device__ __forceinline__ void half_line(const Product& p, const SparseRows& ac
         }
         __syncthreads();
         if (int(threadIdx.x) < kOutputs)
-#pragma unroll 4
+#pragma unroll 8
             for (int block = begin; block < end; ++block)
-                total = fmaf(sums[(block - begin) * kOutputs + int(threadIdx.x)], steps[block], total);
+                total =
+                    fmaf(sums[(block - begin) * kOutputs + int(threadIdx.x)], __ldg(steps + block), total);
         __syncthreads();
     }
     const int n = line * kLineOutputs + int(threadIdx.x) / 8 * 16 + half * 8 + int(threadIdx.x) % 8;

@@ -62,7 +62,8 @@ struct Segment {
     int begin, count;
 };
 
-/// What a pass is about; in device memory, so that a captured graph serves any state and token.
+/// What a pass is about. What the pointers lead to is written before each pass, so that a captured graph
+/// serves any state and token.
 struct Batch {
     const int32_t* tokens;   ///< [rows]
     float* const* first;     ///< [rows] state of the sequence that begins with this row, or null
@@ -77,6 +78,7 @@ struct ProductList {
     Product item[kMostProducts];
     int first_unit[kMostProducts + 1]; ///< in units of 32 outputs; [count] is the number of all
     int count;
+    int terms; ///< integer sums of a row of tiles that fit into the block's shared memory
     /// Then, row by row, the states that a sequence's last row leaves behind: last[row][offset ..] = normed.
     const float* normed; ///< [rows, width] or null
     float* const* last;

@@ -140,8 +140,12 @@ namespace {
 
 struct Count {
     Arena& arena;
+    bool embedding = true; // the first matrix
     void operator()(const rwkv_cuda_matrix& from, DeviceMatrix& to) {
         describe(from, to);
+        const bool rows_of_codes = to.layout == Layout::kRow && from.d_bytes > 0;
+        require(embedding || to.empty() || !rows_of_codes, Fault::kFormat, "layout 'row' holds no products");
+        embedding = false;
         arena.cut<uint8_t>(from.n ? from.q_bytes : 0);
         arena.cut<uint8_t>(from.n ? from.s_bytes : 0);
         arena.cut<uint8_t>(from.n ? from.d_bytes : 0);
@@ -181,6 +185,9 @@ DeviceWeights::DeviceWeights(const Config& config, const rwkv_cuda_weights& weig
     : blocks(size_t(config.n_layer)), config_(config), source_(&weights) {
     Count count{arena_};
     each(count);
+    require(emb.layout == Layout::kRow && emb.n == config.vocab_size && emb.k == config.n_embd,
+            Fault::kFormat, "impossible embedding");
+    require(head.n == config.vocab_size && head.k == config.n_embd, Fault::kFormat, "impossible head");
 }
 
 void DeviceWeights::upload(cudaStream_t stream) {

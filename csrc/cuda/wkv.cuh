@@ -62,7 +62,7 @@ struct Wkv {
     DeviceNorm ln_x;
     float eps;
     Acts out; ///< floats are always written; integers too where a head is a multiple of 32 channels
-    const Batch* batch;
+    Batch batch;
     size_t offset; ///< of the layer's recurrence in a state
     int n;         ///< head size; v4: C
 };
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kN > 0 ? kN : 1024) wkv7(const __grid_constant
     float* r = shared_memory<float>(); // eight arrays [pad]
     float *k = r + pad, *w = k + pad, *a = w + pad, *b = a + pad, *y = b + pad, *kk = y + pad,
           *r_k = kk + pad;
-    const Segment segment = p.batch->segments[blockIdx.y];
+    const Segment segment = p.batch.segments[blockIdx.y];
     Column<kN> state(segment.state + p.offset + size_t(head) * size_t(n) * size_t(n) + size_t(i), n, used);
     float k_k = 0, k_a = 0, a0 = 0, w0 = 0, v0 = 0, ln_weight = 0, ln_bias = 0;
     if (used) {
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kN > 0 ? kN : 1024) wkv5(const __grid_constant
     const bool used = i < n;
     float* r = shared_memory<float>(); // five arrays [pad]
     float *k = r + pad, *w = k + pad, *uk = w + pad, *y = uk + pad;
-    const Segment segment = p.batch->segments[blockIdx.y];
+    const Segment segment = p.batch.segments[blockIdx.y];
     Column<kN> state(segment.state + p.offset + size_t(head) * size_t(n) * size_t(n) + size_t(i), n, used);
     float decay = 0, bonus = 0, ln_weight = 0, ln_bias = 0;
     if (used) {
@@ -203,7 +203,7 @@ constexpr int kWkv4Threads = 128;
 __global__ void __launch_bounds__(kWkv4Threads) wkv4(const __grid_constant__ Wkv p) {
     const int c = int(blockIdx.x) * kWkv4Threads + int(threadIdx.x);
     const bool used = c < p.n;
-    const Segment segment = p.batch->segments[blockIdx.y];
+    const Segment segment = p.batch.segments[blockIdx.y];
     float *aa = segment.state + p.offset + c, *bb = aa + p.n, *pp = bb + p.n;
     float a = 0, b = 0, top = 0, decay = 0, bonus = 0;
     if (used)
