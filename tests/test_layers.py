@@ -28,11 +28,12 @@ CPP = {
     "text": {"core", "formats", "cpu"},
     "model": {"core", "formats", "cpu"},
     "cuda": {"core", "formats", "model"},
-    "bindings": {"core", "formats", "cpu", "codec", "text", "model", "cuda"},
-    "tests": {"core", "formats", "cpu", "codec", "text", "model", "cuda"},
+    "device": {"core", "formats", "cpu", "model", "cuda"},
+    "bindings": {"core", "formats", "cpu", "codec", "text", "model", "device"},
+    "tests": {"core", "formats", "cpu", "codec", "text", "model", "cuda", "device"},
 }
 # All that a folder may include of another, where that is less than all.
-CPP_ONLY = {("cuda", "model"): {"config.h"}, ("bindings", "cuda"): {"abi.h"}, ("tests", "cuda"): {"abi.h"}}
+CPP_ONLY = {("cuda", "model"): {"config.h"}, ("device", "cuda"): {"abi.h"}, ("tests", "cuda"): {"abi.h"}}
 ONLY_IN = {  # heavy or interface packages -> the folders that may import them
     "typer": {"rwkvcli.cli"},
     "rich": {"rwkvcli.cli"},

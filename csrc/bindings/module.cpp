@@ -11,6 +11,8 @@ PYBIND11_MODULE(_kernels, m) {
     static PyObject* device_error = py::exception<rwkv::Error>(m, "DeviceError").release().ptr();
     static PyObject* thread_error =
         py::exception<rwkv::Error>(m, "ThreadError", device_error).release().ptr();
+    static PyObject* memory_error =
+        py::exception<rwkv::Error>(m, "DeviceMemoryError", device_error).release().ptr();
     py::register_exception_translator([](std::exception_ptr p) {
         try {
             if (p)
@@ -26,6 +28,9 @@ PYBIND11_MODULE(_kernels, m) {
             case rwkv::Fault::kThreads:
                 PyErr_SetString(thread_error, e.what());
                 break;
+            case rwkv::Fault::kMemory:
+                PyErr_SetString(memory_error, e.what());
+                break;
             case rwkv::Fault::kArgument:
                 PyErr_SetString(PyExc_ValueError, e.what());
                 break;
@@ -35,6 +40,7 @@ PYBIND11_MODULE(_kernels, m) {
 
     rwkv::bindings::register_codec(m);
     rwkv::bindings::register_cpu(m);
+    rwkv::bindings::register_cuda(m);
     rwkv::bindings::register_model(m);
     rwkv::bindings::register_text(m);
 }

@@ -7,6 +7,7 @@ namespace rwkv::bindings {
 
 void register_codec(pybind11::module_& m);
 void register_cpu(pybind11::module_& m);
+void register_cuda(pybind11::module_& m);
 void register_model(pybind11::module_& m);
 void register_text(pybind11::module_& m);
 

@@ -8,8 +8,8 @@
 namespace rwkv {
 
 /// What went wrong, so that Python can raise the matching class and exit code.
-/// kThreads is a kDevice that asking for fewer threads helps against.
-enum class Fault { kFormat, kArgument, kDevice, kThreads };
+/// kThreads is a kDevice that asking for fewer threads helps against, kMemory one that a smaller model does.
+enum class Fault { kFormat, kArgument, kDevice, kThreads, kMemory };
 
 class Error : public std::runtime_error {
   public:

@@ -1,4 +1,5 @@
-// Everything the engine asks of the operating system. One function per need, one form per system in os.cpp.
+// Everything the engine asks of the operating system. One function per need, one form per system in
+// os.cpp and os_library.cpp.
 #pragma once
 
 #include <cstddef>
@@ -23,6 +24,11 @@ void populate(const uint8_t* begin, size_t bytes) noexcept;
 size_t physical_memory() noexcept;
 
 int process_id() noexcept;
+
+/// Loads a shared library, which stays. Throws Error(kDevice) with the system's reason.
+void* load_library(const std::string& path);
+/// The address of what the library exports under `name`, or null.
+void* library_symbol(void* library, const char* name) noexcept;
 
 /// Flushes subnormal floats to zero on this thread while it lives; the caller's mode comes back afterwards.
 class FlushDenormals {

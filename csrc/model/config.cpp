@@ -33,4 +33,13 @@ void validate(const Config& c) {
     require(c.group_norm_eps > 0.0f && c.group_norm_eps < 1.0f, Fault::kFormat, "impossible group_norm_eps");
 }
 
+void check_tokens(const Config& c, std::span<const int32_t> tokens) {
+    require(!tokens.empty(), Fault::kArgument, "no tokens");
+    for (const int32_t token : tokens)
+        if (token < 0 || token >= c.vocab_size)
+            throw Error(Fault::kArgument, "token " + std::to_string(token) +
+                                              " is outside the vocabulary of " +
+                                              std::to_string(c.vocab_size));
+}
+
 } // namespace rwkv

@@ -1,6 +1,8 @@
 // What a model is: version and dimensions, as the model file states them.
 #pragma once
 
+#include <cstdint>
+#include <span>
 #include <string>
 
 namespace rwkv {
@@ -26,5 +28,7 @@ constexpr float kLayerNormEps = 1e-5f;
 Version parse_version(const std::string& text);
 /// Throws Error(kFormat) when the dimensions contradict each other.
 void validate(const Config& config);
+/// Throws Error(kArgument) when there are no tokens, or one is outside the vocabulary.
+void check_tokens(const Config& config, std::span<const int32_t> tokens);
 
 } // namespace rwkv

@@ -12,11 +12,6 @@ namespace {
 constexpr size_t kScratchBudget = size_t(24) << 20;
 constexpr int kLongestChunk = 256;
 
-void require_uniform(const Matrix& a, const Matrix& b) {
-    require(a.wants_quantized() == b.wants_quantized(), Fault::kFormat,
-            "a tensor has an integer form in one block and a float form in another");
-}
-
 } // namespace
 
 Model::Model(const std::string& path, const Config& config, const TensorSpecs& specs, int threads,
@@ -26,38 +21,12 @@ Model::Model(const std::string& path, const Config& config, const TensorSpecs& s
       pool_((require(threads >= 1 && threads <= 1024, Fault::kArgument, "threads must be 1 to 1024"),
              threads)) {
     weight_bytes_ = weights_.head.bytes();
-    const Block& last = weights_.blocks.back();
-    for (const Block& b : weights_.blocks) {
+    for (const Block& b : weights_.blocks)
         Weights::each_matrix(b, [&](const Matrix& m) { weight_bytes_ += m.bytes(); });
-        const auto uniform = [&](Matrix Block::* m) {
-            if (!(b.*m).empty() && !(last.*m).empty()) {
-                require_uniform(b.*m, last.*m);
-                require((b.*m).n == (last.*m).n && (b.*m).k == (last.*m).k, Fault::kFormat,
-                        "blocks differ in their shapes");
-            }
-        };
-        for (Matrix Block::* m :
-             {&Block::receptance, &Block::key, &Block::value, &Block::gate, &Block::output, &Block::maa_w1,
-              &Block::decay_w1, &Block::decay_w2, &Block::w1, &Block::w2, &Block::a1, &Block::a2, &Block::v1,
-              &Block::v2, &Block::g1, &Block::g2, &Block::ffn_key, &Block::ffn_value, &Block::ffn_receptance})
-            uniform(m);
-        for (int i = 0; i < 5; ++i)
-            if (!b.maa_w2[i].empty())
-                require_uniform(b.maa_w2[i], last.maa_w2[i]);
-    }
     const size_t row = Scratch::bytes_per_row(config_, weights_);
     chunk_ = int(std::clamp<size_t>(kScratchBudget / row, 8, kLongestChunk)) / 8 * 8;
     scratch_ = Scratch(config_, weights_, 1, pool_.size());
     file_.populate();
-}
-
-void Model::check(std::span<const int32_t> tokens) const {
-    require(!tokens.empty(), Fault::kArgument, "no tokens");
-    for (const int32_t token : tokens)
-        if (token < 0 || token >= config_.vocab_size)
-            throw Error(Fault::kArgument, "token " + std::to_string(token) +
-                                              " is outside the vocabulary of " +
-                                              std::to_string(config_.vocab_size));
 }
 
 void Model::check(const State& state) const {
@@ -84,7 +53,7 @@ void Model::collect_inputs(bool on) {
 
 void Model::forward(std::span<const int32_t> tokens, State& state, float* logits, bool all,
                     const Poll& poll) {
-    check(tokens);
+    check_tokens(config_, tokens);
     check(state);
     const Turnstile::Turn turn(turnstile_, poll);
     std::optional<State> before;
@@ -110,7 +79,7 @@ void Model::forward(std::span<const int32_t> tokens, State& state, float* logits
 void Model::forward_batch(std::span<const int32_t> tokens, std::span<State* const> states, float* logits,
                           const Poll& poll) {
     require(tokens.size() == states.size(), Fault::kArgument, "as many tokens as states are needed");
-    check(tokens);
+    check_tokens(config_, tokens);
     for (size_t i = 0; i < states.size(); ++i) {
         check(*states[i]);
         require(std::find(states.begin(), states.begin() + long(i), states[i]) == states.begin() + long(i),

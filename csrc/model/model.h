@@ -52,7 +52,6 @@ class Model {
                        const Poll& poll);
 
   private:
-    void check(std::span<const int32_t> tokens) const;
     void check(const State& state) const;
     /// Logits of the rows in `wanted`, in order.
     bool run(std::span<const int32_t> tokens, const std::vector<Segment>& segments,

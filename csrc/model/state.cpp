@@ -8,6 +8,40 @@
 
 namespace rwkv {
 
+size_t StateEntry::floats() const {
+    size_t count = 1;
+    for (const size_t size : shape)
+        count *= size;
+    return count;
+}
+
+std::vector<StateEntry> state_entries(const Config& config) {
+    const size_t c = size_t(config.n_embd), h = size_t(config.n_head), n = size_t(config.head_size);
+    std::vector<StateEntry> entries;
+    for (int layer = 0; layer < config.n_layer; ++layer) {
+        const std::string block = "blocks." + std::to_string(layer) + ".";
+        entries.push_back({block + "att.x_prev", {c}});
+        if (config.version == Version::k4)
+            for (const char* name : {"att.aa", "att.bb", "att.pp"})
+                entries.push_back({block + name, {c}});
+        else
+            entries.push_back({block + "att.state", {h, n, n}});
+        entries.push_back({block + "ffn.x_prev", {c}});
+    }
+    return entries;
+}
+
+void check_state_arrays(const std::vector<StateEntry>& entries, const StateArrays& arrays) {
+    require(arrays.size() == entries.size(), Fault::kArgument,
+            "the state has other entries than this model's states");
+    for (const StateEntry& entry : entries) {
+        const auto found = arrays.find(entry.name);
+        require(found != arrays.end(), Fault::kArgument, "the state has no entry " + entry.name);
+        require(found->second.second == entry.floats(), Fault::kArgument,
+                "state entry " + entry.name + " has another size");
+    }
+}
+
 State::State(const Config& config) : config_(config), c_(size_t(config.n_embd + 15) / 16 * 16) {
     const bool v4 = config.version == Version::k4;
     head_floats_ = v4 ? 0 : size_t(config.head_size) * size_t(cpu::state_stride(config.head_size));
@@ -31,43 +65,35 @@ std::vector<State::Entry> State::export_entries() const {
     const size_t c = size_t(config_.n_embd), n = size_t(config_.head_size),
                  stride = size_t(cpu::state_stride(int(n)));
     std::vector<Entry> entries;
-    const auto vector = [&](const std::string& name, const float* x) {
-        entries.push_back({name, {c}, std::vector<float>(x, x + c)});
-    };
+    for (StateEntry& entry : state_entries(config_)) {
+        const size_t floats = entry.floats();
+        entries.push_back({std::move(entry.name), std::move(entry.shape), std::vector<float>(floats)});
+    }
+    auto next = entries.begin();
+    const auto vector = [&](const float* x) { std::copy_n(x, c, (next++)->values.data()); };
     for (int layer = 0; layer < config_.n_layer; ++layer) {
-        const std::string block = "blocks." + std::to_string(layer) + ".";
-        vector(block + "att.x_prev", self.att_x_prev(layer));
+        vector(self.att_x_prev(layer));
         if (config_.version == Version::k4) {
-            vector(block + "att.aa", self.aa(layer));
-            vector(block + "att.bb", self.bb(layer));
-            vector(block + "att.pp", self.pp(layer));
+            vector(self.aa(layer));
+            vector(self.bb(layer));
+            vector(self.pp(layer));
         } else {
-            Entry s{block + "att.state", {size_t(config_.n_head), n, n}, std::vector<float>(c * n)};
+            std::vector<float>& s = (next++)->values;
             for (int h = 0; h < config_.n_head; ++h)
                 for (size_t key = 0; key < n; ++key)
                     for (size_t value = 0; value < n; ++value)
-                        s.values[(size_t(h) * n + value) * n + key] =
-                            self.head(layer, h)[key * stride + value];
-            entries.push_back(std::move(s));
+                        s[(size_t(h) * n + value) * n + key] = self.head(layer, h)[key * stride + value];
         }
-        vector(block + "ffn.x_prev", self.ffn_x_prev(layer));
+        vector(self.ffn_x_prev(layer));
     }
     return entries;
 }
 
-void State::import_entries(const std::map<std::string, std::pair<const float*, size_t>>& entries) {
-    const std::vector<Entry> own = export_entries();
-    require(entries.size() == own.size(), Fault::kArgument,
-            "the state has other entries than this model's states");
-    for (const Entry& entry : own) {
-        const auto found = entries.find(entry.name);
-        require(found != entries.end(), Fault::kArgument, "the state has no entry " + entry.name);
-        require(found->second.second == entry.values.size(), Fault::kArgument,
-                "state entry " + entry.name + " has another size");
-    }
+void State::import_entries(const StateArrays& arrays) {
+    check_state_arrays(state_entries(config_), arrays);
     const size_t c = size_t(config_.n_embd), n = size_t(config_.head_size),
                  stride = size_t(cpu::state_stride(int(n)));
-    const auto get = [&](const std::string& name) { return entries.at(name).first; };
+    const auto get = [&](const std::string& name) { return arrays.at(name).first; };
     for (int layer = 0; layer < config_.n_layer; ++layer) {
         const std::string block = "blocks." + std::to_string(layer) + ".";
         std::copy_n(get(block + "att.x_prev"), c, att_x_prev(layer));

@@ -10,6 +10,20 @@
 
 namespace rwkv {
 
+/// One array of the canonical form, which files and devices have in common: "blocks.N.att.x_prev" [C],
+/// ".att.state" [H, value, key] (v4: ".att.aa", ".bb", ".pp" [C]), ".ffn.x_prev" [C].
+struct StateEntry {
+    std::string name;
+    std::vector<size_t> shape;
+    size_t floats() const;
+};
+std::vector<StateEntry> state_entries(const Config& config);
+
+/// Values and how many there are, by name.
+using StateArrays = std::map<std::string, std::pair<const float*, size_t>>;
+/// Throws Error(kArgument) unless `arrays` are the entries of such a model's states.
+void check_state_arrays(const std::vector<StateEntry>& entries, const StateArrays& arrays);
+
 class State {
   public:
     explicit State(const Config& config); ///< the state before the first token
@@ -31,9 +45,7 @@ class State {
     /// v5 to v7: one head's matrix [N key, state_stride value].
     float* head(int layer, int head) { return at(layer) + 2 * c_ + size_t(head) * head_floats_; }
 
-    /// One array of the canonical form: "blocks.N.att.x_prev" [C], ".att.state" [H, value, key] (v4:
-    /// ".att.aa", ".bb",
-    /// ".pp" [C]), ".ffn.x_prev" [C].
+    /// The arrays of state_entries(), with values.
     struct Entry {
         std::string name;
         std::vector<size_t> shape;
@@ -41,7 +53,7 @@ class State {
     };
     std::vector<Entry> export_entries() const;
     /// Takes every entry over, or throws Error(kArgument) and changes nothing.
-    void import_entries(const std::map<std::string, std::pair<const float*, size_t>>& entries);
+    void import_entries(const StateArrays& arrays);
 
   private:
     float* at(int layer) { return data_.data() + size_t(layer) * layer_floats_; }

@@ -202,6 +202,27 @@ Weights::Weights(const MappedFile& file, const Config& config, const TensorSpecs
         }
         blocks.push_back(b);
     }
+    require_uniform_blocks();
+}
+
+void Weights::require_uniform_blocks() const {
+    const Block& last = blocks.back();
+    const auto uniform = [](const Matrix& a, const Matrix& b) {
+        if (a.empty() || b.empty())
+            return;
+        require(a.wants_quantized() == b.wants_quantized(), Fault::kFormat,
+                "a tensor has an integer form in one block and a float form in another");
+        require(a.n == b.n && a.k == b.k, Fault::kFormat, "blocks differ in their shapes");
+    };
+    for (const Block& b : blocks) {
+        for (Matrix Block::* m :
+             {&Block::receptance, &Block::key, &Block::value, &Block::gate, &Block::output, &Block::maa_w1,
+              &Block::decay_w1, &Block::decay_w2, &Block::w1, &Block::w2, &Block::a1, &Block::a2, &Block::v1,
+              &Block::v2, &Block::g1, &Block::g2, &Block::ffn_key, &Block::ffn_value, &Block::ffn_receptance})
+            uniform(b.*m, last.*m);
+        for (int i = 0; i < 5; ++i)
+            uniform(b.maa_w2[i], last.maa_w2[i]);
+    }
 }
 
 } // namespace rwkv

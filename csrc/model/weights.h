@@ -59,7 +59,8 @@ struct Block {
 
 class Weights {
   public:
-    /// Throws Error(kFormat) naming the tensor that is missing, misshapen or beyond the end of the file.
+    /// Throws Error(kFormat) naming the tensor that is missing, misshapen or beyond the end of the file, and
+    /// when blocks differ in their shapes, or in whether a tensor of theirs has an integer form.
     Weights(const MappedFile& file, const Config& config, const TensorSpecs& specs,
             const cpu::KernelTable& op);
 
@@ -80,6 +81,8 @@ class Weights {
     }
 
   private:
+    void require_uniform_blocks() const;
+
     std::vector<AlignedBuffer<float>> owned_; ///< vectors in computed form
 };
 

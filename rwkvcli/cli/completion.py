@@ -183,7 +183,7 @@ def _values_of(verb: str | None, option: str) -> list[str]:
 
             return [f"{name}=" for name in LIMITS]
         case "device":
-            return ["auto", "cpu", "torch", "torch:cpu", "torch:cuda", "torch:mps", "torch:xpu"]
+            return ["auto", "cpu", "cuda", "torch", "torch:cpu", "torch:cuda", "torch:mps", "torch:xpu"]
         case "color":
             return ["auto", "always", "never"]
         case "quantize":

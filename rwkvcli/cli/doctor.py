@@ -45,8 +45,8 @@ def doctor(
     model = file if file is not None else settings.model
     if model is not None:
         try:
-            threads = found["threads"]["count"]
-            found["model"] = fitting.prospects(model, threads, offline=settings.offline)
+            threads, devices = found["threads"]["count"], found["gpu"]["devices"]
+            found["model"] = fitting.prospects(model, threads, offline=settings.offline, devices=devices)
         except RwkvError as error:
             if file is not None or settings.model_was_named:
                 raise
@@ -72,7 +72,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "memory", f"{size(memory['available_bytes'])} free of {size(memory['total_bytes'])}"
     else:
         yield "memory", "the system does not tell"
-    yield "GPU", f"{', '.join(found['gpu']['found']) or 'none found'}; {found['gpu']['why']}"
+    yield from _gpu_lines(found["gpu"])
     for extra, packages in found["extras"].items():
         have = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
         missing = ", ".join(name for name, version in packages.items() if not version)
@@ -90,6 +90,18 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
             else _model_lines
         )
         yield from lines(found["model"])
+
+
+def _gpu_lines(gpu: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    from rwkvcli.cli.render import size
+
+    yield "GPU", f"{', '.join(gpu['found']) or 'none found'}; {gpu['why']}"
+    for device in gpu["devices"]:
+        memory = f"{size(device['free_memory'])} free of {size(device['memory'])}"
+        yield (
+            f"cuda:{device['number']}",
+            f"{device['name']}, compute capability {device['capability']}, {memory}",
+        )
 
 
 _VERDICT = {
@@ -139,6 +151,9 @@ def _model_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "download_bytes" in model:
         yield "download", size(model["download_bytes"])
     yield "needs", f"{parts}; {_VERDICT[model['fits']]}"
+    for device in model["devices"]:
+        needs = f"{size(device['needed_bytes'])} of {size(device['free_bytes'])} that are free"
+        yield device["device"], f"{needs}; {'it fits' if device['fits'] else 'it does not fit'}"
     yield (
         "speed",
         (

@@ -46,7 +46,8 @@ def model_to_run(console: Console, name: str) -> LocalModel:
     found = store.find(name)
     if found is None or found.is_checkpoint:
         found = _obtained(console, name, found)
-    short = shortage(found.path)
+    on_gpu = (console.settings.device or "").startswith("cuda")  # which takes a copy, and reads no more
+    short = None if on_gpu else shortage(found.path)
     if short is not None:
         missing = size(short.needed - short.available)
         console.note(

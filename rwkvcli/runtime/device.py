@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from rwkvcli.errors import DeviceUnavailable, UsageError
+from rwkvcli.errors import UsageError
 
 
 def cpu_level() -> str:
@@ -13,15 +13,15 @@ def cpu_level() -> str:
 
 
 def parse_device(text: str) -> tuple[str, str]:
-    """(`cpu`, "") or (`torch`, torch device). Raises UsageError or DeviceUnavailable."""
+    """(`cpu`, ""), (`cuda`, number) or (`torch`, torch device). Raises UsageError.
+
+    `auto` is the CPU: the CUDA kernels have not run on a GPU yet.
+    """
     kind, _, rest = text.partition(":")
     if kind in ("auto", "cpu") and not rest:
         return "cpu", ""
     if kind == "torch":
         return "torch", rest or "auto"
-    if kind == "cuda":
-        raise DeviceUnavailable(
-            "this build has no CUDA kernels",
-            hint="use `--device cpu`, or `--device torch:cuda` with the torch extra",
-        )
-    raise UsageError(f"unknown device {text!r}", hint="one of auto, cpu, torch, torch:DEVICE")
+    if text == "cuda" or (kind == "cuda" and rest.isascii() and rest.isdecimal() and len(rest) < 4):
+        return "cuda", str(int(rest or "0"))
+    raise UsageError(f"unknown device {text!r}", hint="one of auto, cpu, cuda, cuda:N, torch, torch:DEVICE")

@@ -47,17 +47,22 @@ class Model:
     def load(cls, path: str | Path, device: str = "auto", threads: int | None = None) -> Model:
         """Open a model file (as `rwkv quantize` writes it), or the built-in `demo`.
 
-        `device`: `auto`, `cpu` or `torch[:DEVICE]`. `threads`: CPU threads, by default one per core that this process
-        may use. Raises ModelNotFound, FormatError, DeviceUnavailable, MissingExtra, UsageError.
+        `device`: `auto` (the CPU), `cpu`, `cuda[:N]` or `torch[:DEVICE]`. `threads`: CPU threads, by default one per core
+        that this process may use. Raises ModelNotFound, FormatError, DeviceUnavailable, OutOfMemory (of a GPU),
+        MissingExtra, UsageError.
         """
         from quant.container.reader import ModelFile
 
-        kind, torch_device = parse_device(device)
+        kind, which = parse_device(device)
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
         file = ModelFile.open(demo_path() if str(path) == "demo" else Path(path))
         if kind == "torch":
-            return cls(file, _torch_backend(file, torch_device, threads))
+            return cls(file, _torch_backend(file, which, threads))
+        if kind == "cuda":
+            from rwkvcli.runtime.cuda import CudaModel
+
+            return cls(file, CudaModel(file, int(which)))
         from rwkvcli.runtime.native import NativeModel
 
         return cls(file, NativeModel(file, threads or default_threads(), cpu_level()))
@@ -87,8 +92,8 @@ class Model:
     ) -> Float32:
         """Feed tokens to the state, in place.
 
-        Returns float32 logits [vocab] of the last token, or [T, vocab] of every token. How a text is split over calls
-        changes no bit of the result. Raises UsageError (no tokens, ids outside the vocabulary) and StateMismatch; the
+        Returns float32 logits [vocab] of the last token, or [T, vocab] of every token. On the CPU, how a text is split
+        over calls changes no bit of the result. Raises UsageError (no tokens, ids outside the vocabulary) and StateMismatch; the
         state is then as it was, also after Ctrl-C.
         """
         ids = self._ids(tokens)

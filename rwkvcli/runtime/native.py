@@ -1,4 +1,4 @@
-"""The C++ engine as a backend: the only importer of the extension's Model."""
+"""The C++ engine on the CPU as a backend."""
 
 from __future__ import annotations
 
@@ -29,14 +29,8 @@ class NativeModel:
     """
 
     def __init__(self, file: ModelFile, threads: int, level: str = "") -> None:
-        config: dict[str, Any] = asdict(file.arch)
-        config["group_norm_eps"] = file.group_norm_eps or UNUSED_EPS
-        tensors = [
-            (name, ENCODINGS[plan.encoding].computed_as, plan.layout, list(plan.shape), plan.parts)
-            for name, plan in file.plan.items()
-        ]
+        path, config, tensors = engine_arguments(file)
         try:
-            path = os.fsencode(file.path)  # as str, it would have to be UTF-8
             self._model = _kernels.Model(path, config, tensors, threads, level)
         except _kernels.ThreadError as e:
             raise _too_many_threads(e) from None
@@ -97,6 +91,17 @@ class NativeModel:
     def forward_batch(self, tokens: NDArray[np.int32], states: Sequence[Any]) -> Float32:
         with _errors_of_the_engine():
             return self._model.forward_batch(tokens, list(states))
+
+
+def engine_arguments(file: ModelFile) -> tuple[bytes, dict[str, Any], list[Any]]:
+    """How the extension's models are told of a file: its path, its config, and where its tensors lie."""
+    config: dict[str, Any] = asdict(file.arch)
+    config["group_norm_eps"] = file.group_norm_eps or UNUSED_EPS
+    tensors = [
+        (name, ENCODINGS[plan.encoding].computed_as, plan.layout, list(plan.shape), plan.parts)
+        for name, plan in file.plan.items()
+    ]
+    return os.fsencode(file.path), config, tensors  # as str, the path would have to be UTF-8
 
 
 def native_sampler() -> _kernels.Sampler:

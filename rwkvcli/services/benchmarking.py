@@ -75,7 +75,7 @@ class Measurement:
     tokens_ns: list[int] = field(default_factory=list)
     """Of each decoded token of all repetitions."""
     bytes_per_token: int | None = None
-    """None for prompts, and on devices that keep weights in another form than the file."""
+    """None for prompts, and on other devices than the CPU: what those read is not counted."""
     ffn_density: float | None = None
     """Share of the channels of ffn.value that were read; None where none are skipped."""
     read_bandwidth: float | None = None

@@ -64,12 +64,26 @@ def _threads_why(have: Any) -> str:
 
 
 def _gpu() -> dict[str, Any]:
+    """`found`: names that NVIDIA's driver tells; `kernels`: the file of librwkv_cuda; `devices`: what these can use; `why`."""
+    from rwkvcli.errors import DeviceUnavailable
+    from rwkvcli.runtime import cuda
     from rwkvcli.runtime.machine import nvidia_gpus
 
+    kernels, devices = cuda.library_path(), []
+    if kernels is None:
+        why = "this build has no CUDA kernels; `--device torch` uses PyTorch's"
+    else:
+        try:
+            devices = [device._asdict() for device in cuda.devices()]
+            why = "`--device cuda` uses this build's kernels; `auto` is the CPU" if devices else "no device"
+        except DeviceUnavailable as e:
+            why = str(e)
     return {
         "found": nvidia_gpus(),
+        "kernels": str(kernels) if kernels is not None else None,
+        "devices": devices,
         "used": None,
-        "why": "this build has no GPU kernels; `--device torch` uses PyTorch's",
+        "why": why,
     }
 
 

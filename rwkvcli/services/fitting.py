@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,10 @@ _WORKING = ((2 * 10**9, 64 * 10**6), (float("inf"), 96 * 10**6))
 """(parameters below which it holds, what the engine uses beside weights and state at most): models that are called 1.5B
 have up to 1.6 billion, the next larger ones 2.9 billion.
 """
+GPU_WORKING_BYTES = 128 * 10**6
+"""The same on a GPU: activations of a prompt's chunk, and logits. A state is held twice while a prompt is read."""
+Devices = Sequence[Mapping[str, Any]]
+"""GPUs, as `diagnosis.examine` tells of them: each with `number` and `free_memory`."""
 
 
 class Shortage(NamedTuple):
@@ -54,7 +59,7 @@ def working_bytes(parameters: int) -> int:
     return next(nbytes for below, nbytes in _WORKING if parameters < below)
 
 
-def prospects(name: str, threads: int, *, offline: bool = False) -> dict[str, Any]:
+def prospects(name: str, threads: int, *, offline: bool = False, devices: Devices = ()) -> dict[str, Any]:
     """What to expect of MODEL `name`, whatever it is: `forecast` of a model file, with `download_bytes` if it is on the Hub.
 
     Of a checkpoint, here or on the Hub, `name`, `source_bytes`, `download_bytes` (what is missing), `disk_bytes` (free where it would go),
@@ -76,7 +81,7 @@ def prospects(name: str, threads: int, *, offline: bool = False) -> dict[str, An
         if found is None or found.is_checkpoint or _is_checkpoint(found.path):
             judged = _choices(name, found, threads, offline)
         else:
-            judged = forecast(found, threads)
+            judged = forecast(found, threads, devices)
         if remote is not None and found is not None:
             judged |= {"path": str(remote), "download_bytes": found.path.stat().st_size}
         return judged
@@ -146,8 +151,9 @@ def _choices(name: str, found: LocalModel | None, threads: int, offline: bool) -
     }
 
 
-def forecast(found: LocalModel, threads: int) -> dict[str, Any]:
-    """What to expect of the model file `found`: sizes in bytes, `fits` (None: unknown), `gb_per_s`, `tokens_per_s`.
+def forecast(found: LocalModel, threads: int, devices: Devices = ()) -> dict[str, Any]:
+    """What to expect of the model file `found`: sizes in bytes, `fits` (None: unknown), `gb_per_s`, `tokens_per_s`; of
+    each GPU `device`, `needed_bytes`, `free_bytes` and `fits`, as `devices`.
 
     Reads the header and measures the bandwidth of the memory. Raises what opening a model file raises; a
     checkpoint is refused as one.
@@ -168,6 +174,7 @@ def forecast(found: LocalModel, threads: int) -> dict[str, Any]:
         refuse_checkpoint(found)
         raise
     needed = size + state + working
+    on_gpu = size + 2 * state + GPU_WORKING_BYTES
     available = memory().available
     bandwidth = statistics.median(read_bandwidth(threads)) / 1e9
     return {
@@ -181,4 +188,13 @@ def forecast(found: LocalModel, threads: int) -> dict[str, Any]:
         "bytes_per_token": per_token,
         "gb_per_s": round(bandwidth, 2),
         "tokens_per_s": round(bandwidth * 1e9 / per_token, 1),
+        "devices": [
+            {
+                "device": f"cuda:{device['number']}",
+                "needed_bytes": on_gpu,
+                "free_bytes": device["free_memory"],
+                "fits": on_gpu <= device["free_memory"],
+            }
+            for device in devices
+        ],
     }

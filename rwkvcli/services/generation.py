@@ -60,7 +60,11 @@ def check_device(device: str | None) -> None:
     """Refuse a device that cannot be, before anything is downloaded. Raises UsageError, DeviceUnavailable."""
     from rwkvcli.runtime.device import parse_device
 
-    parse_device(device or "auto")
+    kind, which = parse_device(device or "auto")
+    if kind == "cuda":
+        from rwkvcli.runtime import cuda
+
+        cuda.device(int(which))
 
 
 def template_names() -> list[str]:

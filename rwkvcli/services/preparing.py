@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkvcli.errors import Cancelled, MissingExtra
+from rwkvcli.errors import Cancelled, MissingExtra, UsageError
 from rwkvcli.services import planning
 from rwkvcli.services.encoding import NativeEncoder
 from rwkvcli.services.planning import Choices
@@ -142,6 +142,11 @@ class Preparation:
             device = "auto"
         elif kind == "cpu":
             device = "cpu"
+        elif kind == "cuda":
+            raise UsageError(
+                "--method gptq works with PyTorch",
+                hint=f"use `--device torch:cuda:{device}`, or leave it out",
+            )
         wanted = [
             name
             for name, item in self.planning.plan.items()

@@ -295,9 +295,9 @@ def test_threads_change_nothing(folder: Path) -> None:
         (
             ["--device", "gpu"],
             2,
-            "error: unknown device 'gpu'\nhint: one of auto, cpu, torch, torch:DEVICE\n",
+            "error: unknown device 'gpu'\nhint: one of auto, cpu, cuda, cuda:N, torch, torch:DEVICE\n",
         ),
-        (["--device", "cuda"], 5, "error: this build has no CUDA kernels\n"),
+        (["--device", "cuda:x"], 2, "error: unknown device 'cuda:x'\n"),
         (["-f", "nowhere.txt"], 3, "error: nowhere.txt: no such file or directory\n"),
         (["-f", "~no-such-user/x.txt"], 3, "error: ~no-such-user/x.txt: there is no such home folder\n"),
         (

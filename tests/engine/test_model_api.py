@@ -73,7 +73,7 @@ def test_loading_refuses_what_it_cannot_run(tmp_path: Path, make_model: ModelMak
     with pytest.raises(UsageError):
         Model.load(path, device="abacus")
     with pytest.raises(DeviceUnavailable):
-        Model.load(path, device="cuda")
+        Model.load(path, device="cuda:999")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(path.read_bytes()[:-64])
     with pytest.raises(FormatError):

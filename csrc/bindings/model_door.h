@@ -1,0 +1,84 @@
+// What the classes of all devices have in common at the door: arrays in, arrays out, Ctrl-C. The GIL is
+// released while a device computes, or waits for its turn.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <functional>
+#include <span>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/check.h"
+#include "model/config.h"
+#include "model/state.h"
+#include "model/weights.h"
+
+namespace rwkv::bindings {
+
+using Tokens = pybind11::array_t<int32_t, pybind11::array::c_style>;
+using Floats = pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>;
+/// (name, encoding, layout, shape, parts as (name, offset, bytes))
+using SpecTuple = std::tuple<std::string, std::string, std::string, std::vector<int>,
+                             std::vector<std::tuple<std::string, size_t, size_t>>>;
+
+Config config_from(const pybind11::dict& d);
+TensorSpecs specs_from(const std::vector<SpecTuple>& tensors);
+/// Throws Error(kArgument) for any other array.
+std::span<const int32_t> one_dimensional(const Tokens& tokens);
+/// What asks Python whether a signal handler raised (Ctrl-C), at most every 50 ms: it needs the GIL. Empty on
+/// threads other than the main one, where handlers never run.
+std::function<bool()> interruption();
+
+pybind11::dict arrays_of(const std::vector<State::Entry>& entries);
+
+template <class M, class S>
+pybind11::array_t<float> forward(M& model, const Tokens& tokens, S& state, bool all_logits) {
+    namespace py = pybind11;
+    const auto ids = one_dimensional(tokens);
+    const auto vocab = py::ssize_t(model.config().vocab_size);
+    py::array_t<float> logits(all_logits ? std::vector<py::ssize_t>{tokens.size(), vocab}
+                                         : std::vector<py::ssize_t>{vocab});
+    float* out = logits.mutable_data();
+    const auto poll = interruption();
+    try {
+        const py::gil_scoped_release released;
+        model.forward(ids, state, out, all_logits, poll);
+    } catch (const Cancelled&) {
+        throw py::error_already_set();
+    }
+    return logits;
+}
+
+template <class M, class S>
+pybind11::array_t<float> forward_batch(M& model, const Tokens& tokens, const std::vector<S*>& states) {
+    namespace py = pybind11;
+    const auto ids = one_dimensional(tokens);
+    py::array_t<float> logits({py::ssize_t(states.size()), py::ssize_t(model.config().vocab_size)});
+    float* out = logits.mutable_data();
+    const auto poll = interruption();
+    try {
+        const py::gil_scoped_release released;
+        model.forward_batch(ids, states, out, poll);
+    } catch (const Cancelled&) {
+        throw py::error_already_set();
+    }
+    return logits;
+}
+
+/// Pointers into the arrays of a dict, which `kept` keeps.
+StateArrays pointers_into(const pybind11::dict& arrays, std::vector<Floats>& kept);
+
+/// Takes the arrays of a dict over, all or none.
+template <class S>
+void import_state(S& state, const pybind11::dict& arrays) {
+    std::vector<Floats> kept;
+    const StateArrays entries = pointers_into(arrays, kept);
+    const pybind11::gil_scoped_release released;
+    state.import_entries(entries);
+}
+
+} // namespace rwkv::bindings
