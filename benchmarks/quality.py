@@ -4,9 +4,9 @@
 
 Every model is made in every format and compared with its own weights in float32, token by token, by the code behind
 `rwkv perplexity --base`. `@X` gives a group-norm epsilon. The text is the part of each book in FOLDER (.txt) that
-`tools/train_demo.py` holds back (`--books`), or a file (`--text`); `--calibrate` takes another text. With `--peers` a
-second table compares formats of other programs with ours at the same bits, and a third tells what each kind of matrix
-costs. Progress goes to stderr; `--json FILE` keeps all numbers.
+`tools/train_demo.py` holds back (`--books`), or a file (`--text`); `--calibrate` takes another text. With `--peers`
+more tables tell what rounding activations costs, compare formats of other programs with ours at the same bits, and tell
+what each kind of matrix costs. Progress goes to stderr; `--json FILE` keeps all numbers.
 """
 
 from __future__ import annotations
@@ -168,11 +168,18 @@ def main() -> None:
         print("\nactive FFN channels by layer: " + ", ".join(f"{100 * share:.0f} %" for share in shares))
         everything["models"][source.stem] = {"formats": results, "density": shares}
         if args.peers:
+            from benchmarks import activations
             from benchmarks.weights_only import compare, sensitivity
 
             with tempfile.TemporaryDirectory() as folder:
                 base = made(source, Path(folder) / "base.safetensors", "f32", epsilon)
                 everything["models"][source.stem] |= {
+                    "activations": activations.compare(
+                        base,
+                        Path(folder),
+                        lambda path, kind: made(source, path, kind, epsilon),  # noqa: B023
+                        lambda path, base: measured(path, base, text, args.ctx),
+                    ),
                     "peers": compare(base, Path(folder), text, args.ctx, calibrate, TOKENS, args.ggml),
                     "sensitivity": sensitivity(base, Path(folder), text, args.ctx),
                 }

@@ -219,7 +219,7 @@ def test_what_is_refused(sources: dict[str, Path], tmp_path: Path, monkeypatch: 
         pytest.raises(InvalidRequest, match=r"is quantized \(nf4\)") as caught,
     ):
         export(opened, out, "hf")
-    assert str(caught.value.hint).startswith("Use --to bnb")
+    assert str(caught.value.hint).startswith("use --to bnb")
     data = bytearray((tmp_path / "nf4").read_bytes())
     with ModelFile.open(tmp_path / "nf4") as model:
         part = next(p for p in model.plan["blocks.1.att.value.weight"].parts if p.name == "s")
