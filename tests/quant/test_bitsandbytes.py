@@ -42,6 +42,8 @@ def four_bits(
     parts = {"": codes.numpy()}
     parts |= {f".{name}": value.numpy() for name, value in state.as_dict(packed=True).items()}
     state.dtype = torch.float32  # the products are in float32; the layer's own dtype would only round them
+    # As one row: with AVX-512, bitsandbytes 0.50 mistakes blocks that cross the rows of a matrix.
+    state.shape = torch.Size([1, array.size])
     return parts, bnb.dequantize_4bit(codes, state).numpy()
 
 
