@@ -29,11 +29,19 @@ function(rwkv_find_cuda result)
   file(WRITE ${probe}/probe.cu
     "#include <cuda_runtime.h>\n#include <span>\n__global__ void k(int* p) { *p = __dp4a(1, 2, *p); }\n"
     "void start(int* p) { k<<<1, 1>>>(p); }\n")
-  try_compile(works ${probe}/build ${probe} probe
-    CMAKE_FLAGS -DCMAKE_CUDA_COMPILER=${CMAKE_CUDA_COMPILER} -DCMAKE_CUDA_ARCHITECTURES=75
-    OUTPUT_VARIABLE output)
-  if(NOT works)
-    file(WRITE ${probe}/output.txt "${output}")
+  execute_process(
+    COMMAND ${CMAKE_COMMAND} -S ${probe} -B ${probe}/build -G ${CMAKE_GENERATOR} -DCMAKE_MAKE_PROGRAM=${CMAKE_MAKE_PROGRAM}
+            -DCMAKE_CXX_COMPILER=${CMAKE_CXX_COMPILER} -DCMAKE_CUDA_COMPILER=${CMAKE_CUDA_COMPILER}
+            -DCMAKE_CUDA_ARCHITECTURES=75
+    RESULT_VARIABLE failed OUTPUT_VARIABLE configured ERROR_VARIABLE configured)
+  if(NOT failed)
+    execute_process(COMMAND ${CMAKE_COMMAND} --build ${probe}/build
+      RESULT_VARIABLE failed OUTPUT_VARIABLE built ERROR_VARIABLE built)
+  endif()
+  set(works TRUE)
+  if(failed)
+    set(works FALSE)
+    file(WRITE ${probe}/output.txt "${configured}${built}")
     message(STATUS "CUDA engine: not built, ${CMAKE_CUDA_COMPILER} does not compile (${probe}/output.txt)")
   endif()
   set(${result} ${works} PARENT_SCOPE)
@@ -92,7 +100,7 @@ if(RWKV_HAVE_CUDA)
 endif()
 
 if(NOT WIN32) # the emulator's fibers are written for POSIX systems
-  rwkv_cuda_library(rwkv_cuda_emulated csrc/cuda/emulated.cpp csrc/cuda/emulator.cpp)
+  rwkv_cuda_library(rwkv_cuda_emulated csrc/cuda/emulated.cpp csrc/cuda/emulator.cpp csrc/cuda/emulator_runtime.cpp)
   target_compile_options(rwkv_cuda_emulated PRIVATE $<$<NOT:$<CXX_COMPILER_ID:MSVC>>:-Wno-unknown-pragmas>)
   set_target_properties(rwkv_cuda_emulated PROPERTIES EXCLUDE_FROM_ALL TRUE)
 endif()

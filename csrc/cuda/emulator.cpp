@@ -1,8 +1,8 @@
 #include "cuda/emulator.h"
+#include "cuda/emulator_stream.h"
 
 #include <cstdio>
 #include <cstdlib>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -198,38 +198,6 @@ void run_block(unsigned threads, bool reverse) {
     }
 }
 
-// --- memory and streams ----------------------------------------------------------------------------------
-
-size_t setting(const char* name, size_t otherwise) {
-    const char* text = std::getenv(name);
-    return text ? size_t(std::strtoull(text, nullptr, 10)) : otherwise;
-}
-
-std::mutex memory_mutex;
-std::map<void*, size_t> allocations;
-size_t allocated = 0;
-
-size_t device_memory() { return setting("RWKV_CUDA_EMULATED_MEMORY", size_t(4) << 30); }
-
-} // namespace
-
-struct Graph {
-    std::vector<std::function<void()>> work;
-};
-struct Stream {
-    std::unique_ptr<Graph> captured;
-};
-
-namespace {
-
-/// Does the work now, or keeps it for the graph that is being captured.
-void submit(cudaStream_t stream, std::function<void()> work) {
-    if (stream && stream->captured)
-        stream->captured->work.push_back(std::move(work));
-    else
-        work();
-}
-
 void run_grid(unsigned grid_x, unsigned grid_y, unsigned threads, size_t shared_bytes,
               const std::function<void()>& kernel) {
     const std::lock_guard<std::mutex> lock(machine_mutex);
@@ -304,135 +272,3 @@ cudaError_t launch(unsigned grid_x, unsigned grid_y, unsigned threads, size_t sh
 }
 
 } // namespace rwkv::emulator
-
-using namespace rwkv::emulator;
-
-const char* cudaGetErrorString(cudaError_t error) {
-    switch (error) {
-    case cudaSuccess:
-        return "no error";
-    case cudaErrorMemoryAllocation:
-        return "out of memory";
-    case cudaErrorInvalidValue:
-        return "invalid argument";
-    case cudaErrorNoDevice:
-        return "no CUDA-capable device is detected";
-    case cudaErrorInsufficientDriver:
-        return "CUDA driver version is insufficient for CUDA runtime version";
-    case cudaErrorLaunchFailure:
-        return "unspecified launch failure";
-    }
-    return "unknown error";
-}
-
-cudaError_t cudaGetDeviceCount(int* count) {
-    *count = 1;
-    return cudaSuccess;
-}
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-    if (device != 0)
-        return cudaErrorInvalidValue;
-    *properties = {};
-    std::snprintf(properties->name, sizeof properties->name, "emulated");
-    properties->totalGlobalMem = device_memory();
-    properties->major = 9;
-    properties->multiProcessorCount = 1;
-    return cudaSuccess;
-}
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidValue; }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-
-cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
-    const std::lock_guard<std::mutex> lock(memory_mutex);
-    *total = device_memory();
-    *free = *total > allocated ? *total - allocated : 0;
-    return cudaSuccess;
-}
-cudaError_t cudaMalloc(void** p, size_t bytes) {
-    const std::lock_guard<std::mutex> lock(memory_mutex);
-    if (allocated + bytes > device_memory())
-        return cudaErrorMemoryAllocation;
-    *p = std::malloc(bytes);
-    std::memset(*p, 0xff, bytes);
-    allocations[*p] = bytes;
-    allocated += bytes;
-    return cudaSuccess;
-}
-cudaError_t cudaFree(void* p) {
-    const std::lock_guard<std::mutex> lock(memory_mutex);
-    if (!p)
-        return cudaSuccess;
-    const auto found = allocations.find(p);
-    if (found == allocations.end())
-        return cudaErrorInvalidValue;
-    allocated -= found->second;
-    allocations.erase(found);
-    std::free(p);
-    return cudaSuccess;
-}
-cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) {
-    *p = std::malloc(bytes);
-    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-cudaError_t cudaFreeHost(void* p) {
-    std::free(p);
-    return cudaSuccess;
-}
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
-    submit(stream, [=] { std::memcpy(to, from, bytes); });
-    return cudaSuccess;
-}
-cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
-    submit(stream, [=] { std::memset(p, value, bytes); });
-    return cudaSuccess;
-}
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-    *stream = new Stream();
-    return cudaSuccess;
-}
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-    delete stream;
-    return cudaSuccess;
-}
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    return stream->captured ? cudaErrorInvalidValue : cudaSuccess;
-}
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-    if (stream->captured)
-        return cudaErrorInvalidValue;
-    stream->captured = std::make_unique<Graph>();
-    return cudaSuccess;
-}
-cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-    if (!stream->captured)
-        return cudaErrorInvalidValue;
-    *graph = stream->captured.release();
-    return cudaSuccess;
-}
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
-    *exec = new Graph(*graph);
-    return cudaSuccess;
-}
-cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
-    for (const auto& work : exec->work)
-        submit(stream, work);
-    return cudaSuccess;
-}
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-    delete graph;
-    return cudaSuccess;
-}
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
-    delete exec;
-    return cudaSuccess;
-}
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-    *event = new int(0);
-    return cudaSuccess;
-}
-cudaError_t cudaEventDestroy(cudaEvent_t event) {
-    delete event;
-    return cudaSuccess;
-}
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
