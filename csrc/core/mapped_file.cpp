@@ -10,7 +10,7 @@ namespace rwkv {
 namespace {
 
 constexpr size_t kFewPages = size_t(16) << 20; // bytes that are not worth a thread
-constexpr size_t kAtOnce = size_t(8) << 20;    // between two looks at whether the file is still wanted
+constexpr size_t kAtOnce = size_t(1) << 20;    // between two looks at whether the file is still wanted
 
 } // namespace
 
