@@ -99,7 +99,7 @@ if(RWKV_HAVE_CUDA)
   endif()
 endif()
 
-if(NOT WIN32) # the emulator's fibers are written for POSIX systems
+if(CMAKE_SYSTEM_NAME STREQUAL "Linux") # what the emulator's fibers are written for
   rwkv_cuda_library(rwkv_cuda_emulated csrc/cuda/emulated.cpp csrc/cuda/emulator.cpp csrc/cuda/emulator_runtime.cpp)
   target_compile_options(rwkv_cuda_emulated PRIVATE $<$<NOT:$<CXX_COMPILER_ID:MSVC>>:-Wno-unknown-pragmas>)
   set_target_properties(rwkv_cuda_emulated PROPERTIES EXCLUDE_FROM_ALL TRUE)

@@ -200,6 +200,7 @@ TEST(usual_head_sizes_give_the_bits_of_the_cpu_engine) {
         const Setting order("RWKV_CUDA_EMULATED_ORDER", "reverse");
         compare(config_of(version, 2, 128, 64, 192, 50), "mixed", true);
         compare(config_of(version, 1, 96, 32, 130, 50), "f16", false);
+        compare(config_of(version, 1, 90, 9, 104, 50), "q8g32", false);
     }
 }
 
