@@ -214,6 +214,8 @@ void rows_times_tokens(const Matrix& w, int row, const Acts& x, int t0, float* y
         for (int t = 0; t < T; ++t)
             in[t] = load(inputs + size_t(t) * size_t(x.k_pad) + k);
         for (int r = 0; r < R; ++r) {
+            if constexpr (T == 1) // the same place of the rows that come next
+                prefetch(weights + size_t(r + R) * row_bytes + size_t(k) * (E == Encoding::kF32 ? 4 : 2));
             const vf weight = load_weights<E>(weights + size_t(r) * row_bytes, k);
             for (int t = 0; t < T; ++t)
                 total[r][t] = fma(weight, in[t], total[r][t]);
