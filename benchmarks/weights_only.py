@@ -80,11 +80,11 @@ def sensitivity(base: Path, folder: Path, text: bytes, ctx: int | None) -> list[
     found = []
     with ModelFile.open(base) as model:
         leaves = dict.fromkeys(
-            name.split(".", 2)[-1] for name in model.plan if class_of(name) in ("att", "ffn", "emb", "head")
+            _leaf(name) for name in model.plan if class_of(name) in ("att", "ffn", "emb", "head")
         )
         shapes = {name: plan.shape for name, plan in model.plan.items()}
     for leaf in leaves:
-        names = [name for name in shapes if name.split(".", 2)[-1] == leaf or name == leaf]
+        names = [name for name in shapes if _leaf(name) == leaf]
         row = _measured(base, folder, _each(base, _ours("q4g32"), None, names), text, ctx, None)
         saved = sum(
             stored_bytes("q8g32", TILE, shapes[n]) - stored_bytes("q4g32", TILE, shapes[n]) for n in names
@@ -93,6 +93,11 @@ def sensitivity(base: Path, folder: Path, text: bytes, ctx: int | None) -> list[
         found.append({"matrix": leaf, "kl": kl, "kl_per_mb": kl / saved * 1e6})
         print(f"| {leaf.removesuffix('.weight')} | {kl:.3g} | {kl / saved * 1e6:.3g} |", flush=True)
     return found
+
+
+def _leaf(name: str) -> str:
+    """A tensor's name without its block."""
+    return name.split(".", 2)[-1] if name.startswith("blocks.") else name
 
 
 def _squares(calibration: Calibration, name: str) -> F32:
