@@ -56,6 +56,7 @@ class Preparation:
         method = "nearest" if choices.method == "nearest" else "codebook"
         self.encoder = NativeEncoder(self.threads, method, cpu_level())
         if self._gptq:
+            self._torch_device()
             _torch_hessians()
 
     def tokenizer(self) -> Tokenizer:
@@ -129,24 +130,28 @@ class Preparation:
             **self._framing,
         )
 
+    def _torch_device(self) -> str:
+        """Where GPTQ works. Raises UsageError for a device that is not PyTorch's."""
+        from rwkvcli.runtime.device import parse_device
+
+        kind, device = parse_device(self._device)
+        if kind == "cuda":
+            raise UsageError(
+                "--method gptq works with PyTorch",
+                hint=f"use `--device torch:cuda:{device}`, or leave it out",
+            )
+        if self._device == "auto" or kind == "cpu":
+            return self._device
+        return str(device)
+
     def hessians(self, group_norm_eps: float | None) -> Hessians | None:
         """The view of the text that GPTQ needs; None for other methods."""
         if not self._gptq or self._windows is None:
             return None
         from quant.recipe import class_of
         from rwkvcli.runtime.backend import UNUSED_EPS
-        from rwkvcli.runtime.device import parse_device
 
-        kind, device = parse_device(self._device)
-        if self._device == "auto":
-            device = "auto"
-        elif kind == "cpu":
-            device = "cpu"
-        elif kind == "cuda":
-            raise UsageError(
-                "--method gptq works with PyTorch",
-                hint=f"use `--device torch:cuda:{device}`, or leave it out",
-            )
+        device = self._torch_device()
         wanted = [
             name
             for name, item in self.planning.plan.items()

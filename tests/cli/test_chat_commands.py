@@ -141,7 +141,7 @@ def test_what_is_told(chat: Chatter, place: dict[str, str]) -> None:
     assert re.match(r"message: 23 tokens in [\d.]+ s \([\d.]+ tokens/s\)\nanswer: 24 tokens in ", stats)
     state = chat.asked("/state")
     assert re.match(
-        r"\d+ tokens seen in 1 turn; the state takes 270 kB, as it did at the first token\n", state
+        r"\d+ tokens seen in 1 turn; the state takes 406 kB, as it did at the first token\n", state
     )
     assert "/undo [N]" in chat.asked("/help")
     chat.send("/br")

@@ -161,7 +161,7 @@ def test_waiting_takes_no_processor_time(place: dict[str, str]) -> None:
 
 
 def test_a_slow_terminal_does_not_slow_the_model(place: dict[str, str]) -> None:
-    terminal = opened(place, "-m", "demo", "--max-tokens", "500", *ENDLESS[2:])
+    terminal = opened(place, "-m", "demo", "--max-tokens", "501", *ENDLESS[2:])
     terminal.send("Hello\r")
     terminal.until(lambda text: len(text) > 450)
     terminal.send("\x13")  # Ctrl-S: from here on the terminal takes nothing
@@ -170,7 +170,7 @@ def test_a_slow_terminal_does_not_slow_the_model(place: dict[str, str]) -> None:
     while not (journal.exists() and journal.stat().st_size) and time.monotonic() < end:
         terminal.pump(0.05)
     assert "(ended by its length" not in terminal.text()
-    assert len(messages(place)[1]) == 499  # the answer is whole, and saved
+    assert len(messages(place)[1]) == 500  # the answer is whole but for the blank before it, and saved
     terminal.send("\x11")
     terminal.until("(ended by its length")
     terminal.prompt()
@@ -227,7 +227,7 @@ def test_suspended_and_taken_up_again(place: dict[str, str]) -> None:
     terminal.until(lambda text: len(text.partition("a message\n")[2]) > 200)
     terminal.send("\x1a")
     terminal.until("Stopped")
-    terminal.send("fg; echo le''ft\r")  # what is typed is not what is printed
+    terminal.send("fg; echo 4''2\r")  # what is typed is not what is printed, and no word of the model's
     terminal.until(
         lambda text: len(text.rpartition("--seed 1\n")[2]) > 300
     )  # after what the shell says of fg
@@ -237,7 +237,7 @@ def test_suspended_and_taken_up_again(place: dict[str, str]) -> None:
     assert "next" not in shown
     assert messages(place)[0] == "half a message"
     terminal.send("\x03\x04")
-    terminal.until("left")
+    terminal.until("42")
     terminal.send("exit\r")
     assert terminal.finish() == 0
 

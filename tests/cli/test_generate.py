@@ -136,13 +136,13 @@ def test_every_setting_of_the_sampler_reaches_it() -> None:
         (everything, settings),
         (["--top-p", "0.6", "--typical", "0.8"], {"top_p": 0.6, "typical": 0.8}),
     ):
-        done = rwkv_inside("generate", "-m", "demo", "--max-tokens", "60", "--seed", "11", *args, "It was")
+        done = rwkv_inside("generate", "-m", "demo", "--max-tokens", "60", "--seed", "1", *args, "It was")
         assert (done.code, done.err) == (0, "")
-        assert done.out == "".join(model.generate("It was", max_tokens=60, seed=11, **wanted))
+        assert done.out == "".join(model.generate("It was", max_tokens=60, seed=1, **wanted))
         for name in wanted:
             changed = {key: value for key, value in wanted.items() if key != name}
-            assert "".join(model.generate("It was", max_tokens=60, seed=11, **changed)) != done.out, name
-    assert "th" not in "".join(model.generate("It was", max_tokens=60, seed=11, **settings))
+            assert "".join(model.generate("It was", max_tokens=60, seed=1, **changed)) != done.out, name
+    assert "th" not in "".join(model.generate("It was", max_tokens=60, seed=1, **settings))
 
 
 def test_stream_json(folder: Path) -> None:

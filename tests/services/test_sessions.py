@@ -185,7 +185,7 @@ def test_old_states_are_pruned_and_the_rest_lies_apart(
     monkeypatch.setattr(snapshots, "DISK", 1)
     session = Session("a")
     with session:
-        kept = Snapshots(demo, root / "a" / "states", disk=6 * 273_000)
+        kept = Snapshots(demo, root / "a" / "states", disk=6 * 410_000)
         monkeypatch.setattr(sessions, "Snapshots", lambda *_: kept)
         talk = session.converse(demo, "demo", Settings(max_tokens=2), 1)
         say(talk, *["Hi"] * 40)
