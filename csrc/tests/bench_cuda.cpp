@@ -7,7 +7,7 @@
 #include <cuda_runtime.h>
 
 #include "core/check.h"
-#include "tests/cuda_view.h"
+#include "device/cuda_weights.h"
 #include "tests/model_writer.h"
 
 using namespace rwkv;
@@ -62,19 +62,18 @@ void measure(const Config& full, const char* encoding, bool kn, double copies) {
     writer.write(temporary());
     const MappedFile file(temporary());
     const Weights weights(file, two, writer.specs, cpu::choose(""));
-    std::vector<rwkv_cuda_block> blocks = blocks_of(weights);
-    blocks.resize(size_t(full.n_layer), blocks.back());
-    const rwkv_cuda_weights all{matrix_of(weights.emb), matrix_of(weights.head), norm_of(weights.ln0),
-                                norm_of(weights.ln_out), blocks.data()};
+    CudaWeights described(weights);
+    described.blocks.resize(size_t(full.n_layer), described.blocks.back());
+    described.all.blocks = described.blocks.data();
     size_t bytes = weights.head.bytes();
     for (int layer = 0; layer < full.n_layer; ++layer)
         Weights::each_matrix(weights.blocks[size_t(std::min(layer, 1))],
                              [&](const Matrix& m) { bytes += m.bytes(); });
-    const rwkv_cuda_config config = view_of(full);
+    const rwkv_cuda_config config = cuda_config(full);
     rwkv_cuda_model* model = nullptr;
     rwkv_cuda_state* state = nullptr;
     char reason[256] = "";
-    stop_on(rwkv_cuda_open(&config, &all, 0, &model, reason, sizeof reason) != RWKV_CUDA_OK ||
+    stop_on(rwkv_cuda_open(&config, &described.all, 0, &model, reason, sizeof reason) != RWKV_CUDA_OK ||
                 rwkv_cuda_new_state(model, &state, reason, sizeof reason) != RWKV_CUDA_OK,
             reason);
     std::vector<float> logits(size_t(full.vocab_size));

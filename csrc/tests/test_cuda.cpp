@@ -1,13 +1,13 @@
 // The CUDA library through its C interface against the CPU engine: the same bits. Both sum in the same order
-// (csrc/cuda/README.md), so there are no tolerances. Built twice: with the emulator, and for a GPU.
+// (docs/cuda.md), so there are no tolerances. Built twice: with the emulator, and for a GPU.
 #include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <optional>
 
 #include "core/check.h"
+#include "device/cuda_weights.h"
 #include "model/model.h"
-#include "tests/cuda_view.h"
 #include "tests/model_writer.h"
 #include "tests/test.h"
 
@@ -47,11 +47,10 @@ struct Gpu {
     explicit Gpu(const Reference& reference, rwkv_cuda_status expected = RWKV_CUDA_OK) {
         const MappedFile file(temporary());
         const Weights weights(file, reference.config, reference.specs, cpu::choose(""));
-        const std::vector<rwkv_cuda_block> blocks = blocks_of(weights);
-        const rwkv_cuda_weights all{matrix_of(weights.emb), matrix_of(weights.head), norm_of(weights.ln0),
-                                    norm_of(weights.ln_out), blocks.data()};
-        const rwkv_cuda_config config = view_of(reference.config);
-        const rwkv_cuda_status status = rwkv_cuda_open(&config, &all, 0, &model, reason, sizeof reason);
+        const CudaWeights described(weights);
+        const rwkv_cuda_config config = cuda_config(reference.config);
+        const rwkv_cuda_status status =
+            rwkv_cuda_open(&config, &described.all, 0, &model, reason, sizeof reason);
         CHECK(status == expected, "%d: %s", int(status), reason);
     }
     ~Gpu() { rwkv_cuda_close(model); }

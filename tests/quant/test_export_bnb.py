@@ -125,12 +125,16 @@ def test_from_a_model_file_of_nf4_its_codes_are_written(
             assert np.array_equal(layer.data.numpy(), nf4.packed(grouped.codes))
             root = grouped.scales[:, ::2].astype(np.float64)
             scale = grouped.rows[:, None].astype(np.float64) * root**2 * float(nf4.SPAN)
-            assert np.allclose(layer.quant_state.absmax.numpy(), scale.reshape(-1), rtol=3e-7, atol=0)
+            assert np.allclose(
+                layer.quant_state.absmax.numpy(), scale.reshape(-1), rtol=2.001 * 2**-24, atol=0
+            )  # two roundings
             assert np.array_equal(back.read(name), dequantized(layer))
             # the file's own values differ by what the table was rounded by, no more
             table = np.abs((nf4.CODEBOOK.astype(np.float64) - 64) / float(nf4.SPAN) - nf4.VALUES).max()
             lost = np.abs(model.decode(name).astype(np.float64) - dequantized(layer)).reshape(-1, 64)
-            assert (lost <= layer.quant_state.absmax.numpy()[:, None] * (table + 1e-6)).all()
+            assert (
+                lost <= layer.quant_state.absmax.numpy()[:, None] * (table + 5 * 2**-24)
+            ).all()  # five roundings
         for name in ("emb.weight", "head.weight"):
             assert np.array_equal(back.read(name), model.decode(name))
     quantized(tmp_path / "bnb" / "model.safetensors", tmp_path / "again.safetensors", "nf4")
