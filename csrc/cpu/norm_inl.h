@@ -6,20 +6,34 @@
 namespace rwkv::cpu {
 namespace {
 
+/// The sum of value(i) over vectors of sixteen, in kChains of them taken in turns, folded by halves: short
+/// chains for a GPU's lanes, independent ones for a CPU's units.
+template <int kChains, class F>
+inline float chained_sum(int n, F value) {
+    vf sums[kChains];
+    for (int j = 0; j < kChains; ++j)
+        sums[j] = zero();
+    for (int i = 0; i < n; i += 16 * kChains)
+        for (int j = 0; j < kChains && i + 16 * j < n; ++j)
+            sums[j] = value(sums[j], i + 16 * j);
+    for (int width = kChains / 2; width >= 1; width /= 2)
+        for (int j = 0; j < width; ++j)
+            sums[j] = add(sums[j], sums[j + width]);
+    return reduce_add(sums[0]);
+}
+
 /// (x - mean) / sqrt(var + eps) over n values, then times weight plus bias. Two passes, population variance.
+template <int kChains>
 inline void normalize(const float* x, const float* weight, const float* bias, float eps, int n, float* y) {
-    vf sum = zero();
-    for (int i = 0; i < n; i += 16)
-        sum = add(sum, load_n(x + i, lanes(i, n)));
-    const vf mean = set(reduce_add(sum) / float(n));
+    const auto total = [=](vf sum, int i) { return add(sum, load_n(x + i, lanes(i, n))); };
+    const vf mean = set(chained_sum<kChains>(n, total) / float(n));
     const float ones[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    vf squares = zero();
-    for (int i = 0; i < n; i += 16) {
+    const auto squares = [&](vf sum, int i) {
         const int count = lanes(i, n);
         const vf centred = mul(sub(load_n(x + i, count), mean), load_n(ones, count));
-        squares = fma(centred, centred, squares);
-    }
-    const vf scale = set(1.0f / sqrtf(reduce_add(squares) / float(n) + eps));
+        return fma(centred, centred, sum);
+    };
+    const vf scale = set(1.0f / sqrtf(chained_sum<kChains>(n, squares) / float(n) + eps));
     for (int i = 0; i < n; i += 16) {
         const int count = lanes(i, n);
         const vf unit = mul(sub(load_n(x + i, count), mean), scale);
@@ -27,8 +41,10 @@ inline void normalize(const float* x, const float* weight, const float* bias, fl
     }
 }
 
+constexpr int kRowChains = 8; ///< of a whole row; a head has one
+
 void layer_norm(const float* x, const float* weight, const float* bias, float eps, int n, float* y) {
-    normalize(x, weight, bias, eps, n, y);
+    normalize<kRowChains>(x, weight, bias, eps, n, y);
 }
 
 void shift_mix(const float* x, const float* prev, const float* mix, int n, float* out) {

@@ -159,7 +159,7 @@ void finish7(float* y, const float* r, const float* k, const float* v, const flo
         sum = fma(mul(load_n(r + i, count), load_n(k + i, count)), load_n(r_k + i, count), sum);
     }
     const vf bonus = set(reduce_add(sum));
-    normalize(y, ln_w, ln_b, eps, n, y);
+    normalize<1>(y, ln_w, ln_b, eps, n, y);
     for (int i = 0; i < n; i += 16) {
         const int count = lanes(i, n);
         const vf mixed = fma(bonus, load_n(v + i, count), load_n(y + i, count));
@@ -168,7 +168,7 @@ void finish7(float* y, const float* r, const float* k, const float* v, const flo
 }
 
 void finish5(float* y, const float* ln_w, const float* ln_b, const float* gate, float eps, int n) {
-    normalize(y, ln_w, ln_b, eps, n, y);
+    normalize<1>(y, ln_w, ln_b, eps, n, y);
     if (!gate)
         return;
     for (int i = 0; i < n; i += 16) {

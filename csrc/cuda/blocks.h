@@ -66,7 +66,7 @@ inline void time_mix_v6(Pass& p, const DeviceBlock& b, int layer) {
     SliceList slices{s.maa_hidden, {}};
     for (int i = 0; i < 5; ++i)
         slices.into[i] = s.hidden[i];
-    launch(quantize_slices, {5, unsigned(p.rows)}, row_threads(s.hidden[0].k), 0, p.stream, slices);
+    launch(quantize_slices, {5, unsigned(p.rows)}, kRowThreads, 0, p.stream, slices);
     const auto delta = [&](int i) {
         return Pass::product(b.maa_w2[i], s.hidden[i], Epilogue::kStore, s.delta[i]);
     };
@@ -79,7 +79,7 @@ inline void time_mix_v6(Pass& p, const DeviceBlock& b, int layer) {
                           {b.mix_g, &s.mix[5]}});
     for (int i = 0; i < 5; ++i)
         list.delta[i] = s.delta[i];
-    p.shift_again(x_prev, list);
+    p.shift(b.ln1, x_prev, list);
     p.products_and_save_shift({Pass::product(b.receptance, s.mix[0], Epilogue::kStore, s.r),
                                Pass::product(b.key, s.mix[2], Epilogue::kStore, s.k),
                                Pass::product(b.value, s.mix[3], Epilogue::kStore, s.v),
@@ -109,26 +109,24 @@ inline void time_mix_v7(Pass& p, const DeviceBlock& b, int layer) {
                   v = Pass::product(b.value, s.mix[3], Epilogue::kStore, residual ? s.v : s.v_first),
                   w1 = Pass::product_into(b.w1, s.mix[1], Epilogue::kTanh, s.hidden[0]),
                   a1 = Pass::product_into(b.a1, s.mix[4], Epilogue::kStore, s.hidden[1]),
-                  g1 = Pass::product_into(b.g1, s.mix[5], Epilogue::kSigmoid, s.hidden[3]),
-                  w2 = Pass::product(b.w2, s.hidden[0], Epilogue::kStore, s.w),
-                  a2 = Pass::product(b.a2, s.hidden[1], Epilogue::kStore, s.a),
-                  g2 = Pass::product(b.g2, s.hidden[3], Epilogue::kStore, s.g);
-    if (residual) {
-        const Product v1 = Pass::product_into(b.v1, s.mix[3], Epilogue::kStore, s.hidden[2]),
-                      v2 = Pass::product(b.v2, s.hidden[2], Epilogue::kStore, s.v_gate);
-        p.products_and_save_shift({r, k, v, w1, a1, g1, v1}, x_prev);
-        p.products({w2, a2, g2, v2});
-    } else {
-        p.products_and_save_shift({r, k, v, w1, a1, g1}, x_prev);
-        p.products({w2, a2, g2});
-    }
+                  g1 = Pass::product_into(b.g1, s.mix[5], Epilogue::kSigmoid, s.hidden[3]);
+    SecondFactors second{};
+    second.w = Pass::product(b.w2, s.hidden[0], Epilogue::kStore, s.w);
+    second.a = Pass::product(b.a2, s.hidden[1], Epilogue::kStore, s.a);
+    second.g = Pass::product(b.g2, s.hidden[3], Epilogue::kStore, s.g);
     Wkv wkv = recurrence_of(p, b, layer);
     wkv.v = residual ? s.v : s.v_first;
     wkv.w = s.w, wkv.a = s.a, wkv.v_first = s.v_first;
-    if (residual)
-        wkv.v_gate = s.v_gate, wkv.v0 = b.v0;
     wkv.w0 = b.w0, wkv.a0 = b.a0, wkv.k_k = b.k_k, wkv.k_a = b.k_a, wkv.r_k = b.r_k;
-    p.recurrence(wkv);
+    if (residual) {
+        const Product v1 = Pass::product_into(b.v1, s.mix[3], Epilogue::kStore, s.hidden[2]);
+        second.v_gate = Pass::product(b.v2, s.hidden[2], Epilogue::kStore, s.v_gate);
+        wkv.v_gate = s.v_gate, wkv.v0 = b.v0;
+        p.products_and_save_shift({r, k, v, w1, a1, g1, v1}, x_prev);
+    } else {
+        p.products_and_save_shift({r, k, v, w1, a1, g1}, x_prev);
+    }
+    p.recurrence_after(second, wkv);
     p.products({Pass::product(b.output, s.att_out, Epilogue::kAdd, s.x)});
 }
 

@@ -29,6 +29,9 @@ struct alignas(16) uint4 {
 struct alignas(16) int4 {
     int x, y, z, w;
 };
+struct alignas(8) float2 {
+    float x, y;
+};
 struct alignas(16) float4 {
     float x, y, z, w;
 };
@@ -143,6 +146,9 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
     return result;
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline unsigned atomicAdd(unsigned* p, unsigned x) { return (*p += x) - x; }
+inline void __threadfence() {}
 
 inline int __dp4a(int a, int b, int c) {
     for (int i = 0; i < 4; ++i)
@@ -170,6 +176,10 @@ inline int __float2int_rn(float x) {
     if (x >= 2147483648.0f)
         return INT32_MAX;
     return x <= -2147483648.0f ? INT32_MIN : int(lrintf(x));
+}
+template <class T>
+inline T __ldcg(const T* p) {
+    return *p;
 }
 template <class T>
 inline T __ldg(const T* p) {

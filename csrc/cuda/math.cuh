@@ -45,7 +45,10 @@ __device__ __forceinline__ float tanh_of(float x) {
 }
 
 /// s * |s| for a signed byte: the square law of group scales.
-__device__ __forceinline__ float square_law(int s) { return float(s * (s < 0 ? -s : s)); }
+__device__ __forceinline__ float square_law(int s) {
+    const float f = float(s);
+    return f * fabsf(f);
+}
 
 /// Byte `which` of a word, sign-extended.
 __device__ __forceinline__ int signed_byte(unsigned word, int which) {
@@ -97,6 +100,8 @@ __device__ __forceinline__ float sum16(int n, F f) {
 struct Moments {
     float mean, scale;
 };
+
+/// Those of n values of a head: one chain of sixteen lanes.
 __device__ __forceinline__ Moments moments(const float* x, float eps, int n) {
     const float mean = sum16(n, [=](float sum, int i) { return sum + x[i]; }) / float(n);
     const float squares = sum16(n, [=](float sum, int i) {
@@ -104,17 +109,6 @@ __device__ __forceinline__ Moments moments(const float* x, float eps, int n) {
         return fmaf(centred, centred, sum);
     });
     return {mean, 1.0f / sqrtf(squares / float(n) + eps)};
-}
-
-/// The same, computed by the first warp for a whole block. `shared`: room for one that nobody else uses.
-__device__ __forceinline__ Moments block_moments(const float* x, float eps, int n, Moments* shared) {
-    if (threadIdx.x < 32) {
-        const Moments m = moments(x, eps, n);
-        if (threadIdx.x == 0)
-            *shared = m;
-    }
-    __syncthreads();
-    return *shared;
 }
 
 __device__ __forceinline__ float apply(Epilogue epilogue, float v, float out, float gate) {
@@ -144,6 +138,11 @@ __device__ __forceinline__ void set_group(const Acts& acts, int t, int group, fl
     const size_t at = size_t(t) * size_t(acts.k_pad) + size_t(group) * kActGroup + size_t(lane);
     if (acts.f)
         acts.f[at] = x;
+    if (acts.mask) {
+        const unsigned mask = __ballot_sync(kAllLanes, x != 0.0f);
+        if (lane == 0)
+            acts.mask[size_t(t) * size_t(acts.k_pad / kActGroup) + size_t(group)] = mask;
+    }
     if (!acts.q)
         return;
     const float largest = max_over<32>(fabsf(x));

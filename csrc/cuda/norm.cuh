@@ -5,12 +5,67 @@
 
 namespace rwkv::cuda {
 
-constexpr int kMostRowThreads = 1024; ///< a warp for each 32 channels of a row, as far as they reach
+constexpr int kRowThreads = 256;
+constexpr int kRowChains = 128; ///< of a whole row's sums: value i belongs to chain i mod 128
 constexpr float kNormEps = 1e-5f;
 
-inline int row_threads(int channels) {
-    const int threads = (channels + 31) / 32 * 32;
-    return threads < kMostRowThreads ? threads : kMostRowThreads;
+/// The sum of a row's chains, folded by halves; every lane gets it.
+__device__ __forceinline__ float fold_chains(const float* chains) {
+    const int lane = int(threadIdx.x % 32);
+    const float x = (chains[lane] + chains[lane + 64]) + (chains[lane + 32] + chains[lane + 96]);
+    return fold16(x + __shfl_xor_sync(kAllLanes, x, 16));
+}
+
+/// f(value) for those of a chain in order, with many loads on their way.
+template <class F>
+__device__ __forceinline__ void each_of_chain(const float* x, int chain, int c, F f) {
+    constexpr int kAhead = 16;
+    if (!x)
+        return;
+#pragma unroll 1
+    for (int begin = chain; begin < c; begin += kAhead * kRowChains) {
+        float values[kAhead];
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j)
+            values[j] = begin + j * kRowChains < c ? x[begin + j * kRowChains] : 0.0f;
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j)
+            if (begin + j * kRowChains < c)
+                f(values[j]);
+    }
+}
+
+struct RowSums {
+    float chains[2][2 * kRowChains]; ///< first of values, then of squares
+    float mean[2];
+};
+
+/// The moments of up to two rows of c floats, by a block of kRowThreads: half of it takes each. All threads
+/// get both; those of a null row mean nothing.
+__device__ __forceinline__ void row_moments(const float* first, const float* second, int c, RowSums& shared,
+                                            Moments (&result)[2]) {
+    const int half = int(threadIdx.x) / kRowChains, chain = int(threadIdx.x) % kRowChains;
+    const float* x = half == 0 ? first : second;
+    float sum = 0.0f;
+    each_of_chain(x, chain, c, [&](float value) { sum = sum + value; });
+    shared.chains[0][threadIdx.x] = sum;
+    __syncthreads();
+    const float mean = fold_chains(shared.chains[0] + half * kRowChains) / float(c);
+    float squares = 0.0f;
+    each_of_chain(x, chain, c, [&](float value) {
+        const float centred = value - mean;
+        squares = fmaf(centred, centred, squares);
+    });
+    shared.chains[1][threadIdx.x] = squares;
+    if (chain == 0)
+        shared.mean[half] = mean;
+    __syncthreads();
+    const auto moments_of = [&](int i) -> Moments {
+        const float total = fold_chains(shared.chains[1] + i * kRowChains);
+        return {shared.mean[i], 1.0f / sqrtf(total / float(c) + kNormEps)};
+    };
+    result[0] = moments_of(0);
+    result[1] = second ? moments_of(1) : Moments{};
 }
 
 __device__ __forceinline__ float embedding_value(const DeviceMatrix& m, size_t row, int i) {
@@ -37,28 +92,22 @@ __device__ __forceinline__ float embedding_value(const DeviceMatrix& m, size_t r
 }
 
 /// Grid: rows. x[t] = the token's embedding, normed if there is a ln0.
-__global__ void __launch_bounds__(kMostRowThreads)
-    embed(DeviceMatrix emb, Batch batch, DeviceNorm ln0, Rows x) {
+__global__ void __launch_bounds__(kRowThreads) embed(DeviceMatrix emb, Batch batch, DeviceNorm ln0, Rows x) {
+    RowSums& shared = *shared_memory<RowSums>();
+    let_next_start();
     const int t = int(blockIdx.x), c = emb.k;
     float* row = x.data + size_t(t) * size_t(x.stride);
     const size_t token = size_t(batch.tokens[t]);
-    for (int i = int(threadIdx.x); i < c; i += int(blockDim.x))
+    for (int i = int(threadIdx.x); i < c; i += kRowThreads)
         row[i] = embedding_value(emb, token, i);
     if (!ln0.weight)
         return;
     __syncthreads();
-    const Moments m = block_moments(row, kNormEps, c, shared_memory<Moments>());
-    for (int i = int(threadIdx.x); i < c; i += int(blockDim.x))
-        row[i] = fmaf((row[i] - m.mean) * m.scale, ln0.weight[i], ln0.bias[i]);
-}
-
-/// Grid: rows. normed[t] = LN(x[t]).
-__global__ void __launch_bounds__(kMostRowThreads) norm_rows(Rows x, DeviceNorm norm, Rows normed, int c) {
-    const float* row = x.data + size_t(blockIdx.x) * size_t(x.stride);
-    float* out = normed.data + size_t(blockIdx.x) * size_t(normed.stride);
-    const Moments m = block_moments(row, kNormEps, c, shared_memory<Moments>());
-    for (int i = int(threadIdx.x); i < c; i += int(blockDim.x))
-        out[i] = fmaf((row[i] - m.mean) * m.scale, norm.weight[i], norm.bias[i]);
+    Moments m[2];
+    row_moments(row, nullptr, c, shared, m);
+    __syncthreads(); // before others' values change
+    for (int i = int(threadIdx.x); i < c; i += kRowThreads)
+        row[i] = fmaf((row[i] - m[0].mean) * m[0].scale, ln0.weight[i], ln0.bias[i]);
 }
 
 /// Token shifts of one row: into[i] = now + (previous - now) * (mix[i] + delta[i]). Without a mix it is now.
@@ -67,55 +116,72 @@ struct MixList {
     Rows delta[6]; ///< null: none (RWKV-6 only)
     Acts into[6];
     int count;
+    int slices;    ///< blocks that share a row's channels
+    int per_block; ///< mixes that a block makes
 };
 
-/// Grid: mixes, rows. Where every row begins a sequence, `x` and `norm` are given and each block norms the
-/// row itself (the first keeps it in `normed`); else `normed` is done already. The previous row of a
-/// sequence's first is in its state, at `offset`.
-__global__ void __launch_bounds__(kMostRowThreads)
+/// Layer-norms rows of x and mixes each with the token before. Grid: slices of mixes, rows. The previous row
+/// of a sequence's first is in its state, at `offset`; a row that ends a sequence is left in `normed`.
+__global__ void __launch_bounds__(kRowThreads)
     mix_rows(const __grid_constant__ MixList list, Rows x, DeviceNorm norm, Rows normed, Batch batch,
              size_t offset, int c) {
-    const int which = int(blockIdx.x), t = int(blockIdx.y);
-    float* normed_row = normed.data + size_t(t) * size_t(normed.stride);
-    const float* now = normed_row;
-    if (norm.weight) {
-        Moments* shared = shared_memory<Moments>();
-        float* staged = reinterpret_cast<float*>(shared + 1); // [c]
-        const float* row = x.data + size_t(t) * size_t(x.stride);
-        for (int i = int(threadIdx.x); i < c; i += int(blockDim.x))
-            staged[i] = row[i];
-        __syncthreads();
-        const Moments m = block_moments(staged, kNormEps, c, shared);
-        for (int i = int(threadIdx.x); i < c; i += int(blockDim.x)) {
-            staged[i] = fmaf((staged[i] - m.mean) * m.scale, norm.weight[i], norm.bias[i]);
-            if (which == 0)
-                normed_row[i] = staged[i];
-        }
-        __syncthreads();
-        now = staged;
-    }
-    const float* mix = list.mix[which];
-    const float* previous = nullptr;
-    if (mix) {
-        const float* state = batch.first[t];
-        previous = state ? state + offset : normed_row - normed.stride;
-    }
-    const Rows delta = list.delta[which];
-    const Acts& into = list.into[which];
-    const int lane = int(threadIdx.x % 32);
-    for (int g = int(threadIdx.x / 32); g < into.k_pad / kActGroup; g += int(blockDim.x) / 32) {
+    RowSums& shared = *shared_memory<RowSums>();
+    let_next_start();
+    const int t = int(blockIdx.y), slice = int(blockIdx.x) % list.slices;
+    const int first = int(blockIdx.x) / list.slices * list.per_block;
+    const int end = first + list.per_block < list.count ? first + list.per_block : list.count;
+    const int lane = int(threadIdx.x % 32), groups = list.into[first].k_pad / kActGroup;
+    const int begin_group = slice * (kRowThreads / 32) + int(threadIdx.x / 32);
+    const int group_step = list.slices * (kRowThreads / 32);
+    const float* before = batch.first && list.mix[first] ? batch.first[t] : nullptr; // in the state
+    if (before)
+        before += offset;
+    // What belongs to a channel of this thread and to the first mix comes before the row does.
+    struct Channel {
+        float weight, bias, mix, before;
+    };
+    const auto channel = [&](int i) -> Channel {
+        if (i >= c)
+            return {};
+        return {norm.weight[i], norm.bias[i], list.mix[first] ? list.mix[first][i] : 0.0f,
+                before ? before[i] : 0.0f};
+    };
+    const int own_channel = begin_group * kActGroup + lane;
+    const Channel held = channel(own_channel);
+    Acts into = list.into[first];
+    pin(into.k_pad), pin(into.f), pin(into.q), pin(into.scale);
+    bool mixes = list.mix[first] != nullptr, keeps = first == 0 && normed.data && batch.last[t];
+    const float* row = x.data + size_t(t) * size_t(x.stride);
+    pin(row);
+    wait_for_previous();
+    const float* row_before = mixes && !before ? row - x.stride : nullptr;
+    const float own_value = own_channel < c ? row[own_channel] : 0.0f;
+    Moments m[2];
+    row_moments(row, row_before, c, shared, m);
+    const auto mixed = [&](int which, int i, float now, float previous, float weight) {
+        const Rows& delta = list.delta[which];
+        if (delta.data && i < c)
+            weight = weight + delta.data[size_t(t) * size_t(delta.stride) + size_t(i)];
+        return fmaf(previous - now, weight, now);
+    };
+#pragma unroll 1
+    for (int g = begin_group; g < groups; g += group_step) {
         const int i = g * kActGroup + lane;
-        float value = 0.0f;
+        const bool is_held = g == begin_group;
+        const Channel own = is_held ? held : channel(i);
+        float now = 0.0f, previous = own.before;
         if (i < c) {
-            value = now[i];
-            if (mix) {
-                float weight = mix[i];
-                if (delta.data)
-                    weight = weight + delta.data[size_t(t) * size_t(delta.stride) + size_t(i)];
-                value = fmaf(previous[i] - value, weight, value);
-            }
+            now = fmaf(((is_held ? own_value : row[i]) - m[0].mean) * m[0].scale, own.weight, own.bias);
+            if (row_before)
+                previous = fmaf((row_before[i] - m[1].mean) * m[1].scale, own.weight, own.bias);
         }
-        set_group(into, t, g, value);
+        set_group(into, t, g, mixes ? mixed(first, i, now, previous, own.mix) : now);
+#pragma unroll 1
+        for (int which = first + 1; which < end; ++which)
+            set_group(list.into[which], t, g,
+                      mixed(which, i, now, previous, i < c ? list.mix[which][i] : 0.0f));
+        if (keeps && i < c)
+            normed.data[size_t(t) * size_t(normed.stride) + size_t(i)] = now;
     }
 }
 
@@ -126,12 +192,12 @@ struct SliceList {
 };
 
 /// Grid: slices, rows.
-__global__ void __launch_bounds__(kMostRowThreads) quantize_slices(const __grid_constant__ SliceList list) {
+__global__ void __launch_bounds__(kRowThreads) quantize_slices(const __grid_constant__ SliceList list) {
     const int which = int(blockIdx.x), t = int(blockIdx.y), lane = int(threadIdx.x % 32);
     const Acts& into = list.into[which];
     const float* from =
         list.from.data + size_t(t) * size_t(list.from.stride) + size_t(which) * size_t(into.k);
-    for (int g = int(threadIdx.x / 32); g < into.k_pad / kActGroup; g += int(blockDim.x) / 32) {
+    for (int g = int(threadIdx.x / 32); g < into.k_pad / kActGroup; g += kRowThreads / 32) {
         const int i = g * kActGroup + lane;
         set_group(into, t, g, i < into.k ? from[i] : 0.0f);
     }

@@ -4,11 +4,12 @@
 
 #include <initializer_list>
 
-#include "cuda/matmat.cuh"
+#include "cuda/matvec.cuh"
 #include "cuda/norm.cuh"
 #include "cuda/scratch.h"
-#include "cuda/sparse.cuh"
+#include "cuda/sparse_step.cuh"
 #include "cuda/state_layout.h"
+#include "cuda/step7.cuh"
 #include "cuda/weights.h"
 #include "cuda/wkv.cuh"
 
@@ -21,24 +22,18 @@ struct Pass {
     cudaStream_t stream;
     Batch batch; ///< what its pointers lead to lies on the device
     int rows, segments;
-    bool each_begins; ///< every row is the first of its sequence
+    int multiprocessors;
+    bool early; ///< kernels may start before those before them are done: one row, and a GPU that can
 
     /// Layer-norms every row of s.x and mixes it with the token before. `offset`: of x_prev in a state.
     void shift(const DeviceNorm& norm, size_t offset, const MixList& list) {
-        mix(s.x, norm, s.normed, rows, each_begins, offset, list);
-    }
-    /// Mixes rows that a shift has normed already.
-    void shift_again(size_t offset, const MixList& list) {
-        mix(s.x, DeviceNorm(), s.normed, rows, false, offset, list);
+        mix(s.x, norm, s.normed, rows, offset, list);
     }
     /// The input of the head: the final norm of `count` rows from `first` on.
     void final_norm(const DeviceNorm& norm, int first, int count) {
-        const auto from = [&](const Rows& all) {
-            return Rows{all.data + size_t(first) * size_t(all.stride), all.stride};
-        };
         MixList list{};
         list.into[list.count++] = s.head;
-        mix(from(s.x), norm, from(s.normed), count, true, 0, list);
+        mix({s.x.data + size_t(first) * size_t(s.x.stride), s.x.stride}, norm, {}, count, 0, list);
     }
 
     /// Runs products side by side.
@@ -52,10 +47,15 @@ struct Pass {
     void gathered_product(const Product& p) {
         if (p.w.layout != Layout::kKn)
             return products({p});
+        const int half_lines = 2 * (p.w.n_pad / (p.w.encoding == Encoding::kQ4 ? 128 : 64));
+        if (rows == 1) {
+            const int shares = sparse_shares(half_lines, s.sparse_terms.blocks, multiprocessors);
+            return launch(early, sparse_step, {unsigned(half_lines * shares)}, kSparseStepThreads,
+                          sizeof(SparseStepShared), stream, p, s.sparse_terms, shares);
+        }
         launch(find_active, {unsigned(rows)}, kFindThreads, kFindThreads / 32 * sizeof(int), stream, p.x,
                p.w.d, s.sparse);
-        const int lines = p.w.n_pad / (p.w.encoding == Encoding::kQ4 ? 128 : 64);
-        launch(sparse_product, {unsigned(2 * lines), unsigned(rows)}, kSparseThreads, kSparseShared, stream,
+        launch(sparse_product, {unsigned(half_lines), unsigned(rows)}, kSparseThreads, kSparseShared, stream,
                p, s.sparse);
     }
 
@@ -74,8 +74,22 @@ struct Pass {
         else
             launch(wkv.n == 64 ? wkv5<64> : wkv5<0>, grid, threads, 5 * row, stream, wkv);
         if (wkv.n % kActGroup != 0 && s.att_out.q)
-            launch(quantize_slices, {1, unsigned(rows)}, row_threads(s.att_out.k), 0, stream,
+            launch(quantize_slices, {1, unsigned(rows)}, kRowThreads, 0, stream,
                    SliceList{{s.att_out.f, s.att_out.k_pad}, {s.att_out}});
+    }
+
+    /// RWKV-7: the recurrence, and before it the products that `wkv` reads as w, a, g and v_gate.
+    void recurrence_after(const SecondFactors& factors, const Wkv& wkv) {
+        const bool residual = wkv.v_gate.data != nullptr;
+        if (rows == 1 && wkv.n == kStepHead && in_tiles(factors.w) && in_tiles(factors.a) &&
+            in_tiles(factors.g) && (!residual || in_tiles(factors.v_gate)))
+            return launch(early, step7, {unsigned(config.n_head)}, kStepThreads, sizeof(StepShared), stream,
+                          factors, wkv);
+        if (residual)
+            products({factors.w, factors.a, factors.g, factors.v_gate});
+        else
+            products({factors.w, factors.a, factors.g});
+        recurrence(wkv);
     }
 
     static Product product(const DeviceMatrix& w, const Acts& x, Epilogue epilogue, const Rows& out) {
@@ -87,7 +101,7 @@ struct Pass {
 
     void products(std::initializer_list<Product> all, int count, const float* normed, size_t offset) {
         if (count == 1)
-            start_products<1>(all, count, normed, offset);
+            start_vector_products(all, normed, offset);
         else if (count <= 4)
             start_products<4>(all, count, normed, offset);
         else
@@ -95,6 +109,46 @@ struct Pass {
     }
 
   private:
+    static bool in_tiles(const Product& p) { return p.w.layout == Layout::kTile; }
+
+    void start_vector_products(std::initializer_list<Product> all, const float* normed, size_t offset) {
+        bool quantizes = false, narrow = false;
+        int tiles = 0;
+        for (const Product& p : all) {
+            quantizes = quantizes || p.quantized.k;
+            narrow = narrow || (in_tiles(p) && p.w.group == 16);
+            tiles += p.w.n_pad / kTileRows;
+        }
+        // Few tiles are given a block each; many, rounds of two.
+        if (!quantizes && tiles <= 2 * multiprocessors)
+            start_units<1>(all, normed, offset, narrow);
+        else
+            start_units<2>(all, normed, offset, narrow);
+    }
+
+    template <int kTiles>
+    void start_units(std::initializer_list<Product> all, const float* normed, size_t offset, bool narrow) {
+        ProductList list{};
+        for (const Product& p : all) {
+            int tiles = in_tiles(p) ? kTiles : kUnitRows / kTileRows;
+            while (in_tiles(p) && p.w.n_pad / kTileRows > 8 * multiprocessors * tiles)
+                tiles += kTiles; // rounds instead of blocks
+            const int unit = tiles * kTileRows;
+            list.item[list.count] = p;
+            list.tiles[list.count] = tiles;
+            list.first_unit[list.count + 1] = list.first_unit[list.count] + (p.w.n + unit - 1) / unit;
+            ++list.count;
+        }
+        list.normed = normed;
+        list.last = batch.last;
+        list.offset = offset;
+        list.width = config.n_embd;
+        const size_t shared =
+            std::max(VectorPlan<kTiles, 32>::kShared, narrow ? VectorPlan<kTiles, 16>::kShared : 0);
+        launch(early, vector_products<kTiles>, {unsigned(list.first_unit[list.count] + (normed ? 1 : 0))},
+               kVectorThreads, shared, stream, list);
+    }
+
     template <int T>
     void start_products(std::initializer_list<Product> all, int count, const float* normed, size_t offset) {
         ProductList list{};
@@ -115,15 +169,15 @@ struct Pass {
                stream, list, count);
     }
 
-    void mix(const Rows& x, const DeviceNorm& norm, const Rows& normed, int count, bool in_one_launch,
-             size_t offset, const MixList& list) {
-        const int c = config.n_embd, threads = row_threads(c);
-        const size_t staged = sizeof(Moments) + size_t(c) * sizeof(float);
-        const bool together = in_one_launch && staged <= kSharedLimit;
-        if (norm.weight && !together)
-            launch(norm_rows, {unsigned(count)}, threads, sizeof(Moments), stream, x, norm, normed, c);
-        launch(mix_rows, {unsigned(list.count), unsigned(count)}, threads, together ? staged : 0, stream,
-               list, x, together ? norm : DeviceNorm(), normed, batch, offset, c);
+    void mix(const Rows& x, const DeviceNorm& norm, const Rows& normed, int count, size_t offset,
+             MixList list) {
+        constexpr int kManyRows = 64; // fill a device by themselves
+        const int groups = list.into[0].k_pad / kActGroup, step = kRowThreads / 32;
+        list.slices = count < kManyRows ? (groups + step - 1) / step : 1;
+        list.per_block = count < kManyRows ? 1 : list.count;
+        const unsigned parts = unsigned(list.slices * ((list.count + list.per_block - 1) / list.per_block));
+        launch(early, mix_rows, {parts, unsigned(count)}, kRowThreads, sizeof(RowSums), stream, list, x, norm,
+               normed, batch, offset, config.n_embd);
     }
 };
 

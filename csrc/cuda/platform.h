@@ -33,6 +33,103 @@ __device__ __forceinline__ T* shared_memory() {
 #endif
 }
 
+// Launches that overlap (compute capability 9.0 and newer; elsewhere each waits for the one before). A kernel
+// that is started with launch_early() may run while the kernel before still does: until wait_for_previous()
+// it may touch what no kernel of the pass writes (weights), and every block has to wait, because the next
+// kernel counts on what is two kernels back being done too. What a kernel before has written is read by plain
+// loads.
+
+/// Lets the next kernel's blocks start wherever there is room.
+__device__ __forceinline__ void let_next_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/// Returns when all kernels before are done; a barrier for the block. One warp asks: asking takes turns from
+/// warps that work.
+__device__ __forceinline__ void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if (threadIdx.x < 32)
+        asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+    __syncthreads();
+}
+
+/// Sixteen bytes of weights. Stays where it is written: before a wait, that is.
+__device__ __forceinline__ uint4 load16_early(const void* p) {
+#if defined(__CUDACC__)
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+#else
+    return *static_cast<const uint4*>(p);
+#endif
+}
+
+/// Four bytes likewise.
+__device__ __forceinline__ unsigned load4_early(const void* p) {
+    unsigned v;
+#if defined(__CUDACC__)
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+#else
+    std::memcpy(&v, p, sizeof v);
+#endif
+    return v;
+}
+
+/// Four bytes to shared memory; there after wait_for_copies(), for the thread that asked for them.
+__device__ __forceinline__ void copy4(float* shared, const float* from) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(unsigned(__cvta_generic_to_shared(shared))),
+                 "l"(from)
+                 : "memory");
+#else
+    *shared = *from;
+#endif
+}
+__device__ __forceinline__ void wait_for_copies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+/// Has the compiler compute or load `value` here, not where it is used: before a wait, that is.
+template <class T>
+__device__ __forceinline__ void pin(T& value) {
+#if defined(__CUDACC__)
+    if constexpr (std::is_same_v<T, float>)
+        asm volatile("" : "+f"(value)::"memory");
+    else if constexpr (sizeof(T) == 8)
+        asm volatile("" : "+l"(value)::"memory");
+    else
+        asm volatile("" : "+r"(value)::"memory");
+#else
+    (void)value;
+#endif
+}
+
+/// Brings the line of `p` near.
+__device__ __forceinline__ void prefetch(const void* p) {
+#if defined(__CUDACC__)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#else
+    (void)p;
+#endif
+}
+
+/// Brings a range near; `p` and `bytes` are multiples of 16. Nothing before compute capability 9.0.
+__device__ __forceinline__ void prefetch_range(const void* p, unsigned bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
+#else
+    (void)p, (void)bytes;
+#endif
+}
+
 /// Throws DeviceError(RWKV_CUDA_UNAVAILABLE) when the library has no code of `kernel` for this thread's
 /// device.
 template <class... P>
@@ -54,20 +151,38 @@ struct Grid {
     unsigned x = 1, y = 1;
 };
 
-/// Starts `kernel` on a stream. `threads` is a multiple of 32.
+/// Starts `kernel` on a stream. `threads` is a multiple of 32. `early`: without waiting for the kernel
+/// before.
 template <class... P>
-void launch(void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes, cudaStream_t stream,
-            std::type_identity_t<P>... arguments) {
+void launch(bool early, void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes,
+            cudaStream_t stream, std::type_identity_t<P>... arguments) {
 #if defined(__CUDACC__)
     void* pointers[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
-    check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(grid.x, grid.y),
-                           dim3(unsigned(threads)), pointers, shared_bytes, stream),
+    cudaLaunchAttribute overlap;
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(grid.x, grid.y);
+    config.blockDim = dim3(unsigned(threads));
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = early ? 1 : 0;
+    check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), pointers),
           "a kernel cannot be started");
 #else
+    (void)early;
     check(emulator::launch(grid.x, grid.y, unsigned(threads), shared_bytes, stream,
                            [=] { kernel(arguments...); }),
           "a kernel cannot be started");
 #endif
+}
+
+/// The same for kernels that do not overlap.
+template <class... P>
+void launch(void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes, cudaStream_t stream,
+            std::type_identity_t<P>... arguments) {
+    launch(false, kernel, grid, threads, shared_bytes, stream, arguments...);
 }
 
 } // namespace rwkv::cuda

@@ -106,6 +106,13 @@ void Scratch::cut(cudaStream_t stream) {
         sparse.factors = arena_.cut<float>(all);
         sparse.steps = arena_.cut<float>(all / 16);
         sparse.blocks = arena_.cut<int32_t>(size_t(rows));
+        ffn_hidden.mask = arena_.cut<uint32_t>(size_t(rows) * size_t(ffn_hidden.k_pad / kActGroup));
+        const size_t half_lines = size_t((c + 63) / 64 * 2); // of 4-bit codes half as many
+        sparse_terms.blocks = sparse.stride / 16;
+        const size_t terms = half_lines * size_t(sparse_terms.blocks);
+        sparse_terms.sums = arena_.cut<float>(terms * kSparseOutputs);
+        sparse_terms.steps = arena_.cut<float>(terms);
+        sparse_terms.arrivals = zeroed.template operator()<unsigned>(half_lines);
     }
 }
 

@@ -27,6 +27,7 @@ class Scratch {
     Acts mix_x, hidden[5], decay_hidden, att_out, ffn_k, ffn_r, ffn_hidden, head;
     Rows logits;
     SparseRows sparse{};
+    SparseTerms sparse_terms{};
 
   private:
     void cut(cudaStream_t stream);

@@ -11,6 +11,20 @@ namespace rwkv::cuda {
 constexpr int kBlockChannels = 16;
 constexpr int kFindThreads = 512;
 
+/// Of a half warp's sixteen activations times record scales: each in steps of a 16th-bit integer's share, and
+/// the step.
+struct BlockFactor {
+    float factor, step;
+};
+__device__ __forceinline__ BlockFactor block_factor(float a) {
+    const float largest = max_over<kBlockChannels>(fabsf(a));
+    const bool used = largest > 1e-30f;
+    constexpr float kLargestScale = 127.0f * 127, kLargest16 = 32767.0f;
+    const float factor = a * (used ? kLargest16 / kLargestScale / largest : 0.0f);
+    const float sum = fold16(factor); // NaN if any is
+    return {factor, sum != sum ? not_a_number() : used ? largest * (kLargestScale / kLargest16) : 0.0f};
+}
+
 /// Grid: rows. Lists the active channels of each row of x.f and what a block of sixteen needs. d: [k] record
 /// scales.
 __global__ void __launch_bounds__(kFindThreads) find_active(Acts x, const float* d, SparseRows out) {
@@ -49,20 +63,13 @@ __global__ void __launch_bounds__(kFindThreads) find_active(Acts x, const float*
         const bool present = i < total;
         const int channel = present ? channels[i] : block < blocks ? channels[block * kBlockChannels] : 0;
         const float a = present ? f[channel] * d[channel] : 0.0f;
-        const float largest = max_over<kBlockChannels>(fabsf(a));
-        const bool used = largest > 1e-30f;
-        constexpr float kLargestScale = 127.0f * 127, kLargest16 = 32767.0f;
-        const float factor = a * (used ? kLargest16 / kLargestScale / largest : 0.0f);
-        const float sum = fold16(factor);
+        const BlockFactor factor = block_factor(a);
         if (block < blocks) {
             if (!present)
                 channels[i] = channel;
-            out.factors[size_t(t) * size_t(out.stride) + size_t(i)] = factor;
+            out.factors[size_t(t) * size_t(out.stride) + size_t(i)] = factor.factor;
             if (place == 0)
-                out.steps[size_t(t) * size_t(out.stride / kBlockChannels) + size_t(block)] =
-                    sum != sum ? not_a_number()
-                    : used     ? largest * (kLargestScale / kLargest16)
-                               : 0.0f;
+                out.steps[size_t(t) * size_t(out.stride / kBlockChannels) + size_t(block)] = factor.step;
         }
     }
 }
@@ -71,93 +78,134 @@ constexpr int kSparseThreads = 1024; // few blocks, and every warp has to hide t
 constexpr int kSparseChunk = 96;     ///< blocks of channels whose sums meet in shared memory
 static_assert(kSparseChunk % (kSparseThreads / 32) == 0); // a warp goes on where it would have
 
-/// Half a line of 64 bytes, for all active channels of a row.
+/// Half a line of 64 bytes: what a warp makes of sixteen channels of it at a time.
 template <bool kIsQ4, int kGroup>
-__device__ __forceinline__ void half_line(const Product& p, const SparseRows& active, int line, int half,
+struct HalfLine {
+    static constexpr int kPerWord = kIsQ4 ? 8 : 4, kOutputs = 8 * kPerWord;
+    static constexpr int kLineOutputs = 2 * kOutputs, kGroups = kLineOutputs / kGroup;
+    int line, half;
+    size_t first_scale, first_code; ///< in a record; the code is the lane's
+
+    __device__ __forceinline__ HalfLine(const DeviceMatrix& w, int line_, int half_)
+        : line(line_), half(half_), first_scale(size_t(w.n_pad) / (kIsQ4 ? 2 : 1) + size_t(line_) * kGroups),
+          first_code(size_t(line_) * 64 + size_t(half_) * 32 + size_t(threadIdx.x % 8) * 4) {}
+
+    /// A lane's: four channels' codes of one word; and of one channel every second scale.
+    struct Codes {
+        uint32_t words[4];
+        int8_t scales[(kGroups + 1) / 2];
+
+        __device__ __forceinline__ void load(const DeviceMatrix& w, const HalfLine& at, const int* channels) {
+            const int lane = int(threadIdx.x % 32), quarter = lane / 8;
+            const int4 mine = *reinterpret_cast<const int4*>(channels + quarter * 4);
+            const int record[4] = {mine.x, mine.y, mine.z, mine.w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                words[i] = __ldg(reinterpret_cast<const uint32_t*>(
+                    w.q + size_t(record[i]) * size_t(w.stride) + at.first_code));
+            const uint8_t* from =
+                w.q + size_t(channels[lane % kBlockChannels]) * size_t(w.stride) + at.first_scale;
+#pragma unroll
+            for (int i = 0; i < (kGroups + 1) / 2; ++i)
+                scales[i] = int8_t(__ldg(from + 2 * i + lane / kBlockChannels));
+        }
+    };
+
+    /// Calls store(output of the half line, sum) for all; `scaled`: [kGroups][16], the warp's own.
+    template <class F>
+    __device__ __forceinline__ void sum(const DeviceMatrix& w, const Codes& codes, const float* factors,
+                                        int16_t* scaled, F store) const {
+        const int lane = int(threadIdx.x % 32), word = lane % 8, quarter = lane / 8;
+        const int place = lane % kBlockChannels;
+        const float factor = factors[place];
+#pragma unroll
+        for (int i = 0; i < (kGroups + 1) / 2; ++i) // activations times scales, as pairs of 16-bit integers
+            scaled[(2 * i + lane / kBlockChannels) * kBlockChannels + place] =
+                int16_t(__float2int_rn(factor * square_law(codes.scales[i])));
+        __syncwarp();
+        int sum[kPerWord] = {};
+#pragma unroll
+        for (int pair = 0; pair < 2; ++pair) {
+            const uint32_t a = codes.words[2 * pair], b = codes.words[2 * pair + 1];
+            const auto add = [&](int first, uint32_t a_bytes, uint32_t b_bytes) { // four outputs
+                const int low = int(__byte_perm(a_bytes, b_bytes, 0x5140)),
+                          high = int(__byte_perm(a_bytes, b_bytes, 0x7362));
+                const auto pair_of = [&](int i) {
+                    int both;
+                    memcpy(&both, scaled + 16 * i / kGroup * kBlockChannels + 4 * quarter + 2 * pair, 4);
+                    return both;
+                };
+                sum[first] = __dp2a_lo(pair_of(first), low, sum[first]);
+                sum[first + 1] = __dp2a_hi(pair_of(first + 1), low, sum[first + 1]);
+                sum[first + 2] = __dp2a_lo(pair_of(first + 2), high, sum[first + 2]);
+                sum[first + 3] = __dp2a_hi(pair_of(first + 3), high, sum[first + 3]);
+            };
+            if constexpr (kIsQ4) {
+                int a_low, a_high, b_low, b_high;
+                look_up(w.codebook, a, &a_low, &a_high);
+                look_up(w.codebook, b, &b_low, &b_high);
+                add(0, uint32_t(a_low), uint32_t(b_low));
+                add(4, uint32_t(a_high), uint32_t(b_high));
+            } else {
+                add(0, a ^ 0x80808080u, b ^ 0x80808080u);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < kPerWord; ++i) {
+            sum[i] += __shfl_xor_sync(kAllLanes, sum[i], 8);
+            sum[i] += __shfl_xor_sync(kAllLanes, sum[i], 16);
+            if (quarter == i % 4)
+                store(i * 8 + word, float(sum[i]));
+        }
+        __syncwarp(); // before the next block's products with scales
+    }
+
+    __device__ __forceinline__ int output(int i) const {
+        return line * kLineOutputs + i / 8 * 16 + half * 8 + i % 8;
+    }
+};
+
+/// What becomes of a thread's output, if it has one.
+template <class Line>
+__device__ __forceinline__ void finish_half_line(const Product& p, const Line& line, int t, int i,
+                                                 float total) {
+    const int n = line.output(i);
+    if (i >= Line::kOutputs || n >= p.w.n)
+        return;
+    float& out = p.out.data[size_t(t) * size_t(p.out.stride) + n];
+    const float gate =
+        p.epilogue == Epilogue::kMulAdd ? p.gate.data[size_t(t) * size_t(p.gate.stride) + n] : 0.0f;
+    const bool adds = p.epilogue == Epilogue::kAdd || p.epilogue == Epilogue::kMulAdd;
+    out = apply(p.epilogue, total, adds ? out : 0.0f, gate);
+}
+
+/// Half a line for all active channels of a row.
+template <bool kIsQ4, int kGroup>
+__device__ __forceinline__ void half_line(const Product& p, const SparseRows& active, int line_, int half,
                                           int t, float* shared) {
-    constexpr int kPerWord = kIsQ4 ? 8 : 4, kOutputs = 8 * kPerWord; // of half a line
-    constexpr int kLineOutputs = 2 * kOutputs, kGroups = kLineOutputs / kGroup, kWarps = kSparseThreads / 32;
-    const DeviceMatrix& w = p.w;
-    const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
-    const int word = lane % 8, quarter = lane / 8; // of the half line; of the sixteen channels
-    float* sums = shared;                          // [kSparseChunk][kOutputs]
-    int16_t* factors = reinterpret_cast<int16_t*>(shared + kSparseChunk * kOutputs) +
-                       warp * 8 * kBlockChannels; // [kGroups][16], this warp's own
+    using Line = HalfLine<kIsQ4, kGroup>;
+    constexpr int kOutputs = Line::kOutputs, kWarps = kSparseThreads / 32;
+    const int warp = int(threadIdx.x / 32);
+    float* sums = shared; // [kSparseChunk][kOutputs]
+    int16_t* scaled =
+        reinterpret_cast<int16_t*>(shared + kSparseChunk * kOutputs) + warp * 8 * kBlockChannels;
     const int blocks = active.blocks[t];
     const int32_t* channels = active.channels + size_t(t) * size_t(active.stride);
-    const float* block_factors = active.factors + size_t(t) * size_t(active.stride);
+    const float* factors = active.factors + size_t(t) * size_t(active.stride);
     const float* steps = active.steps + size_t(t) * size_t(active.stride / kBlockChannels);
-    const size_t first_scale = size_t(w.n_pad) / (kIsQ4 ? 2 : 1) + size_t(line) * kGroups;
-    const size_t first_code = size_t(line) * 64 + size_t(half) * 32 + size_t(word) * 4;
-    // A block's codes come while the one before is worked on.
-    uint32_t codes[4], coming[4] = {};
-    const auto fetch = [&](int block) {
-        const int4 mine =
-            __ldg(reinterpret_cast<const int4*>(channels + block * kBlockChannels + quarter * 4));
-        const int record[4] = {mine.x, mine.y, mine.z, mine.w};
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-            coming[i] = __ldg(
-                reinterpret_cast<const uint32_t*>(w.q + size_t(record[i]) * size_t(w.stride) + first_code));
-    };
+    const Line line(p.w, line_, half);
+    typename Line::Codes coming{}; // while the block before is worked on
     if (warp < blocks)
-        fetch(warp);
+        coming.load(p.w, line, channels + warp * kBlockChannels);
     float total = 0.0f;
     for (int begin = 0; begin < blocks; begin += kSparseChunk) {
         const int end = begin + kSparseChunk < blocks ? begin + kSparseChunk : blocks;
         for (int block = begin + warp; block < end; block += kWarps) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                codes[i] = coming[i];
+            const typename Line::Codes now = coming;
             if (block + kWarps < blocks)
-                fetch(block + kWarps);
-            { // activations times scales, as pairs of 16-bit integers
-                const int place = lane % kBlockChannels;
-                const uint8_t* scales =
-                    w.q + size_t(__ldg(channels + block * kBlockChannels + place)) * size_t(w.stride) +
-                    first_scale;
-                const float factor = __ldg(block_factors + block * kBlockChannels + place);
-#pragma unroll
-                for (int g = lane / kBlockChannels; g < kGroups; g += 2)
-                    factors[g * kBlockChannels + place] =
-                        int16_t(__float2int_rn(factor * square_law(int8_t(__ldg(scales + g)))));
-            }
-            __syncwarp();
-            int sum[kPerWord] = {};
-#pragma unroll
-            for (int pair = 0; pair < 2; ++pair) {
-                const uint32_t a = codes[2 * pair], b = codes[2 * pair + 1];
-                const auto add = [&](int first, uint32_t a_bytes, uint32_t b_bytes) { // four outputs
-                    const int low = int(__byte_perm(a_bytes, b_bytes, 0x5140)),
-                              high = int(__byte_perm(a_bytes, b_bytes, 0x7362));
-                    const auto pair_of = [&](int i) {
-                        int both;
-                        memcpy(&both, factors + 16 * i / kGroup * kBlockChannels + 4 * quarter + 2 * pair, 4);
-                        return both;
-                    };
-                    sum[first] = __dp2a_lo(pair_of(first), low, sum[first]);
-                    sum[first + 1] = __dp2a_hi(pair_of(first + 1), low, sum[first + 1]);
-                    sum[first + 2] = __dp2a_lo(pair_of(first + 2), high, sum[first + 2]);
-                    sum[first + 3] = __dp2a_hi(pair_of(first + 3), high, sum[first + 3]);
-                };
-                if constexpr (kIsQ4) {
-                    int a_low, a_high, b_low, b_high;
-                    look_up(w.codebook, a, &a_low, &a_high);
-                    look_up(w.codebook, b, &b_low, &b_high);
-                    add(0, uint32_t(a_low), uint32_t(b_low));
-                    add(4, uint32_t(a_high), uint32_t(b_high));
-                } else {
-                    add(0, a ^ 0x80808080u, b ^ 0x80808080u);
-                }
-            }
-#pragma unroll
-            for (int i = 0; i < kPerWord; ++i) {
-                sum[i] += __shfl_xor_sync(kAllLanes, sum[i], 8);
-                sum[i] += __shfl_xor_sync(kAllLanes, sum[i], 16);
-                if (quarter == i % 4)
-                    sums[(block - begin) * kOutputs + i * 8 + word] = float(sum[i]);
-            }
-            __syncwarp(); // before the next block's factors
+                coming.load(p.w, line, channels + (block + kWarps) * kBlockChannels);
+            line.sum(p.w, now, factors + block * kBlockChannels, scaled,
+                     [&](int output, float sum) { sums[(block - begin) * kOutputs + output] = sum; });
         }
         __syncthreads();
         if (int(threadIdx.x) < kOutputs)
@@ -167,14 +215,7 @@ __device__ __forceinline__ void half_line(const Product& p, const SparseRows& ac
                     fmaf(sums[(block - begin) * kOutputs + int(threadIdx.x)], __ldg(steps + block), total);
         __syncthreads();
     }
-    const int n = line * kLineOutputs + int(threadIdx.x) / 8 * 16 + half * 8 + int(threadIdx.x) % 8;
-    if (int(threadIdx.x) < kOutputs && n < w.n) {
-        float& out = p.out.data[size_t(t) * size_t(p.out.stride) + n];
-        const float gate =
-            p.epilogue == Epilogue::kMulAdd ? p.gate.data[size_t(t) * size_t(p.gate.stride) + n] : 0.0f;
-        const bool adds = p.epilogue == Epilogue::kAdd || p.epilogue == Epilogue::kMulAdd;
-        out = apply(p.epilogue, total, adds ? out : 0.0f, gate);
-    }
+    finish_half_line(p, line, t, int(threadIdx.x), total);
 }
 
 constexpr size_t kSparseShared =

@@ -27,9 +27,10 @@ struct DeviceMatrix {
 /// cpu::Acts; rows are not interleaved.
 struct Acts {
     int k = 0, k_pad = 0;
-    float* f = nullptr;     ///< [T, k_pad]
-    int8_t* q = nullptr;    ///< [T, k_pad]
-    float* scale = nullptr; ///< [T, k_pad / 32]
+    float* f = nullptr;       ///< [T, k_pad]
+    int8_t* q = nullptr;      ///< [T, k_pad]
+    float* scale = nullptr;   ///< [T, k_pad / 32]
+    uint32_t* mask = nullptr; ///< [T, k_pad / 32] which are not zero
 };
 
 /// [T, stride] floats.
@@ -76,7 +77,9 @@ constexpr int kMostProducts = 7;
 /// Products that run side by side in one launch.
 struct ProductList {
     Product item[kMostProducts];
-    int first_unit[kMostProducts + 1]; ///< in units of 32 outputs; [count] is the number of all
+    int first_unit[kMostProducts +
+                   1];        ///< in units of 32 outputs, or of `tiles`; [count] is the number of all
+    int tiles[kMostProducts]; ///< of a unit; one column only
     int count;
     int terms; ///< integer sums of a row of tiles that fit into the block's shared memory
     /// Then, row by row, the states that a sequence's last row leaves behind: last[row][offset ..] = normed.
@@ -93,6 +96,16 @@ struct SparseRows {
     float* steps;      ///< [T, stride / 16]
     int32_t* blocks;   ///< [T]
     int stride;
+};
+
+constexpr int kSparseOutputs = 64; ///< of half a line of a record, at most
+
+/// What the blocks of threads leave for the last of a half line.
+struct SparseTerms {
+    float* sums;        ///< [half lines, blocks, kSparseOutputs]
+    float* steps;       ///< [half lines, blocks]
+    unsigned* arrivals; ///< [half lines]; zero between launches
+    int blocks;         ///< of 16 channels, at most
 };
 
 } // namespace rwkv::cuda

@@ -1,5 +1,5 @@
 // How fast a GPU decodes and reads prompts, on random weights of a real model's shape, beside what it copies.
-// usage: rwkv_cuda_bench [channels] [layers]
+// usage: rwkv_cuda_bench [channels] [layers] [encoding ...], an encoding as "q4g32" or "q4g32/kn"
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -55,7 +55,7 @@ double copy_rate() {
     return 2 * double(bytes) / time / 1e9;
 }
 
-void measure(const Config& full, const char* encoding, bool kn, double copies) {
+void measure(const Config& full, const std::string& encoding, bool kn, double copies) {
     Config two = full; // blocks from the second on are that block again
     two.n_layer = 2;
     ModelWriter writer(two, encoding, kn);
@@ -90,12 +90,28 @@ void measure(const Config& full, const char* encoding, bool kn, double copies) {
     const double token = median_seconds(200, [&] { feed(1); });
     feed(1024);
     const double prompt = median_seconds(5, [&] { feed(1024); });
+    std::vector<rwkv_cuda_state*> states(64);
+    for (rwkv_cuda_state*& each : states)
+        stop_on(rwkv_cuda_new_state(model, &each, reason, sizeof reason) != RWKV_CUDA_OK, reason);
+    logits.resize(states.size() * size_t(full.vocab_size));
+    const auto batch_rate = [&](int count) {
+        const auto step = [&] {
+            stop_on(rwkv_cuda_forward_batch(model, tokens.data(), states.data(), count, logits.data(), reason,
+                                            sizeof reason) != RWKV_CUDA_OK,
+                    reason);
+        };
+        step();
+        return count / median_seconds(20, step);
+    };
+    const double batch8 = batch_rate(8), batch64 = batch_rate(64);
     // Random weights leave about half of the channels of ffn.value active; trained ones a tenth to a fifth.
     std::printf(
         "%-6s %-4s  %7.1f tokens/s decoding, %6.3f ms, all weights at %6.0f GB/s (%3.0f %% of copies); "
-        "%8.0f tokens/s of a prompt\n",
-        encoding, kn ? "kn" : "tile", 1 / token, token * 1e3, double(bytes) / token / 1e9,
-        100 * double(bytes) / token / 1e9 / copies, 1024 / prompt);
+        "%8.0f tokens/s of a prompt; batches of 8: %6.0f tokens/s, of 64: %6.0f\n",
+        encoding.c_str(), kn ? "kn" : "tile", 1 / token, token * 1e3, double(bytes) / token / 1e9,
+        100 * double(bytes) / token / 1e9 / copies, 1024 / prompt, batch8, batch64);
+    for (rwkv_cuda_state* each : states)
+        rwkv_cuda_free_state(each);
     rwkv_cuda_free_state(state);
     rwkv_cuda_close(model);
 }
@@ -120,7 +136,11 @@ int main(int argc, char** argv) {
                 "layers\n",
                 device.name, device.major, device.minor, device.multiprocessors, copies, config.n_embd,
                 config.n_layer);
-    for (const char* encoding : {"q8g32", "q4g16", "q4g32"})
-        for (const bool kn : {false, true})
-            measure(config, encoding, kn, copies);
+    std::vector<std::string> encodings(argv + std::min(argc, 3), argv + argc);
+    if (encodings.empty())
+        encodings = {"q8g32", "q8g32/kn", "q4g16", "q4g16/kn", "q4g32", "q4g32/kn"};
+    for (const std::string& encoding : encodings) {
+        const size_t name = encoding.find('/');
+        measure(config, encoding.substr(0, name), name != std::string::npos, copies);
+    }
 }

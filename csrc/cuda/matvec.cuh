@@ -1,0 +1,283 @@
+// Matrix products with one column: integer tiles and float rows. A block takes rounds of one or two tiles.
+// Each lane takes four rows of a tile and a group of inputs; the exact integer sums of all groups meet in
+// shared memory, and one thread per output adds them up in ascending order, as the CPU does. The first
+// weights are loaded and unpacked before the inputs are there, later ones asked for in time.
+#pragma once
+
+#include "cuda/matmat.cuh"
+
+namespace rwkv::cuda {
+
+constexpr int kVectorThreads = kProductThreads<1>;
+constexpr int kVectorPitch = 2 * kTileRows + 4; ///< floats of a term's sums and scales, off powers of two
+constexpr int kPrefetchChunks = 3;              ///< that are asked for ahead of the one that is loaded
+
+/// How a block that takes kTiles at once works through groups of `kGroup` weights.
+template <int kTiles, int kGroup>
+struct VectorPlan {
+    static constexpr int kTerms = kActGroup / kGroup;           ///< integer sums per group of activations
+    static constexpr int kWarps = kVectorThreads / 32 / kTiles; ///< of a tile
+    static constexpr int kChunk = 8 * kWarps;                   ///< groups of activations
+    static constexpr int kTileFloats = kChunk * kTerms * kVectorPitch;
+    static constexpr int kBuffers = kTerms == 1 ? 2 : 1;
+    static constexpr int kFloats = kBuffers * kTiles * kTileFloats;
+    static constexpr size_t kShared = sizeof(float) * size_t(kFloats + 3 * 32);
+    static_assert(kShared <= kSharedLimit);
+};
+
+/// One lane's weights: four rows, one group of inputs.
+template <bool kIsQ4, int kGroup>
+struct LaneWeights {
+    static constexpr int kTerms = kActGroup / kGroup, kPieces = kIsQ4 ? 4 : 8;
+    static constexpr unsigned kGroupBytes = kPieces * 4 * kTileRows;
+    uint4 stored[kPieces];
+    unsigned scales[kTerms];
+    int codes[kIsQ4 ? 8 : 1][4]; ///< by fours, row: of eight inputs 0 4 1 5, 2 6 3 7
+
+    /// group: of all groups of the matrix, tile after tile
+    __device__ __forceinline__ void load(const DeviceMatrix& w, unsigned group, int lane_rows) {
+        const uint8_t* q = w.q + size_t(group) * kGroupBytes + unsigned(lane_rows) * 4;
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i)
+            stored[i] = load16_early(q + i * 4 * kTileRows);
+        const int8_t* s = w.s + size_t(group) * (kTerms * kTileRows) + lane_rows;
+#pragma unroll
+        for (int i = 0; i < kTerms; ++i)
+            scales[i] = load4_early(s + i * kTileRows);
+    }
+
+    __device__ __forceinline__ void unpack(const DeviceMatrix& w) {
+        if constexpr (kIsQ4)
+#pragma unroll
+            for (int i = 0; i < kPieces; ++i) {
+                look_up(w.codebook, stored[i].x, &codes[2 * i][0], &codes[2 * i + 1][0]);
+                look_up(w.codebook, stored[i].y, &codes[2 * i][1], &codes[2 * i + 1][1]);
+                look_up(w.codebook, stored[i].z, &codes[2 * i][2], &codes[2 * i + 1][2]);
+                look_up(w.codebook, stored[i].w, &codes[2 * i][3], &codes[2 * i + 1][3]);
+#pragma unroll
+                for (int row = 0; row < 4; ++row) {
+                    pin(codes[2 * i][row]);
+                    pin(codes[2 * i + 1][row]);
+                }
+            }
+    }
+
+    /// Sums of the four rows with 32 inputs, each beside its scale, for each term: to[term][row].
+    __device__ __forceinline__ void sum(const int8_t* x, float x_scale, float* to) const {
+        int dot[4] = {};
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const uint4 in = *reinterpret_cast<const uint4*>(x + half * 16);
+            if constexpr (kIsQ4) {
+                const int b[4] = {int(__byte_perm(in.x, in.y, 0x5140)), int(__byte_perm(in.x, in.y, 0x7362)),
+                                  int(__byte_perm(in.z, in.w, 0x5140)), int(__byte_perm(in.z, in.w, 0x7362))};
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+#pragma unroll
+                    for (int row = 0; row < 4; ++row)
+                        dot[row] = __dp4a(codes[4 * half + i][row], b[i], dot[row]);
+            } else { // codes around 128 become signed
+                const int b[4] = {int(in.x), int(in.y), int(in.z), int(in.w)};
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const uint4& four = stored[4 * half + i];
+                    dot[0] = __dp4a(int(four.x ^ 0x80808080u), b[i], dot[0]);
+                    dot[1] = __dp4a(int(four.y ^ 0x80808080u), b[i], dot[1]);
+                    dot[2] = __dp4a(int(four.z ^ 0x80808080u), b[i], dot[2]);
+                    dot[3] = __dp4a(int(four.w ^ 0x80808080u), b[i], dot[3]);
+                }
+            }
+            if (half == 0 && kTerms == 1)
+                continue;
+            const int term = kTerms == 2 ? half : 0;
+            float4* pairs = reinterpret_cast<float4*>(to + term * kVectorPitch);
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+                pairs[i] = make_float4(
+                    float(dot[2 * i]), square_law(signed_byte(scales[term], 2 * i)) * x_scale,
+                    float(dot[2 * i + 1]), square_law(signed_byte(scales[term], 2 * i + 1)) * x_scale);
+            dot[0] = dot[1] = dot[2] = dot[3] = 0;
+        }
+    }
+};
+
+/// Goes on with a row's total over `count` terms; the whole warp does. Loads are a step ahead of the chain of
+/// additions: written together, the compiler would have each wait for its own.
+__device__ __forceinline__ float add_terms(float total, const float* pairs, int count) {
+    constexpr int kAhead = 4;
+    float2 now[kAhead], next[kAhead];
+    const auto load = [&](float2(&to)[kAhead], const float* from) {
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j)
+            to[j] = *reinterpret_cast<const float2*>(from + j * kVectorPitch);
+        __syncwarp();
+    };
+    const auto add = [&](const float2(&those)[kAhead]) {
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j)
+            total = fmaf(those[j].x, those[j].y, total);
+    };
+    int i = 0;
+    if (count >= 2 * kAhead) {
+        load(now, pairs);
+#pragma unroll 1
+        for (; i + 3 * kAhead <= count; i += 2 * kAhead) {
+            load(next, pairs + (i + kAhead) * kVectorPitch);
+            add(now);
+            load(now, pairs + (i + 2 * kAhead) * kVectorPitch);
+            add(next);
+        }
+        add(now);
+        i += kAhead;
+    }
+#pragma unroll 1
+    for (; i < count; ++i) {
+        const float2 pair = *reinterpret_cast<const float2*>(pairs + i * kVectorPitch);
+        total = fmaf(pair.x, pair.y, total);
+    }
+    return total;
+}
+
+__device__ __forceinline__ int least(int a, int b) { return a < b ? a : b; }
+
+/// `count` tiles of a product from `first` on.
+template <int kTiles, bool kIsQ4, int kGroup>
+__device__ __forceinline__ void vector_tiles(const Product& p, int first, int count, float* shared) {
+    using Plan = VectorPlan<kTiles, kGroup>;
+    using Weights = LaneWeights<kIsQ4, kGroup>;
+    constexpr int kTerms = Plan::kTerms, kChunk = Plan::kChunk;
+    const DeviceMatrix& w = p.w;
+    const int groups = w.k_pad / kActGroup, end = least(first + count, w.n_pad / kTileRows);
+    const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
+    const int warp_tile = warp / Plan::kWarps, lane_rows = lane % 4 * 4;
+    const int lane_group = warp % Plan::kWarps * 8 + lane / 4;
+    Weights weights;
+    // Past the last tile and group the last one stands in; nobody reads what becomes of it.
+    const auto load = [&](int tile, int begin) {
+        weights.load(
+            w, unsigned(least(tile + warp_tile, end - 1) * groups + least(begin + lane_group, groups - 1)),
+            lane_rows);
+    };
+    load(first, 0);
+    // One lane of a tile's last warp asks for what comes after: the groups of a chunk lie side by side.
+    const bool asks = warp % Plan::kWarps == Plan::kWarps - 1 && lane == 0;
+    const auto ask_for = [&](int tile, int begin) {
+        if (tile + warp_tile >= end || begin >= groups)
+            return;
+        const unsigned size = unsigned(least(groups - begin, kChunk));
+        const size_t at = size_t((tile + warp_tile) * groups + begin);
+        prefetch_range(w.q + at * Weights::kGroupBytes, size * Weights::kGroupBytes);
+        prefetch_range(w.s + at * (kTerms * kTileRows), size * (kTerms * kTileRows));
+    };
+    if (asks)
+        for (int i = 1; i <= kPrefetchChunks; ++i)
+            ask_for(first, i * kChunk);
+    // The first warp finishes, a lane an output of the tiles at hand.
+    const int half = lane / kTileRows, row = lane % kTileRows;
+    const bool finishes = warp == 0 && half < kTiles;
+    float* kept = shared + Plan::kFloats; // of a lane that finishes: row scale, output before, gate
+    const auto keep_scale = [&](int tile) {
+        const int n = (tile + half) * kTileRows + row;
+        if (finishes && tile < end && n < w.n)
+            copy4(kept + lane, w.d + n);
+    };
+    keep_scale(first);
+    weights.unpack(w);
+    wait_for_previous();
+    float* terms = shared;
+    for (int tile = first; tile < end; tile += kTiles) {
+        const int n = (tile + half) * kTileRows + row;
+        const bool output = finishes && n < w.n;
+        if (output && (p.epilogue == Epilogue::kAdd || p.epilogue == Epilogue::kMulAdd))
+            copy4(kept + 32 + lane, p.out.data + n);
+        if (output && p.epilogue == Epilogue::kMulAdd)
+            copy4(kept + 64 + lane, p.gate.data + n);
+        float total = 0.0f;
+        for (int begin = 0; begin < groups; begin += kChunk) {
+            const int g = least(begin + lane_group, groups - 1);
+            weights.sum(p.x.q + g * kActGroup, p.x.scale[g],
+                        terms + warp_tile * Plan::kTileFloats + lane_group * kTerms * kVectorPitch +
+                            2 * lane_rows);
+            const bool more_groups = begin + kChunk < groups, more = more_groups || tile + kTiles < end;
+            const int next_tile = more_groups ? tile : tile + kTiles;
+            const int next_begin = more_groups ? begin + kChunk : 0;
+            if (asks) {
+                if (more_groups)
+                    ask_for(tile, begin + (1 + kPrefetchChunks) * kChunk);
+                if (begin == 0)
+                    ask_for(tile + (groups <= kChunk ? kPrefetchChunks : 1) * kTiles, 0);
+            }
+            if (warp != 0) { // the next weights come while these sums are added up
+                if (more)
+                    load(next_tile, next_begin);
+                __syncthreads();
+            } else {
+                __syncthreads();
+                total = add_terms(total, terms + half % kTiles * Plan::kTileFloats + 2 * row,
+                                  least(groups - begin, kChunk) * kTerms);
+                if (more)
+                    load(next_tile, next_begin);
+            }
+            if constexpr (Plan::kBuffers == 1)
+                __syncthreads();
+            else
+                terms = terms == shared ? shared + kTiles * Plan::kTileFloats : shared;
+            if (more)
+                weights.unpack(w);
+        }
+        if (warp != 0)
+            continue;
+        wait_for_copies();
+        float v = 0.0f;
+        if (output) {
+            v = apply(p.epilogue, total * kept[lane], kept[32 + lane], kept[64 + lane]);
+            if (p.out.data)
+                p.out.data[n] = v;
+        }
+        if (kTiles == 2 && p.quantized.k)
+            set_group(p.quantized, 0, tile / 2, v);
+        keep_scale(tile + kTiles);
+    }
+}
+
+/// Grid: units of all products, then a block for the state that is left behind. A unit is `list.tiles` tiles,
+/// taken kTiles at once, or 32 rows of floats. Quantized outputs need two tiles at once.
+template <int kTiles>
+__global__ void __launch_bounds__(kVectorThreads, 2)
+    vector_products(const __grid_constant__ ProductList list) {
+    let_next_start();
+    const int position = int(blockIdx.x);
+    if (position >= list.first_unit[list.count]) {
+        wait_for_previous();
+        if (float* state = list.last[0])
+            for (int i = int(threadIdx.x); i < list.width; i += kVectorThreads)
+                state[list.offset + size_t(i)] = list.normed[i];
+        return;
+    }
+    int which = 0;
+    while (position >= list.first_unit[which + 1])
+        ++which;
+    const Product& p = list.item[which];
+    const int unit = position - list.first_unit[which];
+    float* shared = shared_memory<float>();
+    if (p.w.layout == Layout::kTile) {
+        const int count = list.tiles[which];
+        if (p.w.encoding == Encoding::kQ8)
+            vector_tiles<kTiles, false, 32>(p, unit * count, count, shared);
+        else if (p.w.group == 32)
+            vector_tiles<kTiles, true, 32>(p, unit * count, count, shared);
+        else
+            vector_tiles<kTiles, true, 16>(p, unit * count, count, shared);
+        return;
+    }
+    wait_for_previous();
+    if (p.w.encoding == Encoding::kF32)
+        float_unit<1, Encoding::kF32>(p, unit, 0, shared);
+    else if (p.w.encoding == Encoding::kF16)
+        float_unit<1, Encoding::kF16>(p, unit, 0, shared);
+    else
+        float_unit<1, Encoding::kBf16>(p, unit, 0, shared);
+    finish_unit<1>(p, unit, 0, 1, shared);
+}
+
+} // namespace rwkv::cuda
