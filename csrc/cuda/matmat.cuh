@@ -1,5 +1,5 @@
-// Matrix products for 1, 4 or 8 columns at a time: integer tiles and float rows. A block takes 32 outputs.
-// Its threads share the inputs out, but every output is summed as on the CPU: the exact integer sums of all
+// Matrix products: integer tiles with one column, float rows with 1, 4 or 8. A block takes 32 outputs. Its
+// threads share the inputs out, but every output is summed as on the CPU: the exact integer sums of all
 // groups meet in shared memory and one thread adds them up in ascending order. So the bits depend neither on
 // the number of columns nor on the device.
 #pragma once
@@ -9,7 +9,7 @@
 namespace rwkv::cuda {
 
 constexpr int kSharedLimit = 48 * 1024;
-constexpr int kWidestBlock = 8; ///< columns
+constexpr int kWidestBlock = 8; ///< columns, of float rows
 
 template <int T>
 constexpr int kProductThreads = T == 1 ? 256 : 128;
@@ -269,12 +269,14 @@ __global__ void __launch_bounds__(kProductThreads<T>)
     const int unit = position - list.first_unit[which], t0 = int(blockIdx.x) % column_blocks * T;
     float *y = shared_memory<float>(), *shared = y + T * kUnitRows;
     if (p.w.layout == Layout::kTile) {
-        if (p.w.encoding == Encoding::kQ8)
-            tile_unit<T, false, 32>(p, unit, t0, list.terms, y, shared);
-        else if (p.w.group == 32)
-            tile_unit<T, true, 32>(p, unit, t0, list.terms, y, shared);
-        else
-            tile_unit<T, true, 16>(p, unit, t0, list.terms, y, shared);
+        if constexpr (T == 1) { // more columns: wide.cuh, narrow.cuh
+            if (p.w.encoding == Encoding::kQ8)
+                tile_unit<T, false, 32>(p, unit, t0, list.terms, y, shared);
+            else if (p.w.group == 32)
+                tile_unit<T, true, 32>(p, unit, t0, list.terms, y, shared);
+            else
+                tile_unit<T, true, 16>(p, unit, t0, list.terms, y, shared);
+        }
     } else if (p.w.encoding == Encoding::kF32) {
         float_unit<T, Encoding::kF32>(p, unit, t0, y);
     } else if (p.w.encoding == Encoding::kF16) {

@@ -101,6 +101,7 @@ Model::Model(const rwkv_cuda_config& config, const rwkv_cuda_weights& weights, i
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, device), "the device cannot be asked");
     device_name_ = properties.name;
+    multiprocessors_ = properties.multiProcessorCount;
     require_kernel(embed);
     const size_t one_row = Scratch(config_, weights_, kLogitRows).bytes() / size_t(kLogitRows);
     const int chunk = int(std::clamp<size_t>(kScratchBudget / one_row, 8, kLongestChunk)) / 8 * 8;
@@ -293,7 +294,8 @@ bool Model::start_blocks(const BatchTable& table, int rows, int segments, bool e
                          const Poll& poll) {
     launch(embed, {unsigned(rows)}, row_threads(config_.n_embd), sizeof(Moments), stream_, weights_.emb,
            table.batch(), weights_.ln0, scratch_->x);
-    Pass pass{config_, *scratch_, layout_, stream_, table.batch(), rows, segments, each_begins};
+    Pass pass{config_, *scratch_, layout_,     stream_,         table.batch(),
+              rows,    segments,  each_begins, multiprocessors_};
     for (int layer = 0; layer < config_.n_layer; ++layer) {
         if (poll && poll())
             return false;
@@ -304,7 +306,7 @@ bool Model::start_blocks(const BatchTable& table, int rows, int segments, bool e
 }
 
 void Model::start_logits(int first_row, int rows) {
-    Pass pass{config_, *scratch_, layout_, stream_, {}, rows, rows, true};
+    Pass pass{config_, *scratch_, layout_, stream_, {}, rows, rows, true, multiprocessors_};
     pass.final_norm(weights_.ln_out, first_row, rows);
     pass.products({Pass::product(weights_.head, scratch_->head, Epilogue::kStore, scratch_->logits)});
 }

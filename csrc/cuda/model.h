@@ -96,6 +96,7 @@ class Model {
     StateLayout layout_;
     int device_;
     std::string device_name_;
+    int multiprocessors_ = 1;
     Turnstile turnstile_; ///< one evaluation at a time: the buffers are the model's
     Stream stream_;
     DeviceWeights weights_;

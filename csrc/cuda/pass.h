@@ -5,11 +5,13 @@
 #include <initializer_list>
 
 #include "cuda/matmat.cuh"
+#include "cuda/narrow.cuh"
 #include "cuda/norm.cuh"
 #include "cuda/scratch.h"
 #include "cuda/sparse.cuh"
 #include "cuda/state_layout.h"
 #include "cuda/weights.h"
+#include "cuda/wide.cuh"
 #include "cuda/wkv.cuh"
 
 namespace rwkv::cuda {
@@ -22,6 +24,7 @@ struct Pass {
     Batch batch; ///< what its pointers lead to lies on the device
     int rows, segments;
     bool each_begins; ///< every row is the first of its sequence
+    int multiprocessors;
 
     /// Layer-norms every row of s.x and mixes it with the token before. `offset`: of x_prev in a state.
     void shift(const DeviceNorm& norm, size_t offset, const MixList& list) {
@@ -86,33 +89,72 @@ struct Pass {
     }
 
     void products(std::initializer_list<Product> all, int count, const float* normed, size_t offset) {
-        if (count == 1)
-            start_products<1>(all, count, normed, offset);
-        else if (count <= 4)
-            start_products<4>(all, count, normed, offset);
-        else
-            start_products<8>(all, count, normed, offset);
+        if (count == 1) {
+            const ProductList list = list_of(all, 1, [](const Product&) { return true; });
+            return start(cuda::products<1>, list, {1, kProductThreads<1>, product_shared<1>(list.terms)},
+                         count, normed, offset);
+        }
+        const auto is_tile = [](const Product& p) { return p.w.layout == Layout::kTile; };
+        const ProductList tiles = list_of(all, 1, is_tile),
+                          floats = list_of(all, 1, [=](const Product& p) { return !is_tile(p); });
+        if (tiles.count > 0)
+            start_tiles(tiles, list_of(all, kWideWarps, is_tile), count, normed, offset);
+        const float* left = tiles.count > 0 ? nullptr : normed; // the states need it only once
+        if (floats.count > 0 && count <= 4)
+            start(cuda::products<4>, floats, {4, kProductThreads<4>, product_shared<4>(0)}, count, left,
+                  offset);
+        else if (floats.count > 0)
+            start(cuda::products<8>, floats, {8, kProductThreads<8>, product_shared<8>(0)}, count, left,
+                  offset);
     }
 
   private:
-    template <int T>
-    void start_products(std::initializer_list<Product> all, int count, const float* normed, size_t offset) {
+    /// Those products that `takes` says, in blocks of `units`.
+    template <class F>
+    static ProductList list_of(std::initializer_list<Product> all, int units, F takes) {
         ProductList list{};
         for (const Product& p : all) {
+            if (!takes(p))
+                continue;
             list.item[list.count] = p;
-            list.first_unit[list.count + 1] =
-                list.first_unit[list.count] + (p.w.n + kUnitRows - 1) / kUnitRows;
+            const int outputs = units * kUnitRows;
+            list.first_unit[list.count + 1] = list.first_unit[list.count] + (p.w.n + outputs - 1) / outputs;
             ++list.count;
             if (p.w.layout == Layout::kTile)
-                list.terms = std::max(list.terms, wanted_terms<T>(p.w.k_pad, p.w.group));
+                list.terms = std::max(list.terms, wanted_terms<1>(p.w.k_pad, p.w.group));
         }
+        return list;
+    }
+
+    /// How products of several columns run depends on how many blocks there are for the device to share out:
+    /// the bits do not.
+    void start_tiles(const ProductList& units, const ProductList& blocks, int count, const float* normed,
+                     size_t offset) {
+        const auto enough = [&](int columns) {
+            return blocks.first_unit[blocks.count] * ((count + columns - 1) / columns) >= 2 * multiprocessors;
+        };
+        if (count > 32 && enough(64))
+            start(wide_products<8>, blocks, {64, kWideThreads, WidePlan<8>::kShared}, count, normed, offset);
+        else if ((count > 16 && enough(32)) || count >= 64)
+            start(wide_products<4>, blocks, {32, kWideThreads, WidePlan<4>::kShared}, count, normed, offset);
+        else
+            start(narrow_products, units, {kNarrowColumns, kNarrowThreads, sizeof(NarrowShared)}, count,
+                  normed, offset);
+    }
+
+    struct Shape {
+        int columns, threads; ///< of a block
+        size_t shared;
+    };
+    void start(void (*kernel)(ProductList, int), ProductList list, const Shape& shape, int count,
+               const float* normed, size_t offset) {
         list.normed = normed;
         list.last = batch.last;
         list.offset = offset;
         list.width = config.n_embd;
-        const int blocks = list.first_unit[list.count] * ((count + T - 1) / T) + (normed ? count : 0);
-        launch(cuda::products<T>, {unsigned(blocks)}, kProductThreads<T>, product_shared<T>(list.terms),
-               stream, list, count);
+        const int column_blocks = (count + shape.columns - 1) / shape.columns;
+        const int blocks = list.first_unit[list.count] * column_blocks + (normed ? count : 0);
+        launch(kernel, {unsigned(blocks)}, shape.threads, shape.shared, stream, list, count);
     }
 
     void mix(const Rows& x, const DeviceNorm& norm, const Rows& normed, int count, bool in_one_launch,
