@@ -7,6 +7,7 @@
 #include "cuda/matmat.cuh"
 #include "cuda/narrow.cuh"
 #include "cuda/norm.cuh"
+#include "cuda/scan.cuh"
 #include "cuda/scratch.h"
 #include "cuda/sparse.cuh"
 #include "cuda/state_layout.h"
@@ -69,6 +70,8 @@ struct Pass {
             const unsigned blocks = unsigned((wkv.n + kWkv4Threads - 1) / kWkv4Threads);
             return launch(wkv4, {blocks, sequences}, kWkv4Threads, 0, stream, wkv);
         }
+        if (wkv.n == kScanHead && rows > segments)
+            return config.version == Version::k7 ? scan_tokens<true>(wkv) : scan_tokens<false>(wkv);
         const Grid grid{unsigned(config.n_head), sequences};
         const int threads = (wkv.n + 31) / 32 * 32;
         const size_t row = size_t(threads) * sizeof(float);
@@ -109,6 +112,19 @@ struct Pass {
     }
 
   private:
+    template <bool kIs7>
+    void scan_tokens(const Wkv& wkv) {
+        const Scan scan{wkv, s.w, s.b, s.bonus, rows, config.n_head};
+        const unsigned all = unsigned((rows * config.n_head + kRowWarps - 1) / kRowWarps);
+        launch(prepare_scan<kIs7>, {all}, kRowThreads, 0, stream, scan);
+        // A head's parts share what they bring; but each multiprocessor brings a warp only so much at a time.
+        const int parts = config.n_head * kScanParts,
+                  warps = parts * segments <= 3 * multiprocessors ? 1 : kScanParts;
+        launch(cuda::scan<kIs7>, {unsigned(parts / warps), unsigned(segments)}, 32 * warps, kScanShared,
+               stream, scan);
+        launch(finish_scan<kIs7>, {all}, kRowThreads, 0, stream, scan);
+    }
+
     /// Those products that `takes` says, in blocks of `units`.
     template <class F>
     static ProductList list_of(std::initializer_list<Product> all, int units, F takes) {

@@ -71,6 +71,8 @@ struct Batch {
     const Segment* segments; ///< those of the pass
 };
 
+constexpr int kScanHead = 64; ///< channels of a head whose recurrence has kernels for many tokens
+
 constexpr int kMostProducts = 7;
 
 /// Products that run side by side in one launch.

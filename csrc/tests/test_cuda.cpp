@@ -300,6 +300,20 @@ TEST(large_products_give_the_bits_of_the_cpu_engine) {
     }
 }
 
+// The recurrence of a prompt: whole and broken blocks of tokens, both orders, a split.
+TEST(scans_give_the_bits_of_the_cpu_engine) {
+    for (const Version version : {Version::k5_0, Version::k5_1, Version::k5_2, Version::k6, Version::k7})
+        for (const bool reverse : {false, true}) {
+            std::optional<Setting> order, processors; // one block a head, or four
+            if (reverse) {
+                order.emplace("RWKV_CUDA_EMULATED_ORDER", "reverse");
+                processors.emplace("RWKV_CUDA_EMULATED_MULTIPROCESSORS", "16");
+            }
+            compare_many_columns(config_of(version, 2, 192, 64, 192, 50), reverse ? "f32" : "q8g32",
+                                 {2, 8, 17});
+        }
+}
+
 TEST(a_stopped_prompt_leaves_the_state_as_it_was) {
     for (const Version version : {Version::k4, Version::k7}) {
         const Config config = config_of(version, 3, 64, 32, 96, 50);
