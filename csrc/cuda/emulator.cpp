@@ -253,7 +253,7 @@ void copy_later(void* to, const void* from, size_t bytes) {
     machine.fibers[machine.current].copies.push_back({to, from, bytes});
 }
 
-void wait_for_copies() {
+void finish_copies() {
     auto& copies = machine.fibers[machine.current].copies;
     for (const Copy& copy : copies)
         std::memcpy(copy.to, copy.from, copy.bytes);

@@ -145,7 +145,7 @@ inline void mma(int* c, const uint32_t* a, const uint32_t* b) {
 
 /// As late as they may be: what a thread does not wait for is not there.
 void copy_later(void* to, const void* from, size_t bytes);
-void wait_for_copies();
+void finish_copies();
 
 } // namespace rwkv::emulator
 

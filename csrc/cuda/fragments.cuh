@@ -27,14 +27,14 @@ struct Fragments {
 
 /// Where a lane's weights lie.
 template <bool kIsQ4, int kGroup>
-class LaneWeights {
+class UnitWeights {
     using F = Fragments<kIsQ4, kGroup>;
     static constexpr int kLine = kTileRows * 4; ///< bytes: a word of every row
     static constexpr int kBytes = kTileRows * kActGroup / (kIsQ4 ? 2 : 1);
 
   public:
     /// A tile that is not there is the one before again.
-    __device__ __forceinline__ LaneWeights(const DeviceMatrix& w, int unit) {
+    __device__ __forceinline__ UnitWeights(const DeviceMatrix& w, int unit) {
         const int lane = int(threadIdx.x % 32), i = lane / 4, j = lane % 4;
         const int tiles = w.n_pad / kTileRows, tile = 2 * unit + i / 4;
         const size_t first = size_t(tile < tiles ? tile : tiles - 1) * size_t(w.k_pad / kActGroup);

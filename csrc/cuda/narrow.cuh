@@ -26,7 +26,7 @@ __device__ __forceinline__ void narrow_unit(const Product& p, int unit, int t0, 
     const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32), i = lane / 4, j = lane % 4;
     const int groups = p.w.k_pad / kActGroup;
     const auto row_of = [&](int column) { return size_t(t0 + column < rows ? t0 + column : rows - 1); };
-    const LaneWeights<kIsQ4, kGroup> weights(p.w, unit);
+    const UnitWeights<kIsQ4, kGroup> weights(p.w, unit);
     const int8_t* x = p.x.q + row_of(i) * size_t(p.x.k_pad);
     // A thread adds up output `lane` of column `warp`.
     const float* x_scales = p.x.scale + row_of(warp) * size_t(groups);

@@ -115,14 +115,14 @@ struct Pass {
     template <bool kIs7>
     void scan_tokens(const Wkv& wkv) {
         const Scan scan{wkv, s.w, s.b, s.bonus, rows, config.n_head};
-        const unsigned all = unsigned((rows * config.n_head + kRowWarps - 1) / kRowWarps);
-        launch(prepare_scan<kIs7>, {all}, kRowThreads, 0, stream, scan);
+        const unsigned all = unsigned((rows * config.n_head + kPairWarps - 1) / kPairWarps);
+        launch(prepare_scan<kIs7>, {all}, kPairThreads, 0, stream, scan);
         // A head's parts share what they bring; but each multiprocessor brings a warp only so much at a time.
         const int parts = config.n_head * kScanParts,
                   warps = parts * segments <= 3 * multiprocessors ? 1 : kScanParts;
         launch(cuda::scan<kIs7>, {unsigned(parts / warps), unsigned(segments)}, 32 * warps, kScanShared,
                stream, scan);
-        launch(finish_scan<kIs7>, {all}, kRowThreads, 0, stream, scan);
+        launch(finish_scan<kIs7>, {all}, kPairThreads, 0, stream, scan);
     }
 
     /// Those products that `takes` says, in blocks of `units`.

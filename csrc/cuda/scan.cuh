@@ -8,7 +8,7 @@
 
 namespace rwkv::cuda {
 
-constexpr int kRowThreads = 256, kRowWarps = kRowThreads / 32;
+constexpr int kPairThreads = 256, kPairWarps = kPairThreads / 32;
 
 /// Between the launches. What is [rows, C] and goes by key lies there as scan_place says, head by head.
 struct Scan {
@@ -49,8 +49,8 @@ struct Chain {
 
 /// Grid: tokens times heads, a warp each.
 template <bool kIs7>
-__global__ void __launch_bounds__(kRowThreads) prepare_scan(const __grid_constant__ Scan p) {
-    const int pair = int(blockIdx.x) * kRowWarps + int(threadIdx.x / 32), lane = int(threadIdx.x % 32);
+__global__ void __launch_bounds__(kPairThreads) prepare_scan(const __grid_constant__ Scan p) {
+    const int pair = int(blockIdx.x) * kPairWarps + int(threadIdx.x / 32), lane = int(threadIdx.x % 32);
     if (pair >= p.rows * p.heads)
         return;
     const int t = pair / p.heads, head = pair % p.heads, first = head * kScanHead + lane;
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(32 * kScanParts, 1) scan(const __grid_constant
 
     float *now = shared, *coming = shared + kScanTokens * kScanRows * kScanHead;
     for (int first = segment.begin; first < end; first += kScanTokens) {
-        wait_for_copies();
+        finish_copies();
         __syncthreads();
         bring(first + kScanTokens, coming);
         const int count = end - first < kScanTokens ? end - first : kScanTokens;
@@ -217,8 +217,8 @@ __global__ void __launch_bounds__(32 * kScanParts, 1) scan(const __grid_constant
 
 /// Norm, bonus and gate of wkv.out.f, in place; and its integers. Grid: tokens times heads, a warp each.
 template <bool kIs7>
-__global__ void __launch_bounds__(kRowThreads) finish_scan(const __grid_constant__ Scan p) {
-    const int pair = int(blockIdx.x) * kRowWarps + int(threadIdx.x / 32), lane = int(threadIdx.x % 32);
+__global__ void __launch_bounds__(kPairThreads) finish_scan(const __grid_constant__ Scan p) {
+    const int pair = int(blockIdx.x) * kPairWarps + int(threadIdx.x / 32), lane = int(threadIdx.x % 32);
     if (pair >= p.rows * p.heads)
         return;
     const int t = pair / p.heads, head = pair % p.heads, first = head * kScanHead + lane;

@@ -63,9 +63,9 @@ __device__ __forceinline__ void copy_later(void* shared, const void* global) {
 }
 
 /// Waits for all copies that this thread has started.
-__device__ __forceinline__ void wait_for_copies() {
+__device__ __forceinline__ void finish_copies() {
 #if !defined(__CUDACC__)
-    emulator::wait_for_copies();
+    emulator::finish_copies();
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_all;" ::: "memory");
 #endif

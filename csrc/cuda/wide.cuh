@@ -72,7 +72,7 @@ __device__ __forceinline__ void wide_units(const Product& p, int first_unit, int
     const int lane = int(threadIdx.x % 32), i = lane / 4, j = lane % 4;
     const int unit = first_unit + int(threadIdx.x / 32), groups = p.w.k_pad / kActGroup;
     const bool works = unit * kUnitRows < p.w.n;
-    const LaneWeights<kIsQ4, kGroup> weights(p.w, unit);
+    const UnitWeights<kIsQ4, kGroup> weights(p.w, unit);
     Bringer<kTiles, kIsQ4, kGroup> bringer(p.x, t0, rows);
     float total[kTiles][4][2];
 #pragma unroll
@@ -129,8 +129,12 @@ __device__ __forceinline__ void wide_units(const Product& p, int first_unit, int
     }
     if (works)
         for (int g = 0; begin + g < groups; ++g) { // the rest of a stage
-            F fragments;
-            weights.load(begin + g, fragments);
+            const F fragments = ahead[0];
+            const int next = begin + g + kAhead;
+#pragma unroll
+            for (int i = 0; i + 1 < kAhead; ++i)
+                ahead[i] = ahead[i + 1];
+            weights.load(next < groups ? next : groups - 1, ahead[kAhead - 1]);
             multiply(fragments, now, g);
         }
 
