@@ -117,7 +117,8 @@ struct Pass {
         const Scan scan{wkv, s.w, s.b, s.bonus, rows, config.n_head};
         const unsigned all = unsigned((rows * config.n_head + kPairWarps - 1) / kPairWarps);
         launch(prepare_scan<kIs7>, {all}, kPairThreads, 0, stream, scan);
-        // A head's parts share what they bring; but each multiprocessor brings a warp only so much at a time.
+        // A head's parts, in one block, share what they bring; but a multiprocessor's shared memory serves
+        // them one after the other, so where there are enough multiprocessors each part has its own.
         const int parts = config.n_head * kScanParts,
                   warps = parts * segments <= 3 * multiprocessors ? 1 : kScanParts;
         launch(cuda::scan<kIs7>, {unsigned(parts / warps), unsigned(segments)}, 32 * warps, kScanShared,
