@@ -93,16 +93,24 @@ void switch_to(Context& from, Context& to) { swapcontext(&from.context, &to.cont
 
 enum class Wait { kReady, kWarp, kBlock, kDone };
 
+struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+};
+
 struct Fiber {
     Context context;
     std::unique_ptr<char[]> stack;
     Wait wait = Wait::kDone;
-    unsigned operations = 0; ///< of the warp, so far
+    unsigned operations = 0;  ///< of the warp, so far
+    std::vector<Copy> copies; ///< under way
     void* sanitizer = nullptr;
 };
 
 struct Warp {
-    uint32_t values[2][32]; // by the parity of the operation: a lane is at most one ahead of another
+    uint32_t
+        values[2][kMostWords * 32]; // by the parity of the operation: a lane is at most one ahead of another
     unsigned arrived = 0;
 };
 
@@ -193,6 +201,8 @@ void run_block(unsigned threads, bool reverse) {
             fail("a thread's stack was too small");
         if (machine.fibers[i].wait == Wait::kBlock)
             fail("a barrier that not all threads of the block reach");
+        if (!machine.fibers[i].copies.empty())
+            fail("copies that nobody waited for");
         if (machine.fibers[i].wait == Wait::kWarp)
             fail("a warp operation that not all lanes reach");
     }
@@ -221,12 +231,13 @@ void run_grid(unsigned grid_x, unsigned grid_y, unsigned threads, size_t shared_
 
 void* shared_memory() { return machine.shared; }
 
-const uint32_t* meet(uint32_t value) {
+const uint32_t* meet(const uint32_t* words, unsigned count) {
     Fiber& fiber = machine.fibers[machine.current];
     const unsigned lane = machine.current % 32, first = machine.current - lane;
     Warp& warp = machine.warps[machine.current / 32];
     uint32_t* values = warp.values[fiber.operations++ & 1];
-    values[lane] = value;
+    for (unsigned i = 0; i < count; ++i)
+        values[i * 32 + lane] = words[i];
     if (++warp.arrived == 32) {
         warp.arrived = 0;
         for (unsigned i = first; i < first + 32; ++i)
@@ -236,6 +247,17 @@ const uint32_t* meet(uint32_t value) {
         to_scheduler(false);
     }
     return values;
+}
+
+void copy_later(void* to, const void* from, size_t bytes) {
+    machine.fibers[machine.current].copies.push_back({to, from, bytes});
+}
+
+void finish_copies() {
+    auto& copies = machine.fibers[machine.current].copies;
+    for (const Copy& copy : copies)
+        std::memcpy(copy.to, copy.from, copy.bytes);
+    copies.clear();
 }
 
 void block_barrier() {

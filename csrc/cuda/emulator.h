@@ -5,7 +5,8 @@
 //
 // Environment variables, read at each use:
 //   RWKV_CUDA_EMULATED_MEMORY   bytes that the device has (default 4 GiB)
-//   RWKV_CUDA_EMULATED_ORDER    "reverse": threads, warps and blocks in descending order. A result that
+//   RWKV_CUDA_EMULATED_MULTIPROCESSORS  that it says it has (default 1), which some shapes of blocks depend
+//   on RWKV_CUDA_EMULATED_ORDER    "reverse": threads, warps and blocks in descending order. A result that
 //                               depends on it has a race.
 //   RWKV_CUDA_EMULATED_FAILURE  N: the Nth launch from now on, and all after it, fail
 #pragma once
@@ -20,9 +21,16 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __noinline__
 #define __launch_bounds__(...)
 #define __grid_constant__
 
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+struct alignas(8) float2 {
+    float x, y;
+};
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
@@ -35,6 +43,8 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 struct dim3 {
@@ -108,9 +118,37 @@ struct Place {
 };
 extern Place place; ///< of the thread that runs
 
-/// All lanes of the warp give a value and see those of all; until the lane's next operation.
-const uint32_t* meet(uint32_t value);
+constexpr unsigned kMostWords = 6;
+/// All lanes of the warp give `count` words and see those of all, [count][32]; until the lane's next
+/// operation.
+const uint32_t* meet(const uint32_t* words, unsigned count);
+inline const uint32_t* meet(uint32_t value) { return meet(&value, 1); }
 void block_barrier();
+
+/// mma.sync of signed bytes, m16n8k32 or (kDepth 16) m16n8k16: c += a b. Who holds what is the PTX ISA's:
+/// lane 4 i + j has four inputs from 4 j on of rows i and i + 8 of a, then the same of inputs 16 later;
+/// likewise of column i of b; and columns 2 j, 2 j + 1 of rows i and i + 8 of c.
+template <int kDepth>
+inline void mma(int* c, const uint32_t* a, const uint32_t* b) {
+    constexpr unsigned kHalves = kDepth / 16, kWordsA = 2 * kHalves;
+    uint32_t mine[kWordsA + kHalves];
+    std::memcpy(mine, a, sizeof(uint32_t) * kWordsA);
+    std::memcpy(mine + kWordsA, b, sizeof(uint32_t) * kHalves);
+    const uint32_t* all = meet(mine, kWordsA + kHalves);
+    const unsigned lane = place.thread.x % 32;
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (unsigned k = 0; k < unsigned(kDepth); ++k) {
+            const uint32_t wa = all[(row / 8 + k / 16 * 2) * 32 + row % 8 * 4 + k % 16 / 4],
+                           wb = all[(kWordsA + k / 16) * 32 + column * 4 + k % 16 / 4];
+            c[i] += int(int8_t(wa >> (k % 4 * 8))) * int(int8_t(wb >> (k % 4 * 8)));
+        }
+    }
+}
+
+/// As late as they may be: what a thread does not wait for is not there.
+void copy_later(void* to, const void* from, size_t bytes);
+void finish_copies();
 
 } // namespace rwkv::emulator
 

@@ -53,7 +53,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
     std::snprintf(properties->name, sizeof properties->name, "emulated");
     properties->totalGlobalMem = device_memory();
     properties->major = 9;
-    properties->multiProcessorCount = 4;
+    properties->multiProcessorCount = int(setting("RWKV_CUDA_EMULATED_MULTIPROCESSORS", 4));
     return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidValue; }

@@ -4,7 +4,7 @@
 // weights are loaded and unpacked before the inputs are there, later ones asked for in time.
 #pragma once
 
-#include "cuda/matmat.cuh"
+#include "cuda/products.cuh"
 
 namespace rwkv::cuda {
 
@@ -271,12 +271,7 @@ __global__ void __launch_bounds__(kVectorThreads, 2)
         return;
     }
     wait_for_previous();
-    if (p.w.encoding == Encoding::kF32)
-        float_unit<1, Encoding::kF32>(p, unit, 0, shared);
-    else if (p.w.encoding == Encoding::kF16)
-        float_unit<1, Encoding::kF16>(p, unit, 0, shared);
-    else
-        float_unit<1, Encoding::kBf16>(p, unit, 0, shared);
+    float_unit<1>(p, unit, 0, shared);
     finish_unit<1>(p, unit, 0, 1, shared);
 }
 

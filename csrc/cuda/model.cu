@@ -8,8 +8,8 @@ namespace rwkv::cuda {
 namespace {
 
 /// Buffers of a prompt's chunk stay below this, whatever the prompt's length.
-constexpr size_t kScratchBudget = size_t(96) << 20;
-constexpr int kLongestChunk = 256;
+constexpr size_t kScratchBudget = size_t(256) << 20;
+constexpr int kLongestChunk = 512;
 
 size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 

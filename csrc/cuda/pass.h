@@ -5,12 +5,15 @@
 #include <initializer_list>
 
 #include "cuda/matvec.cuh"
+#include "cuda/narrow.cuh"
 #include "cuda/norm.cuh"
+#include "cuda/scan.cuh"
 #include "cuda/scratch.h"
 #include "cuda/sparse_step.cuh"
 #include "cuda/state_layout.h"
 #include "cuda/step7.cuh"
 #include "cuda/weights.h"
+#include "cuda/wide.cuh"
 #include "cuda/wkv.cuh"
 
 namespace rwkv::cuda {
@@ -66,6 +69,8 @@ struct Pass {
             const unsigned blocks = unsigned((wkv.n + kWkv4Threads - 1) / kWkv4Threads);
             return launch(wkv4, {blocks, sequences}, kWkv4Threads, 0, stream, wkv);
         }
+        if (wkv.n == kScanHead && rows > segments)
+            return config.version == Version::k7 ? scan_tokens<true>(wkv) : scan_tokens<false>(wkv);
         const Grid grid{unsigned(config.n_head), sequences};
         const int threads = (wkv.n + 31) / 32 * 32;
         const size_t row = size_t(threads) * sizeof(float);
@@ -101,11 +106,16 @@ struct Pass {
 
     void products(std::initializer_list<Product> all, int count, const float* normed, size_t offset) {
         if (count == 1)
-            start_vector_products(all, normed, offset);
-        else if (count <= 4)
-            start_products<4>(all, count, normed, offset);
-        else
-            start_products<8>(all, count, normed, offset);
+            return start_vector_products(all, normed, offset);
+        const ProductList tiles = list_of(all, 1, in_tiles),
+                          floats = list_of(all, 1, [](const Product& p) { return !in_tiles(p); });
+        if (tiles.count > 0)
+            start_tiles(tiles, list_of(all, kWideWarps, in_tiles), count, normed, offset);
+        const float* left = tiles.count > 0 ? nullptr : normed; // the states need it only once
+        if (floats.count > 0 && count <= 4)
+            start(cuda::products<4>, floats, {4, kProductThreads<4>, product_shared<4>}, count, left, offset);
+        else if (floats.count > 0)
+            start(cuda::products<8>, floats, {8, kProductThreads<8>, product_shared<8>}, count, left, offset);
     }
 
   private:
@@ -149,24 +159,64 @@ struct Pass {
                kVectorThreads, shared, stream, list);
     }
 
-    template <int T>
-    void start_products(std::initializer_list<Product> all, int count, const float* normed, size_t offset) {
+    template <bool kIs7>
+    void scan_tokens(const Wkv& wkv) {
+        const Scan scan{wkv, s.w, s.b, s.bonus, rows, config.n_head};
+        const unsigned all = unsigned((rows * config.n_head + kPairWarps - 1) / kPairWarps);
+        launch(prepare_scan<kIs7>, {all}, kPairThreads, 0, stream, scan);
+        // A head's parts, in one block, share what they bring; but a multiprocessor's shared memory serves
+        // them one after the other, so where there are enough multiprocessors each part has its own.
+        const int parts = config.n_head * kScanParts,
+                  warps = parts * segments <= 3 * multiprocessors ? 1 : kScanParts;
+        launch(cuda::scan<kIs7>, {unsigned(parts / warps), unsigned(segments)}, 32 * warps, kScanShared,
+               stream, scan);
+        launch(finish_scan<kIs7>, {all}, kPairThreads, 0, stream, scan);
+    }
+
+    /// Those products that `takes` says, in blocks of `units`.
+    template <class F>
+    static ProductList list_of(std::initializer_list<Product> all, int units, F takes) {
         ProductList list{};
         for (const Product& p : all) {
+            if (!takes(p))
+                continue;
             list.item[list.count] = p;
-            list.first_unit[list.count + 1] =
-                list.first_unit[list.count] + (p.w.n + kUnitRows - 1) / kUnitRows;
+            const int outputs = units * kUnitRows;
+            list.first_unit[list.count + 1] = list.first_unit[list.count] + (p.w.n + outputs - 1) / outputs;
             ++list.count;
-            if (p.w.layout == Layout::kTile)
-                list.terms = std::max(list.terms, wanted_terms<T>(p.w.k_pad, p.w.group));
         }
+        return list;
+    }
+
+    /// How products of several columns run depends on how many blocks there are for the device to share out:
+    /// the bits do not.
+    void start_tiles(const ProductList& units, const ProductList& blocks, int count, const float* normed,
+                     size_t offset) {
+        const auto enough = [&](int columns) {
+            return blocks.first_unit[blocks.count] * ((count + columns - 1) / columns) >= 2 * multiprocessors;
+        };
+        if (count > 32 && enough(64))
+            start(wide_products<8>, blocks, {64, kWideThreads, WidePlan<8>::kShared}, count, normed, offset);
+        else if ((count > 16 && enough(32)) || count >= 64)
+            start(wide_products<4>, blocks, {32, kWideThreads, WidePlan<4>::kShared}, count, normed, offset);
+        else
+            start(narrow_products, units, {kNarrowColumns, kNarrowThreads, sizeof(NarrowShared)}, count,
+                  normed, offset);
+    }
+
+    struct Shape {
+        int columns, threads; ///< of a block
+        size_t shared;
+    };
+    void start(void (*kernel)(ProductList, int), ProductList list, const Shape& shape, int count,
+               const float* normed, size_t offset) {
         list.normed = normed;
         list.last = batch.last;
         list.offset = offset;
         list.width = config.n_embd;
-        const int blocks = list.first_unit[list.count] * ((count + T - 1) / T) + (normed ? count : 0);
-        launch(cuda::products<T>, {unsigned(blocks)}, kProductThreads<T>, product_shared<T>(list.terms),
-               stream, list, count);
+        const int column_blocks = (count + shape.columns - 1) / shape.columns;
+        const int blocks = list.first_unit[list.count] * column_blocks + (normed ? count : 0);
+        launch(kernel, {unsigned(blocks)}, shape.threads, shape.shared, stream, list, count);
     }
 
     void mix(const Rows& x, const DeviceNorm& norm, const Rows& normed, int count, size_t offset,

@@ -52,8 +52,13 @@ void Scratch::cut(cudaStream_t stream) {
         row_buffer(*each, c, rows);
     if (!last.gate.empty() || version == Version::k7)
         row_buffer(g, c, rows);
-    if (version == Version::k6 || version == Version::k7)
+    const bool scans = version != Version::k4 && config_.head_size == kScanHead;
+    if (scans || version == Version::k6 || version == Version::k7)
         row_buffer(w, c, rows);
+    if (scans) {
+        row_buffer(b, c, rows);
+        bonus = arena_.cut<float>(size_t(rows) * size_t(config_.n_head));
+    }
     if (version == Version::k7)
         for (Rows* each : {&a, &v_gate, &v_first})
             row_buffer(*each, c, rows);

@@ -22,6 +22,8 @@ class Scratch {
 
     int rows = 0;
     Rows x, normed, r, k, v, g, w, a, v_gate, v_first;
+    Rows b; ///< of a scan
+    float* bonus = nullptr;
     Rows delta[5], maa_hidden, ffn_gate;
     Acts mix[6]; ///< r, w, k, v, a, g
     Acts mix_x, hidden[5], decay_hidden, att_out, ffn_k, ffn_r, ffn_hidden, head;

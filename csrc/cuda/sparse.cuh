@@ -4,7 +4,7 @@
 // output.
 #pragma once
 
-#include "cuda/matmat.cuh"
+#include "cuda/products.cuh"
 
 namespace rwkv::cuda {
 

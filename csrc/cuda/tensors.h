@@ -72,6 +72,8 @@ struct Batch {
     const Segment* segments; ///< those of the pass
 };
 
+constexpr int kScanHead = 64; ///< channels of a head whose recurrence has kernels for many tokens
+
 constexpr int kMostProducts = 7;
 
 /// Products that run side by side in one launch.
@@ -81,7 +83,6 @@ struct ProductList {
                    1];        ///< in units of 32 outputs, or of `tiles`; [count] is the number of all
     int tiles[kMostProducts]; ///< of a unit; one column only
     int count;
-    int terms; ///< integer sums of a row of tiles that fit into the block's shared memory
     /// Then, row by row, the states that a sequence's last row leaves behind: last[row][offset ..] = normed.
     const float* normed; ///< [rows, width] or null
     float* const* last;

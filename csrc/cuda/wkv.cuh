@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kN > 0 ? kN : 1024) wkv5(const __grid_constant
         state.save();
 }
 
-constexpr int kWkv4Threads = 128;
+constexpr int kWkv4Threads = 128, kWkv4Ahead = 4;
 
 /// RWKV-4 (arXiv 2305.13048, appendix: numerically safe form); r is through its sigmoid. Channels are
 /// independent. The state is aa, bb, pp: [C] each. Grid: groups of channels, sequences.
@@ -212,25 +212,41 @@ __global__ void __launch_bounds__(kWkv4Threads) wkv4(const __grid_constant__ Wkv
     float a = 0, b = 0, top = 0, decay = 0, bonus = 0;
     if (used)
         a = *aa, b = *bb, top = *pp, decay = p.decay[c], bonus = p.bonus[c];
-    for (int t = segment.begin; t < segment.begin + segment.count; ++t) {
+    // Inputs come some tokens ahead of the one that is worked on.
+    const int end = segment.begin + segment.count;
+    float keys[kWkv4Ahead], values[kWkv4Ahead], gates[kWkv4Ahead];
+    const auto load = [&](int t, int place) {
         const auto at = [&](const Rows& rows) {
             return rows.data[size_t(t) * size_t(rows.stride) + size_t(c)];
         };
-        float out = 0.0f;
-        if (used) {
-            const float key = at(p.k), value = at(p.v);
-            const float now = bonus + key, q = top > now ? top : now;
-            const float e1 = exp_of(top - q), e2 = exp_of(now - q);
-            out = at(p.r) * (fmaf(e1, a, e2 * value) / fmaf(e1, b, e2));
-            const float past = top + decay, next = past > key ? past : key;
-            const float f1 = exp_of(past - next), f2 = exp_of(key - next);
-            a = fmaf(f1, a, f2 * value);
-            b = fmaf(f1, b, f2);
-            top = next;
+        if (used && t < end)
+            keys[place] = at(p.k), values[place] = at(p.v), gates[place] = at(p.r);
+    };
+#pragma unroll
+    for (int i = 0; i < kWkv4Ahead; ++i)
+        load(segment.begin + i, i);
+    for (int first = segment.begin; first < end; first += kWkv4Ahead)
+#pragma unroll
+        for (int i = 0; i < kWkv4Ahead; ++i) {
+            const int t = first + i;
+            if (t >= end)
+                break;
+            float out = 0.0f;
+            if (used) {
+                const float key = keys[i], value = values[i], gate = gates[i];
+                load(t + kWkv4Ahead, i);
+                const float now = bonus + key, q = top > now ? top : now;
+                const float e1 = exp_of(top - q), e2 = exp_of(now - q);
+                out = gate * (fmaf(e1, a, e2 * value) / fmaf(e1, b, e2));
+                const float past = top + decay, next = past > key ? past : key;
+                const float f1 = exp_of(past - next), f2 = exp_of(key - next);
+                a = fmaf(f1, a, f2 * value);
+                b = fmaf(f1, b, f2);
+                top = next;
+            }
+            if (c / kActGroup < p.out.k_pad / kActGroup) // whole warps
+                set_group(p.out, t, c / kActGroup, out);
         }
-        if (c / kActGroup < p.out.k_pad / kActGroup) // whole warps
-            set_group(p.out, t, c / kActGroup, out);
-    }
     if (used)
         *aa = a, *bb = b, *pp = top;
 }

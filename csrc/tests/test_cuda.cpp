@@ -213,7 +213,7 @@ TEST(long_rows_give_the_bits_of_the_cpu_engine) {
 TEST(long_prompts_give_the_bits_of_the_cpu_engine) {
     const Config config = config_of(Version::k7, 1, 64, 64, 96, 50);
     Reference reference(config, "q8g32", true);
-    std::vector<int32_t> tokens(300);
+    std::vector<int32_t> tokens(530); // more than a chunk
     for (size_t i = 0; i < tokens.size(); ++i)
         tokens[i] = int32_t(i * i % 50);
     std::vector<float> expected(tokens.size() * 50), got(expected.size()), last(50);
@@ -225,8 +225,93 @@ TEST(long_prompts_give_the_bits_of_the_cpu_engine) {
     CHECK(same(got, expected));
     CHECK(same(all.values(), values_of(state)));
     feed(gpu, tokens, ends, last.data(), false);
-    CHECK(same(last.data(), &expected[299 * 50], 50));
+    CHECK(same(last.data(), &expected[529 * 50], 50));
     CHECK(same(ends.values(), values_of(state)));
+}
+
+/// Prompts of `lengths` tokens, then one more token for as many sequences at once as the first is long.
+void compare_many_columns(const Config& config, const char* encoding, std::initializer_list<int> lengths) {
+    const size_t v = size_t(config.vocab_size);
+    char label[96];
+    std::snprintf(label, sizeof label, "version %d, %s, C %d, N %d", int(config.version), encoding,
+                  config.n_embd, config.head_size);
+    Reference reference(config, encoding, false);
+    Gpu gpu(reference);
+    for (const int length : lengths) {
+        std::vector<int32_t> tokens(static_cast<size_t>(length));
+        for (size_t i = 0; i < tokens.size(); ++i)
+            tokens[i] = int32_t((i * i + 3 * i + 1) % v);
+        std::vector<float> expected(tokens.size() * v), got(expected.size());
+        State state(config);
+        reference.cpu->forward(tokens, state, expected.data(), true, {});
+        GpuState whole(gpu);
+        feed(gpu, tokens, whole, got.data(), true);
+        CHECK(same(got, expected), "%s: a prompt of %d", label, length);
+        CHECK(same(whole.values(), values_of(state)), "%s: the state after %d", label, length);
+        const int32_t next = tokens[0];
+        reference.cpu->forward({&next, 1}, state, expected.data(), true, {});
+        std::vector<std::unique_ptr<GpuState>> copies;
+        std::vector<rwkv_cuda_state*> states;
+        char reason[256] = "";
+        for (int i = 0; i < *lengths.begin(); ++i) {
+            copies.push_back(std::make_unique<GpuState>(gpu));
+            states.push_back(copies.back()->state);
+            CHECK(rwkv_cuda_copy_state(states.back(), whole.state, reason, sizeof reason) == RWKV_CUDA_OK,
+                  "%s", reason);
+        }
+        const std::vector<int32_t> same_token(states.size(), next);
+        std::vector<float> rows(states.size() * v);
+        CHECK(rwkv_cuda_forward_batch(gpu.model, same_token.data(), states.data(), int(states.size()),
+                                      rows.data(), reason, sizeof reason) == RWKV_CUDA_OK,
+              "%s", reason);
+        for (size_t i = 0; i < states.size(); ++i) {
+            CHECK(same(&rows[i * v], expected.data(), v), "%s: row %zu of a batch", label, i);
+            CHECK(same(copies[i]->values(), values_of(state)), "%s: state %zu of a batch", label, i);
+        }
+    }
+}
+
+// Blocks of 8, 32 and 64 columns, whole and not; units and stages that are not whole; all formats.
+TEST(many_columns_give_the_bits_of_the_cpu_engine) {
+    for (const char* encoding : {"q8g32", "q4g32", "q4g16", "mixed"}) {
+        compare_many_columns(config_of(Version::k7, 1, 136, 8, 420, 70), encoding, {9, 33, 70});
+        const Setting order("RWKV_CUDA_EMULATED_ORDER", "reverse");
+        compare_many_columns(config_of(Version::k6, 1, 72, 8, 104, 50), encoding, {20, 41});
+        compare_many_columns(config_of(Version::k4, 1, 272, 0, 272, 50), encoding, {64});
+    }
+}
+
+// As many blocks of 64 columns as a large device asks for before it takes these.
+TEST(large_products_give_the_bits_of_the_cpu_engine) {
+    const Config config = config_of(Version::k7, 1, 64, 64, 5600, 50);
+    std::vector<int32_t> tokens(512);
+    for (size_t i = 0; i < tokens.size(); ++i)
+        tokens[i] = int32_t(i * i % 50);
+    for (const char* encoding : {"q8g32", "q4g32", "q4g16"}) {
+        Reference reference(config, encoding, false);
+        std::vector<float> expected(50), got(50);
+        State state(config);
+        reference.cpu->forward(tokens, state, expected.data(), false, {});
+        Gpu gpu(reference);
+        GpuState whole(gpu);
+        feed(gpu, tokens, whole, got.data(), false);
+        CHECK(same(got, expected), "%s", encoding);
+        CHECK(same(whole.values(), values_of(state)), "%s", encoding);
+    }
+}
+
+// The recurrence of a prompt: whole and broken blocks of tokens, both orders, a split.
+TEST(scans_give_the_bits_of_the_cpu_engine) {
+    for (const Version version : {Version::k5_0, Version::k5_1, Version::k5_2, Version::k6, Version::k7})
+        for (const bool reverse : {false, true}) {
+            std::optional<Setting> order, processors; // one block a head, or four
+            if (reverse) {
+                order.emplace("RWKV_CUDA_EMULATED_ORDER", "reverse");
+                processors.emplace("RWKV_CUDA_EMULATED_MULTIPROCESSORS", "16");
+            }
+            compare_many_columns(config_of(version, 2, 192, 64, 192, 50), reverse ? "f32" : "q8g32",
+                                 {2, 8, 17});
+        }
 }
 
 TEST(a_stopped_prompt_leaves_the_state_as_it_was) {

@@ -1,0 +1,264 @@
+// What products of many columns with integer tiles share: a unit's weights on their way into registers, as
+// multiply_add_32 wants them, and its outputs on their way out.
+//
+// A warp takes 32 outputs, two tiles. Which of them is which row of a multiplication is free: lane 4 i + j
+// takes outputs 4 i .. 4 i + 3, so that 16 bytes of the file are four of its words, and 4 bytes their scales.
+// Two multiplications (kPairs) cover them, each with two of the four.
+#pragma once
+
+#include "cuda/products.cuh"
+#include "cuda/tensor.cuh"
+
+namespace rwkv::cuda {
+
+constexpr int kPairs = 2;
+/// Floats between columns of outputs in shared memory: neither fragments nor columns meet in a bank.
+constexpr int kOutputStride = kUnitRows + 4;
+
+/// The weights of a unit and one group of 32 inputs, as one lane needs them.
+template <bool kIsQ4, int kGroup>
+struct Fragments {
+    static constexpr int kTerms = kActGroup / kGroup; ///< integer sums that end up in different products
+    static constexpr int kLoads = kIsQ4 && kTerms == 1 ? 1 : 2;
+
+    uint4 codes[kLoads];
+    unsigned scales[kTerms];
+};
+
+/// Where a lane's weights lie.
+template <bool kIsQ4, int kGroup>
+class UnitWeights {
+    using F = Fragments<kIsQ4, kGroup>;
+    static constexpr int kLine = kTileRows * 4; ///< bytes: a word of every row
+    static constexpr int kBytes = kTileRows * kActGroup / (kIsQ4 ? 2 : 1);
+
+  public:
+    /// A tile that is not there is the one before again.
+    __device__ __forceinline__ UnitWeights(const DeviceMatrix& w, int unit) {
+        const int lane = int(threadIdx.x % 32), i = lane / 4, j = lane % 4;
+        const int tiles = w.n_pad / kTileRows, tile = 2 * unit + i / 4;
+        const size_t first = size_t(tile < tiles ? tile : tiles - 1) * size_t(w.k_pad / kActGroup);
+        const int line = !kIsQ4 ? 2 * j : F::kTerms == 1 ? j : j / 2;
+        codes_ = w.q + first * kBytes + size_t(line * kLine + i % 4 * 16);
+        scales_ = w.s + first * F::kTerms * kTileRows + size_t(i % 4 * 4);
+    }
+    __device__ __forceinline__ void load(int g, F& to) const {
+        // q8: the next four inputs; groups of 16: the second group
+        constexpr int kSecond = kIsQ4 ? 2 * kLine : kLine;
+#pragma unroll
+        for (int i = 0; i < F::kLoads; ++i)
+            to.codes[i] = load16(codes_ + size_t(g) * kBytes + i * kSecond);
+#pragma unroll
+        for (int term = 0; term < F::kTerms; ++term)
+            to.scales[term] = __ldg(reinterpret_cast<const unsigned*>(
+                scales_ + (size_t(g) * F::kTerms + size_t(term)) * kTileRows));
+    }
+
+  private:
+    const uint8_t* codes_;
+    const int8_t* scales_;
+};
+
+/// Half of a word of 4-bit codes: the lower four, or the upper ones.
+__device__ __forceinline__ uint32_t look_up_half(const uint32_t* codebook, uint32_t codes, int half) {
+    const uint32_t mine = codes >> (16 * half), three = mine & 0x7777u;
+    return __byte_perm(__byte_perm(codebook[0], codebook[1], three),
+                       __byte_perm(codebook[2], codebook[3], three), 0x3210u | (mine & 0x8888u) >> 1);
+}
+
+/// The same, decoded.
+template <bool kIsQ4, int kGroup>
+struct Weights32 {
+    using F = Fragments<kIsQ4, kGroup>;
+    uint32_t a[kPairs][4]; ///< of groups of 16, a[..][2] and a[..][3] belong to the second
+    float s[F::kTerms][4];
+
+    __device__ __forceinline__ Weights32(const F& from, const uint32_t* codebook) {
+        const auto word = [&](int load, int row) {
+            const uint4& all = from.codes[load];
+            return row == 0 ? all.x : row == 1 ? all.y : row == 2 ? all.z : all.w;
+        };
+        const int odd = int(threadIdx.x % 2);
+#pragma unroll
+        for (int row = 0; row < 4; ++row) {
+            uint32_t& low = a[row / 2][row % 2];
+            uint32_t& high = a[row / 2][2 + row % 2];
+            if constexpr (!kIsQ4) { // codes around 128 become signed
+                low = word(0, row) ^ 0x80808080u;
+                high = word(1, row) ^ 0x80808080u;
+            } else if constexpr (F::kTerms == 1) {
+                int both[2];
+                look_up(codebook, word(0, row), &both[0], &both[1]);
+                low = uint32_t(both[0]), high = uint32_t(both[1]);
+            } else {
+                low = look_up_half(codebook, word(0, row), odd);
+                high = look_up_half(codebook, word(1, row), odd);
+            }
+        }
+#pragma unroll
+        for (int term = 0; term < F::kTerms; ++term)
+#pragma unroll
+            for (int row = 0; row < 4; ++row)
+                s[term][row] = square_law(signed_byte(from.scales[term], row));
+    }
+
+    /// take(term, row, column, sum): the exact sums of the lane's outputs 0 to 3 and columns 0 and 1.
+    template <class Take>
+    __device__ __forceinline__ void times(uint2 b, Take take) const {
+#pragma unroll
+        for (int pair = 0; pair < kPairs; ++pair)
+#pragma unroll
+            for (int term = 0; term < F::kTerms; ++term) {
+                int c[4] = {0, 0, 0, 0};
+                if constexpr (F::kTerms == 1)
+                    multiply_add_32(c, a[pair], b);
+                else
+                    multiply_add_16(c, a[pair][2 * term], a[pair][2 * term + 1], term == 0 ? b.x : b.y);
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    take(term, 2 * pair + i / 2, i % 2, c[i]);
+            }
+    }
+};
+
+/// 32 inputs of a column, in an order in which lane 4 i + j finds its 8 bytes at 8 j.
+template <bool kIsQ4, int kGroup>
+__device__ __forceinline__ void arrange(uint4& low, uint4& high) {
+    if constexpr (kIsQ4) { // the codebook's bytes come as 0 4 1 5, 2 6 3 7
+        const auto turn = [](uint4 x) {
+            return make_uint4(__byte_perm(x.x, x.y, 0x5140), __byte_perm(x.x, x.y, 0x7362),
+                              __byte_perm(x.z, x.w, 0x5140), __byte_perm(x.z, x.w, 0x7362));
+        };
+        const uint4 a = turn(low), b = turn(high);
+        low = kGroup == 16 ? make_uint4(a.x, b.x, a.y, b.y) : a;
+        high = kGroup == 16 ? make_uint4(a.z, b.z, a.w, b.w) : b;
+    }
+}
+
+/// The lane's 8 bytes of 32 inputs in the usual order.
+template <bool kIsQ4, int kGroup>
+__device__ __forceinline__ uint2 arranged(const int8_t* x) {
+    const int j = int(threadIdx.x % 4);
+    const auto eight = [&](int which) { return __ldg(reinterpret_cast<const uint2*>(x) + which); };
+    if constexpr (!kIsQ4)
+        return eight(j);
+    if constexpr (kIsQ4 && kGroup == 32) {
+        const uint2 in = eight(j);
+        return make_uint2(__byte_perm(in.x, in.y, 0x5140), __byte_perm(in.x, in.y, 0x7362));
+    }
+    if constexpr (kIsQ4 && kGroup == 16) {
+        const uint2 first = eight(j / 2), second = eight(2 + j / 2);
+        const unsigned order = j % 2 == 0 ? 0x5140u : 0x7362u;
+        return make_uint2(__byte_perm(first.x, first.y, order), __byte_perm(second.x, second.y, order));
+    }
+}
+
+/// What becomes of a unit's outputs: a warp takes four columns at a time, eight lanes a column, four
+/// neighbouring outputs a lane. y: [count, kOutputStride]; column 0 is row `first` of the activations. As
+/// finish_unit.
+__device__ __noinline__ void finish_columns(const Product& p, int unit, int first, int count,
+                                            const float* y) {
+    const int lane = int(threadIdx.x % 32), place = lane % 8 * 4, n = unit * kUnitRows + place;
+    const bool adds = p.epilogue == Epilogue::kAdd || p.epilogue == Epilogue::kMulAdd;
+    const bool whole = n + 4 <= p.w.n && (!p.out.data || p.out.stride % 4 == 0) &&
+                       (p.epilogue != Epilogue::kMulAdd || p.gate.stride % 4 == 0);
+    for (int begin = 0; begin < count; begin += 4) {
+        const int column = begin + lane / 8, t = first + column;
+        const bool present = column < count;
+        float v[4] = {}, old[4] = {}, gate[4] = {};
+        const auto load = [&](const float* from, float* to) {
+            if (whole) {
+                const float4 all = *reinterpret_cast<const float4*>(from);
+                to[0] = all.x, to[1] = all.y, to[2] = all.z, to[3] = all.w;
+            } else {
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    to[i] = n + i < p.w.n ? from[i] : 0.0f;
+            }
+        };
+        if (present) {
+            float* out = p.out.data ? p.out.data + size_t(t) * size_t(p.out.stride) + size_t(n) : nullptr;
+            if (adds)
+                load(out, old);
+            if (p.epilogue == Epilogue::kMulAdd)
+                load(p.gate.data + size_t(t) * size_t(p.gate.stride) + size_t(n), gate);
+            const float4 all = *reinterpret_cast<const float4*>(y + column * kOutputStride + place);
+            const float sums[4] = {all.x, all.y, all.z, all.w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                v[i] = n + i < p.w.n ? apply(p.epilogue, sums[i], old[i], gate[i]) : 0.0f;
+            if (out && whole)
+                *reinterpret_cast<float4*>(out) = make_float4(v[0], v[1], v[2], v[3]);
+            else if (out)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    if (n + i < p.w.n)
+                        out[i] = v[i];
+        }
+        if (!p.quantized.k)
+            continue;
+        // set_group, with four values a lane
+        const Acts& acts = p.quantized;
+        const size_t at = size_t(t) * size_t(acts.k_pad) + size_t(n);
+        if (present && acts.f)
+            *reinterpret_cast<float4*>(acts.f + at) = make_float4(v[0], v[1], v[2], v[3]);
+        if (!acts.q)
+            continue;
+        float largest = fabsf(v[0]);
+#pragma unroll
+        for (int i = 1; i < 4; ++i)
+            largest = largest > fabsf(v[i]) ? largest : fabsf(v[i]);
+        largest = max_over<8>(largest);
+        const bool used = largest > 1e-30f;
+        const float factor = used ? 127.0f / largest : 0.0f;
+        bool numbers = true;
+        unsigned codes = 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float step = v[i] * factor;
+            const bool number = fabsf(step) < 2147483648.0f;
+            numbers = numbers && number;
+            codes |= (unsigned(number ? __float2int_rn(step) : 0) & 0xffu) << (8 * i);
+        }
+        const bool all_numbers = (__ballot_sync(kAllLanes, !numbers) >> (lane & 24) & 0xffu) == 0;
+        if (present) {
+            *reinterpret_cast<unsigned*>(acts.q + at) = codes;
+            if (place == 0)
+                acts.scale[size_t(t) * size_t(acts.k_pad / kActGroup) + size_t(unit)] =
+                    !all_numbers ? not_a_number()
+                    : used       ? largest / 127.0f
+                                 : 0.0f;
+        }
+    }
+}
+
+/// For every format of tiles: f<is q4, group>().
+template <class F>
+__device__ __forceinline__ void with_format(const DeviceMatrix& w, F f) {
+    if (w.encoding == Encoding::kQ8)
+        f.template operator()<false, 32>();
+    else if (w.group == 32)
+        f.template operator()<true, 32>();
+    else
+        f.template operator()<true, 16>();
+}
+
+/// What a block does, of a grid of `columns` (blocks of columns, side by side) times the list's units: leaves
+/// states behind, or f(product, unit, block of columns).
+template <class F>
+__device__ __forceinline__ void with_product(const ProductList& list, int column_blocks, F f) {
+    const int position = int(blockIdx.x) / column_blocks;
+    if (position >= list.first_unit[list.count]) {
+        const int t = int(blockIdx.x) - list.first_unit[list.count] * column_blocks;
+        if (float* state = list.last[t])
+            for (int i = int(threadIdx.x); i < list.width; i += int(blockDim.x))
+                state[list.offset + size_t(i)] = list.normed[size_t(t) * size_t(list.width) + size_t(i)];
+        return;
+    }
+    int which = 0;
+    while (position >= list.first_unit[which + 1])
+        ++which;
+    f(list.item[which], position - list.first_unit[which], int(blockIdx.x) % column_blocks);
+}
+
+} // namespace rwkv::cuda

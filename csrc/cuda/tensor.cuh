@@ -1,0 +1,74 @@
+// What newer GPUs have instructions for, behind one face for all of them and for the emulator: products of
+// small integer matrices by a warp, and copies to shared memory that nobody holds registers for.
+#pragma once
+
+#include "cuda/platform.h"
+
+namespace rwkv::cuda {
+
+#if defined(__CUDACC__)
+/// c += a b on Turing's unit: 8 rows, 8 columns, 16 inputs.
+__device__ __forceinline__ void multiply_add_8(int& c0, int& c1, uint32_t a, uint32_t b) {
+    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+        : "+r"(c0), "+r"(c1)
+        : "r"(a), "r"(b));
+}
+#endif
+
+/// c += a b: 16 rows, 8 columns, 16 inputs, exact. Lane 4 i + j has inputs 4 j .. 4 j + 3 of rows i and i + 8
+/// in a0 and a1, of column i in b; and columns 2 j, 2 j + 1 of row i, then of row i + 8, in c.
+__device__ __forceinline__ void multiply_add_16(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+#if !defined(__CUDACC__)
+    const uint32_t a[2] = {a0, a1};
+    emulator::mma<16>(c, a, &b);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a0), "r"(a1), "r"(b));
+#else
+    multiply_add_8(c[0], c[1], a0, b);
+    multiply_add_8(c[2], c[3], a1, b);
+#endif
+}
+
+/// The same for 32 inputs: a[2], a[3] and b.y hold those 16 after a[0], a[1] and b.x.
+__device__ __forceinline__ void multiply_add_32(int (&c)[4], const uint32_t (&a)[4], uint2 b) {
+#if !defined(__CUDACC__)
+    const uint32_t words[2] = {b.x, b.y};
+    emulator::mma<32>(c, a, words);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+#else
+    multiply_add_16(c, a[0], a[1], b.x);
+    multiply_add_16(c, a[2], a[3], b.y);
+#endif
+}
+
+/// Starts to copy 16 bytes to shared memory. The thread sees them once it has waited, others after a barrier
+/// too.
+__device__ __forceinline__ void copy_later(void* shared, const void* global) {
+#if !defined(__CUDACC__)
+    emulator::copy_later(shared, global, 16);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(unsigned(__cvta_generic_to_shared(shared))),
+        "l"(global)
+        : "memory");
+#else
+    *static_cast<uint4*>(shared) = *static_cast<const uint4*>(global);
+#endif
+}
+
+/// Waits for all copies that this thread has started.
+__device__ __forceinline__ void finish_copies() {
+#if !defined(__CUDACC__)
+    emulator::finish_copies();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+} // namespace rwkv::cuda
