@@ -45,7 +45,8 @@ def doctor(
     model = file if file is not None else settings.model
     if model is not None:
         try:
-            threads, devices = found["threads"]["count"], found["gpu"]["devices"]
+            threads = found["threads"]["count"]
+            devices = [device for device in found["gpu"]["devices"] if device["usable"]]
             found["model"] = fitting.prospects(model, threads, offline=settings.offline, devices=devices)
         except RwkvError as error:
             if file is not None or settings.model_was_named:
@@ -139,6 +140,8 @@ def _choice_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
         )
         for device in choice["devices"]:
             yield f"{choice['kind']}, {device['device']}", _on_gpu(device, about)
+        if choice["devices"]:
+            yield f"{choice['kind']}, auto", choice["auto"]["why"]
 
 
 def _on_gpu(device: dict[str, Any], about: str = "") -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LIBRARY = "RWKV_CUDA_LIBRARY"
 """Environment variable with the path of a librwkv_cuda, for development. `auto` does not look there."""
-STATES, RESERVE = 4, 64 << 20
+STATES, RESERVE = 4, 128 << 20
 """What is left free for: so many states (one that is written, one to come back to, copies), and bytes for the driver."""
 OLDEST = (7, 5)
 """The least compute capability that the kernels run on."""

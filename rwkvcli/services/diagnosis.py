@@ -77,7 +77,7 @@ def _gpu() -> dict[str, Any]:
     else:
         try:
             found = cuda.devices()
-            devices = [device._asdict() for device in found]
+            devices = [{**device._asdict(), "usable": device.is_usable} for device in found]
             usable = [device for device in found if device.is_usable]
             if not usable:
                 why = "none that this build's kernels run on; `auto` is the CPU"

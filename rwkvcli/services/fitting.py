@@ -86,8 +86,8 @@ def prospects(name: str, threads: int, *, offline: bool = False, devices: Device
 
     Of a checkpoint, here or on the Hub, `name`, `source_bytes`, `download_bytes` (what is missing), `disk_bytes` (free where it would go),
     `available_bytes`, `gb_per_s`, and `choices`: what could be made of it, each with `kind`, `bytes`, `needed_bytes`,
-    `fits` and `tokens_per_s`. Nothing is downloaded but headers; sizes of what is only known by its own size are
-    upper bounds (`exact` false).
+    `fits`, `tokens_per_s`, and estimates for GPUs: `devices` and `auto`, as of `forecast`. Nothing is downloaded but headers; sizes
+    of what is only known by its own size are upper bounds (`exact` false).
     """
     import contextlib
 
@@ -154,6 +154,7 @@ def _choices(
     bandwidth = statistics.median(read_bandwidth(threads)) / 1e9
     choices = []
     for kind, size in sizes.items():
+        on_gpus = [_estimated(device, size, state, layers) for device in devices]
         needed = size + state + working_bytes(parameters)
         choices.append(
             {
@@ -162,7 +163,8 @@ def _choices(
                 "needed_bytes": needed,
                 "fits": None if available is None else needed <= available,
                 "tokens_per_s": round(bandwidth * 1e9 / size, 1),
-                "devices": [_estimated(device, size, state, layers) for device in devices],
+                "devices": on_gpus,
+                "auto": _estimated_choice(on_gpus),
             }
         )
     return {
@@ -192,6 +194,28 @@ def _estimated(device: Mapping[str, Any], size: int, state: int, layers: int | N
         "layers": fitting,
         "n_layer": layers,
     }
+
+
+def _estimated_choice(on_gpus: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `auto` will choose for such a file, as `forecast` tells of one that is there. `layers` None: not known yet."""
+    from rwkvcli.runtime.cuda import library_beside
+
+    if not on_gpus or library_beside() is None:
+        return {"device": "cpu", "layers": 0, "why": "cpu: there is no GPU that `auto` uses"}
+    best = max(on_gpus, key=lambda each: (each["fits"], each["layers"] or 0))
+    device, layers, n_layer = best["device"], best["layers"], best["n_layer"]
+    if best["fits"]:
+        return {"device": device, "layers": n_layer, "why": f"{device}: all of it"}
+    if layers is None:
+        return {
+            "device": device,
+            "layers": None,
+            "why": f"{device}: as many layers as fit, the rest on the CPU",
+        }
+    if layers == 0:
+        return {"device": "cpu", "layers": 0, "why": "cpu: not one layer fits"}
+    why = f"{device}: about {layers} of {n_layer} layers, the rest on the CPU"
+    return {"device": device, "layers": layers, "why": why}
 
 
 def forecast(found: LocalModel, threads: int, devices: Devices = ()) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from cuda_library import LIBRARY, free_memory, is_emulated, needs_library, put_b
 from quant.container.reader import ModelFile
 from rwkvcli import Model, State
 from rwkvcli.runtime import cuda, machine
+from rwkvcli.services import fitting
 
 CUDA = {"RWKV_CUDA_LIBRARY": LIBRARY}
 GREEDY = ["--temperature", "0", "--max-tokens", "12"]
@@ -208,8 +209,9 @@ def test_auto_takes_what_fits_and_tells(
     choices = json.loads(rwkv_inside("doctor", pth, "--json", env=plenty).out)["model"]["choices"]
     assert [choice["devices"][0]["layers"] for choice in choices] == [2, 2]
     lines = rwkv_inside("doctor", pth, env=plenty).out.splitlines()
-    assert [line.split("  ")[0] for line in lines[-4:]] == ["int4", "int4, cuda:0", "int8", "int8, cuda:0"]
-    assert lines[-1].endswith("; it fits")
+    names = [f"int{bits}{of}" for bits in (4, 8) for of in ("", ", cuda:0", ", auto")]
+    assert [line.split("  ")[0] for line in lines[-6:]] == names
+    assert lines[-2].endswith("; it fits") and lines[-1].endswith("  cuda:0: all of it")
 
 
 @needs_library
@@ -242,3 +244,22 @@ def test_a_model_on_the_gpu_needs_no_memory_here(
     assert rwkv_inside(*args, "--gpu-layers", "1").err == ""
     monkeypatch.setattr(machine, "memory", lambda: machine.Memory(size, size // 2 - 1))
     assert "are missing" in rwkv_inside(*args, "--gpu-layers", "1").err
+
+
+def test_what_auto_will_do_with_a_file_that_is_yet_to_be_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def judged(free: int, layers: int | None) -> tuple[str, int | None, str]:
+        device = {"number": 1, "free_memory": free}
+        estimated = fitting._estimated(device, 10**9, 10**6, layers)
+        return tuple(fitting._estimated_choice([estimated]).values())  # type: ignore[return-value]
+
+    put_beside(monkeypatch, tmp_path, None)
+    assert judged(10**10, 24)[:2] == ("cpu", 0)
+    (tmp_path / "nothing").touch()
+    put_beside(monkeypatch, tmp_path, str(tmp_path / "nothing"))
+    assert judged(10**10, 24) == ("cuda:1", 24, "cuda:1: all of it")
+    half = (10**9 + cuda.STATES * 10**6) // 2 + fitting.GPU_WORKING_BYTES + cuda.RESERVE
+    assert judged(half, 24) == ("cuda:1", 12, "cuda:1: about 12 of 24 layers, the rest on the CPU")
+    assert judged(half, None)[:2] == ("cuda:1", None)
+    assert judged(10**8, 24) == ("cpu", 0, "cpu: not one layer fits")

@@ -132,13 +132,13 @@ def test_as_much_as_fits(
         described, why = model.backend.description, model.why
         if layers == 2:
             assert described == "cuda:0, emulated"
-            assert why.startswith("all 2 layers fit into cuda:0 (emulated): 0.0")
+            assert why.startswith("all 2 layers fit into cuda:0 (emulated): 0.")
         elif layers == 1:
             assert described.startswith("cuda:0, emulated, 1 of 2 layers; cpu, ")
-            assert why.startswith("1 of 2 layers fit; 2 do not into cuda:0 (emulated): 0.0")
+            assert why.startswith("1 of 2 layers fit; 2 do not into cuda:0 (emulated): 0.")
         else:
             assert described.startswith("cpu, ")
-            assert why.startswith("not one layer fits into cuda:0 (emulated): 0.0")
+            assert why.startswith("not one layer fits into cuda:0 (emulated): 0.")
         del model
     monkeypatch.setenv("RWKV_CUDA_EMULATED_MEMORY", free_memory(required.needed(2)))
     assert Model.load(path, gpu_layers=0).backend.description.startswith("cpu, ")
