@@ -30,7 +30,8 @@ def free_memory(nbytes: int) -> str:
 
 
 def put_beside(monkeypatch: pytest.MonkeyPatch, folder: Path, library: str | None = LIBRARY) -> None:
-    """Make it look as if the extension lay in `folder`, with `library` (None: no library) beside it."""
+    """Make it look as if the extension lay in `folder`, with `library` (None: no library) beside it, which `auto` uses."""
+    monkeypatch.setattr(cuda, "automatic_library", cuda.library_beside)
     monkeypatch.setattr(_kernels, "__file__", str(folder / "_kernels.so"))
     if library is not None:
         name = "rwkv_cuda.dll" if sys.platform == "win32" else "librwkv_cuda.so"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from quant.container.reader import ModelFile
 
 LIBRARY = "RWKV_CUDA_LIBRARY"
-"""Environment variable with the path of a librwkv_cuda, for development. `auto` does not look there."""
+"""Environment variable with the path of a librwkv_cuda, for development; empty, there is none. With it `auto` is the CPU."""
 STATES, RESERVE = 4, 128 << 20
 """What is left free for: so many states (one that is written, one to come back to, copies), and bytes for the driver."""
 OLDEST = (7, 5)
@@ -68,7 +68,14 @@ def library_path() -> Path | None:
     has none.
     """
     asked = os.environ.get(LIBRARY)
-    return Path(asked).absolute() if asked else library_beside()
+    if asked is None:
+        return library_beside()
+    return Path(asked).absolute() if asked else None
+
+
+def automatic_library() -> Path | None:
+    """The librwkv_cuda that `auto` uses: that beside the extension, and none where a person names one for development."""
+    return library_beside() if LIBRARY not in os.environ else None
 
 
 def library_beside() -> Path | None:

@@ -73,9 +73,9 @@ class Model:
         if where.kind == "torch":
             return cls(file, _torch_backend(file, where.which, threads))
         if where.kind == "cuda":
-            from rwkvcli.runtime.cuda import CudaModel, library_beside
+            from rwkvcli.runtime.cuda import CudaModel, automatic_library
 
-            library = library_beside() if device == "auto" else None
+            library = automatic_library() if device == "auto" else None
             try:
                 gpu = CudaModel(file, int(where.which), where.layers, threads or default_threads(), library)
                 return cls(file, gpu, why)

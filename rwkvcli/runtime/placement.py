@@ -51,9 +51,11 @@ def _automatic(file: ModelFile, most: int) -> Placement:
 
     if most == 0:
         return Placement("cpu", why="no layer is to be on a GPU")
-    library = cuda.library_beside()
+    library = cuda.automatic_library()
     if library is None:
-        return Placement("cpu", why="this build has no CUDA kernels")
+        named = cuda.library_beside() is not None  # or it would not make the difference
+        why = f"{cuda.LIBRARY} is set" if named else "this build has no CUDA kernels"
+        return Placement("cpu", why=why)
     try:
         found = [device for device in cuda.devices(library) if device.is_usable]
         if not found:

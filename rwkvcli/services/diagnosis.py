@@ -81,7 +81,7 @@ def _gpu() -> dict[str, Any]:
             usable = [device for device in found if device.is_usable]
             if not usable:
                 why = "none that this build's kernels run on; `auto` is the CPU"
-            elif kernels != cuda.library_beside():
+            elif cuda.automatic_library() is None:
                 why = f"`--device cuda` uses the kernels that {cuda.LIBRARY} names; `auto` is the CPU"
             else:
                 used = f"cuda:{usable[0].number}"

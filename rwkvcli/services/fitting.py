@@ -198,9 +198,9 @@ def _estimated(device: Mapping[str, Any], size: int, state: int, layers: int | N
 
 def _estimated_choice(on_gpus: list[dict[str, Any]]) -> dict[str, Any]:
     """What `auto` will choose for such a file, as `forecast` tells of one that is there. `layers` None: not known yet."""
-    from rwkvcli.runtime.cuda import library_beside
+    from rwkvcli.runtime.cuda import automatic_library
 
-    if not on_gpus or library_beside() is None:
+    if not on_gpus or automatic_library() is None:
         return {"device": "cpu", "layers": 0, "why": "cpu: there is no GPU that `auto` uses"}
     best = max(on_gpus, key=lambda each: (each["fits"], each["layers"] or 0))
     device, layers, n_layer = best["device"], best["layers"], best["n_layer"]

@@ -182,13 +182,13 @@ def test_auto_takes_what_fits_and_tells(
     file = ModelFile.open(model)
     required = cuda.required(file)
     args = ["generate", "-m", model, *GREEDY, "It was"]
-    expected = rwkv_inside(*args, "--device", "cpu")
+    expected = run(*args, "--device", "cpu")
     for layers, free in ((2, required.needed(2)), (1, required.needed(2) - 1), (0, required.needed(1) - 1)):
         memory = {"RWKV_CUDA_EMULATED_MEMORY": free_memory(free)}
-        assert rwkv_inside(*args, env=memory) == expected
-        told = rwkv_inside(*args, "-v", env=memory).err
-        doctor = rwkv_inside("doctor", model, env=memory).out.splitlines()
-        judged = json.loads(rwkv_inside("doctor", model, "--json", env=memory).out)["model"]
+        assert run(*args, **memory) == expected
+        told = run(*args, "-v", **memory).err
+        doctor = run("doctor", model, **memory).out.splitlines()
+        judged = json.loads(run("doctor", model, "--json", **memory).out)["model"]
         (auto,) = [line.split(maxsplit=1)[1] for line in doctor if line.startswith("auto ")]
         (gpu,) = [line for line in doctor if line.startswith("cuda:0 ") and "needs" in line]
         assert judged["auto"]["layers"] == judged["devices"][0]["layers"] == layers
@@ -201,14 +201,14 @@ def test_auto_takes_what_fits_and_tells(
         assert ("1 of 2 layers; cpu, " in told) == (layers == 1)
     # a person's choice wins, wherever it stands
     plenty = {"RWKV_CUDA_EMULATED_MEMORY": free_memory(1 << 30)}
-    assert ": cpu, " in rwkv_inside(*args, "-v", env={**plenty, "RWKV_DEVICE": "cpu"}).err
+    assert ": cpu, " in run(*args, "-v", **plenty, RWKV_DEVICE="cpu").err
     (tmp_path / "config.toml").write_text('device = "cpu"\n')
     config = {"RWKV_CONFIG": str(tmp_path / "config.toml")}
-    assert ": cpu, " in rwkv_inside(*args, "-v", env={**plenty, **config}).err
+    assert ": cpu, " in run(*args, "-v", **plenty, **config).err
     # and of a checkpoint
-    choices = json.loads(rwkv_inside("doctor", pth, "--json", env=plenty).out)["model"]["choices"]
+    choices = json.loads(run("doctor", pth, "--json", **plenty).out)["model"]["choices"]
     assert [choice["devices"][0]["layers"] for choice in choices] == [2, 2]
-    lines = rwkv_inside("doctor", pth, env=plenty).out.splitlines()
+    lines = run("doctor", pth, **plenty).out.splitlines()
     names = [f"int{bits}{of}" for bits in (4, 8) for of in ("", ", cuda:0", ", auto")]
     assert [line.split("  ")[0] for line in lines[-6:]] == names
     assert lines[-2].endswith("; it fits") and lines[-1].endswith("  cuda:0: all of it")
@@ -239,11 +239,11 @@ def test_a_model_on_the_gpu_needs_no_memory_here(
     size = model.stat().st_size
     monkeypatch.setattr(machine, "memory", lambda: machine.Memory(size, size // 2 + 1))
     args = ["generate", "-m", model, *GREEDY, "It was"]
-    assert rwkv_inside(*args).err == ""
-    assert "are missing" in rwkv_inside(*args, "--device", "cpu").err
-    assert rwkv_inside(*args, "--gpu-layers", "1").err == ""
+    assert run(*args).err == ""
+    assert "are missing" in run(*args, "--device", "cpu").err
+    assert run(*args, "--gpu-layers", "1").err == ""
     monkeypatch.setattr(machine, "memory", lambda: machine.Memory(size, size // 2 - 1))
-    assert "are missing" in rwkv_inside(*args, "--gpu-layers", "1").err
+    assert "are missing" in run(*args, "--gpu-layers", "1").err
 
 
 def test_what_auto_will_do_with_a_file_that_is_yet_to_be_made(

@@ -10,7 +10,7 @@ from cuda_library import free_memory, is_emulated, needs_library, put_beside
 from small_models import ModelMaker
 
 from quant.container.reader import ModelFile
-from rwkvcli import Model
+from rwkvcli import Model, _kernels
 from rwkvcli.errors import UsageError
 from rwkvcli.runtime import cuda
 from rwkvcli.runtime.cuda import RESERVE, STATES, CudaDevice, Required
@@ -107,12 +107,14 @@ def test_layers_of_a_gpu_that_is_asked_for(file: ModelFile) -> None:
         place(file, "cuda", -2)
 
 
-@needs_library
-def test_a_library_for_development_is_not_looked_at(
+def test_with_a_library_for_development_auto_is_the_cpu(
     file: ModelFile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    put_beside(monkeypatch, tmp_path, None)
-    assert place(file).kind == "cpu"
+    monkeypatch.setattr(_kernels, "__file__", str(tmp_path / "_kernels.so"))
+    (tmp_path / "librwkv_cuda.so").touch()
+    for named in ("", "/somewhere/librwkv_cuda.so"):
+        monkeypatch.setenv("RWKV_CUDA_LIBRARY", named)
+        assert place(file) == ("cpu", "", ALL, "RWKV_CUDA_LIBRARY is set")
 
 
 @needs_library
