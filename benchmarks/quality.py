@@ -103,7 +103,7 @@ def density(source: Path, epsilon: float | None, text: bytes) -> list[float]:
     """Share of channels with an activation above 0, of each layer, in int8 (what `kn` files can count)."""
     with tempfile.TemporaryDirectory() as folder:
         path = made(source, Path(folder) / "kn.safetensors", "int8", epsilon, ffn_value="kn")
-        model = Model.load(path)
+        model = Model.load(path, device="cpu")
         backend: Any = model.backend
         backend.count_active_channels(True)
         tokens = model.tokenizer.encode_bytes(text)

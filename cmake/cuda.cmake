@@ -1,31 +1,46 @@
 # The CUDA engine, behind the C interface of csrc/cuda/abi.h: rwkv_cuda for NVIDIA GPUs, and the same sources for a
 # C++ compiler against an emulator, rwkv_cuda_emulated. Nothing that goes wrong here may break a CPU install unless
 # RWKV_CUDA=ON asks for it.
-set(RWKV_CUDA OFF CACHE STRING "Build the CUDA engine: OFF, AUTO (where a working nvcc is found) or ON (or fail)")
-set_property(CACHE RWKV_CUDA PROPERTY STRINGS OFF AUTO ON)
+set(RWKV_CUDA AUTO CACHE STRING "Build the CUDA engine: AUTO (where a working nvcc is found), OFF, or ON (or fail)")
+set_property(CACHE RWKV_CUDA PROPERTY STRINGS AUTO OFF ON)
 set(RWKV_CUDA_ARCHITECTURES "" CACHE STRING
   "Compute capabilities to compile for, in CMake's notation (75-real;90); empty: all that the compiler knows from 7.5 on")
 
+# How nvcc is asked for C++20, which CMake does not know before 3.26. For this project and for the probe.
+set(RWKV_CUDA_DIALECT [[
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+endif()
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_EXTENSIONS OFF)
+]])
 # The arithmetic of the CPU engine: no operation fused or reordered, subnormals flushed, IEEE division and roots.
 set(RWKV_CUDA_FLAGS --fmad=false --ftz=true --prec-div=true --prec-sqrt=true)
 set(RWKV_CUDA_SOURCES csrc/cuda/abi.cu csrc/cuda/model.cu csrc/cuda/scratch.cu csrc/cuda/weights.cu)
 # What both libraries need of the engine: no kernels of CPUs, no threads.
 set(RWKV_CUDA_COMMON csrc/core/os.cpp csrc/model/config.cpp)
 
-# Sets `result` to whether nvcc is there and compiles a kernel. Speaks of nothing but a status line.
-function(rwkv_find_cuda result)
+# Sets `result` to whether nvcc is there and compiles a kernel, and `why` to a line about it if not.
+function(rwkv_find_cuda result why)
   set(${result} FALSE PARENT_SCOPE)
-  include(CheckLanguage)
-  check_language(CUDA)
-  if(NOT CMAKE_CUDA_COMPILER)
-    message(STATUS "CUDA engine: not built, no nvcc was found")
-    return()
+  if(NOT CMAKE_CUDA_COMPILER AND NOT "$ENV{CUDACXX}" STREQUAL "")
+    set(CMAKE_CUDA_COMPILER $ENV{CUDACXX})
+  elseif(NOT CMAKE_CUDA_COMPILER)
+    find_program(RWKV_NVCC nvcc PATHS ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
+    mark_as_advanced(RWKV_NVCC)
+    if(NOT RWKV_NVCC)
+      set(${why} "no nvcc was found on PATH, nor in CUDACXX" PARENT_SCOPE)
+      return()
+    endif()
+    set(CMAKE_CUDA_COMPILER ${RWKV_NVCC})
   endif()
   # A whole project of its own, so that a broken toolkit fails there and not here.
   set(probe ${CMAKE_BINARY_DIR}/cuda_probe)
   file(WRITE ${probe}/CMakeLists.txt
-    "cmake_minimum_required(VERSION 3.24)\nproject(probe LANGUAGES CXX CUDA)\nset(CMAKE_CUDA_STANDARD 20)\n"
-    "set(CMAKE_CUDA_STANDARD_REQUIRED ON)\nadd_library(probe STATIC probe.cu)\n")
+    "cmake_minimum_required(VERSION 3.24)\nproject(probe LANGUAGES CXX CUDA)\n${RWKV_CUDA_DIALECT}"
+    "add_library(probe STATIC probe.cu)\n")
   file(WRITE ${probe}/probe.cu
     "#include <cuda_runtime.h>\n#include <span>\n__global__ void k(int* p) { *p = __dp4a(1, 2, *p); }\n"
     "void start(int* p) { k<<<1, 1>>>(p); }\n")
@@ -33,18 +48,39 @@ function(rwkv_find_cuda result)
     COMMAND ${CMAKE_COMMAND} -S ${probe} -B ${probe}/build -G ${CMAKE_GENERATOR} -DCMAKE_MAKE_PROGRAM=${CMAKE_MAKE_PROGRAM}
             -DCMAKE_CXX_COMPILER=${CMAKE_CXX_COMPILER} -DCMAKE_CUDA_COMPILER=${CMAKE_CUDA_COMPILER}
             -DCMAKE_CUDA_ARCHITECTURES=75
-    RESULT_VARIABLE failed OUTPUT_VARIABLE configured ERROR_VARIABLE configured)
+    RESULT_VARIABLE failed OUTPUT_VARIABLE output ERROR_VARIABLE output)
   if(NOT failed)
     execute_process(COMMAND ${CMAKE_COMMAND} --build ${probe}/build
-      RESULT_VARIABLE failed OUTPUT_VARIABLE built ERROR_VARIABLE built)
+      RESULT_VARIABLE failed OUTPUT_VARIABLE output ERROR_VARIABLE output)
   endif()
-  set(works TRUE)
   if(failed)
-    set(works FALSE)
-    file(WRITE ${probe}/output.txt "${configured}${built}")
-    message(STATUS "CUDA engine: not built, ${CMAKE_CUDA_COMPILER} does not compile (${probe}/output.txt)")
+    # CMake keeps the words of a compiler that it cannot identify to itself.
+    execute_process(COMMAND ${CMAKE_CUDA_COMPILER} -std=c++20 -c ${probe}/probe.cu -o ${probe}/probe.o
+      RESULT_VARIABLE alone OUTPUT_VARIABLE words ERROR_VARIABLE words)
+    if(alone)
+      string(APPEND output "${words}\n${CMAKE_CUDA_COMPILER}: ${alone}\n")
+    endif()
+    file(WRITE ${probe}/output.txt "${output}")
+    set(${why} "${CMAKE_CUDA_COMPILER} does not compile (${probe}/output.txt)" PARENT_SCOPE)
+  else()
+    set(${result} TRUE PARENT_SCOPE)
+    set(CMAKE_CUDA_COMPILER ${CMAKE_CUDA_COMPILER} CACHE FILEPATH "nvcc")
   endif()
-  set(${result} ${works} PARENT_SCOPE)
+endfunction()
+
+# Sets `result` to the last lines of the failed probe's output, indented; to nothing if there was no probe.
+function(rwkv_cuda_complaint result)
+  set(${result} "" PARENT_SCOPE)
+  if(EXISTS ${CMAKE_BINARY_DIR}/cuda_probe/output.txt)
+    file(STRINGS ${CMAKE_BINARY_DIR}/cuda_probe/output.txt lines REGEX "[^ ]")
+    list(LENGTH lines count)
+    if(count GREATER 15)
+      math(EXPR first "${count} - 15")
+      list(SUBLIST lines ${first} 15 lines)
+    endif()
+    list(JOIN lines "\n   " text)
+    set(${result} "\n   ${text}" PARENT_SCOPE)
+  endif()
 endfunction()
 
 # Sets `result` to what RWKV_CUDA_ARCHITECTURES says, or to machine code for every generation from Turing on that
@@ -77,17 +113,21 @@ function(rwkv_cuda_library target)
 endfunction()
 
 set(RWKV_HAVE_CUDA FALSE)
-if(NOT RWKV_CUDA STREQUAL "OFF")
-  rwkv_find_cuda(RWKV_HAVE_CUDA)
-  if(RWKV_CUDA STREQUAL "ON" AND NOT RWKV_HAVE_CUDA)
-    message(FATAL_ERROR " RWKV_CUDA=ON needs a working CUDA toolkit 12 or newer (nvcc on PATH, or CUDACXX)")
+if(RWKV_CUDA) # AUTO counts as true
+  file(REMOVE ${CMAKE_BINARY_DIR}/cuda_probe/output.txt)
+  rwkv_find_cuda(RWKV_HAVE_CUDA why)
+  if(NOT RWKV_HAVE_CUDA AND RWKV_CUDA STREQUAL "AUTO")
+    message(STATUS "CUDA engine: not built, ${why}")
+  elseif(NOT RWKV_HAVE_CUDA)
+    rwkv_cuda_complaint(complaint)
+    # the space at the beginning keeps CMake from wrapping the lines
+    message(FATAL_ERROR " RWKV_CUDA=${RWKV_CUDA} needs a working CUDA toolkit 12 or newer: ${why}${complaint}")
   endif()
 endif()
 if(RWKV_HAVE_CUDA)
   set(CMAKE_CUDA_ARCHITECTURES 75) # of the language's check; targets have their own
   enable_language(CUDA)
-  set(CMAKE_CUDA_STANDARD 20)
-  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  cmake_language(EVAL CODE "${RWKV_CUDA_DIALECT}")
   set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
   rwkv_cuda_library(rwkv_cuda ${RWKV_CUDA_SOURCES})
   rwkv_cuda_architectures(architectures)

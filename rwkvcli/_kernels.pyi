@@ -48,6 +48,12 @@ class Model:
     def weight_bytes(self) -> int: ...
 
 def cuda_devices(library: str | bytes) -> list[dict[str, Any]]: ...
+def cuda_required(
+    library: str | bytes,
+    path: str | bytes,
+    config: dict[str, Any],
+    tensors: Sequence[tuple[str, str, str, list[int], Sequence[tuple[str, int, int]]]],
+) -> tuple[list[int], int]: ...
 
 class CudaState:
     def copy(self) -> CudaState: ...
@@ -64,6 +70,9 @@ class CudaModel:
         config: dict[str, Any],
         tensors: Sequence[tuple[str, str, str, list[int], Sequence[tuple[str, int, int]]]],
         device: int,
+        layers: int = -1,
+        threads: int = 1,
+        level: str = "",
     ) -> None: ...
     def new_state(self) -> CudaState: ...
     def forward(
@@ -72,6 +81,10 @@ class CudaModel:
     def forward_batch(
         self, tokens: NDArray[np.int32], states: Sequence[CudaState]
     ) -> NDArray[np.float32]: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def level(self) -> str: ...
     @property
     def device_bytes(self) -> int: ...
 

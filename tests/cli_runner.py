@@ -40,7 +40,7 @@ def environment(**extra: str) -> dict[str, str]:
     root = str(Path(__file__).parent.parent)
     here = {} if _is_installed() else {"PYTHONPATH": root}
     return {**kept, **here, "COLUMNS": "80", "LC_ALL": "C.UTF-8", "HF_HUB_OFFLINE": "1",
-            "RWKV_CONFIG": os.devnull, "HF_HOME": _NOWHERE, "RWKV_MODELS": f"{_NOWHERE}/models",
+            "RWKV_CUDA_LIBRARY": "", "RWKV_CONFIG": os.devnull, "HF_HOME": _NOWHERE, "RWKV_MODELS": f"{_NOWHERE}/models",
             **extra}  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from rwkvcli.services.benchmarking import bytes_per_token
 
 def main(path: str, threads: int) -> None:
     answers = claim_stdout()
-    model = Model.load(Path(path), threads=threads)
+    model = Model.load(Path(path), device="cpu", threads=threads)
 
     def pp(n: int) -> Answer:
         tokens, state = token_ids(n), model.new_state()

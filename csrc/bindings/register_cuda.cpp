@@ -54,6 +54,23 @@ void register_cuda(py::module_& m) {
           "Facts of each device that the driver reports: name, major and minor (compute capability), "
           "multiprocessors, memory and free_memory (bytes).");
 
+    m.def(
+        "cuda_required",
+        [](const std::string& library, const std::string& path, const py::dict& config,
+           const std::vector<SpecTuple>& tensors) {
+            const Config parsed = config_from(config);
+            const TensorSpecs specs = specs_from(tensors);
+            CudaRequired required;
+            {
+                const py::gil_scoped_release released;
+                required = cuda_required(library, path, parsed, specs);
+            }
+            return py::make_tuple(required.model, required.state);
+        },
+        py::arg("library"), py::arg("path"), py::arg("config"), py::arg("tensors"),
+        "Bytes of a device's memory that the model's last 1, 2, ... layers take, all of them with the "
+        "embedding, and bytes of a state. No device is asked.");
+
     py::class_<CudaState>(m, "CudaState")
         .def("copy", &CudaState::copy, Released())
         .def("to_numpy", &export_state)
@@ -62,17 +79,22 @@ void register_cuda(py::module_& m) {
 
     py::class_<CudaModel>(m, "CudaModel")
         .def(py::init([](const std::string& library, const std::string& path, const py::dict& config,
-                         const std::vector<SpecTuple>& tensors, int device) {
+                         const std::vector<SpecTuple>& tensors, int device, int layers, int threads,
+                         const std::string& level) {
                  const Config parsed = config_from(config);
                  const TensorSpecs specs = specs_from(tensors);
                  const py::gil_scoped_release released;
-                 return std::make_unique<CudaModel>(library, path, parsed, specs, device);
+                 return std::make_unique<CudaModel>(CudaPlace{library, device, layers, threads, level}, path,
+                                                    parsed, specs);
              }),
-             py::arg("library"), py::arg("path"), py::arg("config"), py::arg("tensors"), py::arg("device"))
+             py::arg("library"), py::arg("path"), py::arg("config"), py::arg("tensors"), py::arg("device"),
+             py::arg("layers") = -1, py::arg("threads") = 1, py::arg("level") = "")
         .def("new_state", &CudaModel::new_state, Released())
         .def("forward", &forward<CudaModel, CudaState>, py::arg("tokens"), py::arg("state"),
              py::arg("all_logits") = false)
         .def("forward_batch", &forward_batch<CudaModel, CudaState>, py::arg("tokens"), py::arg("states"))
+        .def_property_readonly("layers", &CudaModel::layers)
+        .def_property_readonly("level", &CudaModel::level)
         .def_property_readonly("device_bytes", [](const CudaModel& model) {
             const py::gil_scoped_release released;
             return model.device_bytes();

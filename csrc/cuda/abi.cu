@@ -90,6 +90,15 @@ int rwkv_cuda_devices(rwkv_cuda_device* devices, int room, char* reason, size_t 
     return status == RWKV_CUDA_OK ? count : -1;
 }
 
+rwkv_cuda_status rwkv_cuda_required(const rwkv_cuda_config* config, const rwkv_cuda_weights* weights,
+                                    size_t* bytes, size_t* state_bytes, char* reason, size_t reason_size) {
+    return guarded(reason, reason_size, [&] {
+        const cuda::Model::Required required = cuda::Model::required(*config, *weights);
+        *bytes = required.bytes;
+        *state_bytes = required.state_bytes;
+    });
+}
+
 rwkv_cuda_status rwkv_cuda_open(const rwkv_cuda_config* config, const rwkv_cuda_weights* weights, int device,
                                 rwkv_cuda_model** model, char* reason, size_t reason_size) {
     *model = nullptr;
@@ -172,5 +181,22 @@ rwkv_cuda_status rwkv_cuda_forward_batch(rwkv_cuda_model* model, const int32_t* 
             inner.push_back(states[i]->state.get());
         }
         model->model.forward_batch({tokens, size_t(count)}, inner, logits);
+    });
+}
+
+rwkv_cuda_status rwkv_cuda_forward_rows(rwkv_cuda_model* model, const float* x, const float* v_first,
+                                        size_t stride, int count, rwkv_cuda_state* const* states,
+                                        int state_count, float* logits, int wanted, char* reason,
+                                        size_t reason_size) {
+    return guarded(reason, reason_size, [&] {
+        require(count >= 1 && wanted >= 0 && wanted <= count, Fault::kArgument, "impossible numbers of rows");
+        require(state_count == 1 || state_count == count, Fault::kArgument,
+                "as many rows as states are needed");
+        std::vector<cuda::DeviceState*> inner;
+        for (int i = 0; i < state_count; ++i) {
+            require(&states[i]->model == &model->model, Fault::kArgument, "a state belongs to another model");
+            inner.push_back(states[i]->state.get());
+        }
+        model->model.forward_rows({x, v_first, stride, count}, inner, logits, wanted);
     });
 }

@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 /// Both sides are built together; a library of another number is not used.
-#define RWKV_CUDA_ABI 1
+#define RWKV_CUDA_ABI 2
 
 typedef enum {
     RWKV_CUDA_OK = 0,
@@ -67,6 +67,8 @@ typedef struct {
     rwkv_cuda_matrix ffn_key, ffn_value, ffn_receptance;
 } rwkv_cuda_block;
 
+/// Without an embedding (n = 0) these are the last blocks of a model, n_layer of them, and its head: what
+/// goes in are rows, and never tokens.
 typedef struct {
     rwkv_cuda_matrix emb, head;
     rwkv_cuda_norm ln0, ln_out;
@@ -83,6 +85,11 @@ RWKV_CUDA_API int rwkv_cuda_abi(void);
 
 /// How many devices there are (the first `room` are written), or -1 with a reason.
 RWKV_CUDA_API int rwkv_cuda_devices(rwkv_cuda_device* devices, int room, char* reason, size_t reason_size);
+
+/// Bytes of a device's memory that rwkv_cuda_open would take, and that a state would. Asks no device.
+RWKV_CUDA_API rwkv_cuda_status rwkv_cuda_required(const rwkv_cuda_config* config,
+                                                  const rwkv_cuda_weights* weights, size_t* bytes,
+                                                  size_t* state_bytes, char* reason, size_t reason_size);
 
 /// Copies the weights to device number `device`.
 RWKV_CUDA_API rwkv_cuda_status rwkv_cuda_open(const rwkv_cuda_config* config,
@@ -119,6 +126,17 @@ RWKV_CUDA_API rwkv_cuda_status rwkv_cuda_forward(rwkv_cuda_model* model, const i
 RWKV_CUDA_API rwkv_cuda_status rwkv_cuda_forward_batch(rwkv_cuda_model* model, const int32_t* tokens,
                                                        rwkv_cuda_state* const* states, int count,
                                                        float* logits, char* reason, size_t reason_size);
+
+/// What the blocks before a model without an embedding leave behind: `count` >= 1 rows of the residual stream
+/// [count, n_embd] and, for RWKV-7, of the first block's values beside them, `stride` floats apart, host
+/// memory. The rows are consecutive tokens of one sequence when there is one state, else one token for each
+/// of `count` different states. Writes the logits of the last `wanted` rows: [wanted, vocab_size], host
+/// memory.
+RWKV_CUDA_API rwkv_cuda_status rwkv_cuda_forward_rows(rwkv_cuda_model* model, const float* x,
+                                                      const float* v_first, size_t stride, int count,
+                                                      rwkv_cuda_state* const* states, int state_count,
+                                                      float* logits, int wanted, char* reason,
+                                                      size_t reason_size);
 
 #ifdef __cplusplus
 }

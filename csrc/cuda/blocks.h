@@ -96,7 +96,7 @@ inline void time_mix_v6(Pass& p, const DeviceBlock& b, int layer) {
 inline void time_mix_v7(Pass& p, const DeviceBlock& b, int layer) {
     Scratch& s = p.s;
     const size_t x_prev = p.layout.att_x_prev(layer);
-    const bool residual = layer > 0; // v is mixed with block 0's
+    const bool residual = !b.v1.empty(); // v is mixed with block 0's, in all blocks but that
     p.shift(b.ln1, x_prev,
             mixes({{b.mix_r, &s.mix[0]},
                    {b.mix_w, &s.mix[1]},

@@ -25,6 +25,18 @@ struct TableLayout {
     }
 };
 
+/// How many rows a chunk of a prompt has, and what the model takes with buffers for so many.
+struct Sizes {
+    int chunk;
+    size_t bytes;
+    Sizes(const Config& config, const DeviceWeights& weights) {
+        const size_t one_row = Scratch(config, weights, kLogitRows).bytes() / size_t(kLogitRows);
+        chunk = int(std::clamp<size_t>(kScratchBudget / one_row, 8, kLongestChunk)) / 8 * 8;
+        bytes = weights.bytes() + Scratch(config, weights, chunk).bytes() +
+                round_up(BatchTable::bytes(chunk), 256) + round_up(BatchTable::bytes(1), 256);
+    }
+};
+
 } // namespace
 
 DeviceState::DeviceState(const StateLayout& layout, int n_layer, const std::string& device)
@@ -104,11 +116,10 @@ Model::Model(const rwkv_cuda_config& config, const rwkv_cuda_weights& weights, i
     overlaps_ = properties.major >= 9;
     multiprocessors_ = properties.multiProcessorCount;
     require_kernel(embed);
-    const size_t one_row = Scratch(config_, weights_, kLogitRows).bytes() / size_t(kLogitRows);
-    const int chunk = int(std::clamp<size_t>(kScratchBudget / one_row, 8, kLongestChunk)) / 8 * 8;
+    const Sizes sizes(config_, weights_);
+    const int chunk = sizes.chunk;
     scratch_ = std::make_unique<Scratch>(config_, weights_, chunk);
-    bytes_ = weights_.bytes() + scratch_->bytes() + round_up(BatchTable::bytes(chunk), 256) +
-             round_up(BatchTable::bytes(1), 256);
+    bytes_ = sizes.bytes;
     require_memory(bytes_, "the model", device_name_);
     weights_.upload(stream_);
     scratch_->allocate(stream_);
@@ -116,6 +127,16 @@ Model::Model(const rwkv_cuda_config& config, const rwkv_cuda_weights& weights, i
     many_ = std::make_unique<BatchTable>(chunk);
     logits_ =
         std::make_unique<Pinned<float>>(size_t(std::min(chunk, kLogitRows)) * size_t(config_.vocab_size));
+    if (takes_rows())
+        rows_ = std::make_unique<Pinned<float>>(2 * size_t(chunk) * size_t(config_.n_embd));
+}
+
+Model::Required Model::required(const rwkv_cuda_config& config, const rwkv_cuda_weights& weights) {
+    const Config asked = make_config(config);
+    validate(asked);
+    const DeviceWeights counted(asked, weights);
+    const size_t state = StateLayout(asked).layer() * size_t(asked.n_layer) * sizeof(float);
+    return {Sizes(asked, counted).bytes, round_up(state, 256)};
 }
 
 Model::~Model() {
@@ -189,6 +210,7 @@ void Model::write_state(DeviceState& state, const float* values) {
 
 void Model::check_tokens(std::span<const int32_t> tokens) const {
     require(!tokens.empty(), Fault::kArgument, "no tokens");
+    require(!takes_rows(), Fault::kArgument, "the model has no embedding");
     for (const int32_t token : tokens)
         require(token >= 0 && token < config_.vocab_size, Fault::kArgument,
                 "token " + std::to_string(token) + " is outside the vocabulary of " +
@@ -247,6 +269,55 @@ void Model::forward_batch(std::span<const int32_t> tokens, std::span<DeviceState
     }
 }
 
+void Model::forward_rows(const HostRows& rows, std::span<DeviceState* const> states, float* logits,
+                         int wanted) {
+    require(takes_rows(), Fault::kArgument, "the model has an embedding");
+    for (size_t i = 0; i < states.size(); ++i)
+        require(std::find(states.begin(), states.begin() + long(i), states[i]) == states.begin() + long(i),
+                Fault::kArgument, "the same state stands twice in the batch");
+    enter();
+    const Turnstile::Turn turn(turnstile_, {});
+    if (rows.count == 1 && wanted == 1) {
+        stage(rows, 0, 1);
+        return decode(0, *states[0], logits);
+    }
+    std::vector<Segment> segments;
+    for (int done = 0; done < rows.count;) {
+        const int count = std::min(rows.count - done, scratch_->rows);
+        const int left = rows.count - done - count, here = std::clamp(wanted - left, 0, count);
+        stage(rows, done, count);
+        segments.clear();
+        if (states.size() == 1)
+            segments.push_back({states[0]->data(), 0, count});
+        for (int i = 0; states.size() > 1 && i < count; ++i)
+            segments.push_back({states[size_t(done + i)]->data(), i, 1});
+        run(std::vector<int32_t>(size_t(count)), segments, here, logits, {});
+        logits += size_t(here) * size_t(config_.vocab_size);
+        done += count;
+    }
+}
+
+/// Puts rows where start_rows copies them from.
+void Model::stage(const HostRows& rows, int first, int count) {
+    const size_t c = size_t(config_.n_embd), half = size_t(scratch_->rows) * c;
+    for (size_t i = 0; i < size_t(count); ++i) {
+        const size_t from = (size_t(first) + i) * rows.stride;
+        std::memcpy(rows_->data() + i * c, rows.x + from, c * sizeof(float));
+        if (config_.version == Version::k7)
+            std::memcpy(rows_->data() + half + i * c, rows.v_first + from, c * sizeof(float));
+    }
+}
+
+void Model::start_rows(int rows) {
+    const size_t c = size_t(config_.n_embd), bytes = size_t(rows) * c * sizeof(float);
+    const auto copy = [&](float* to, const float* from) {
+        check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copying rows");
+    };
+    copy(scratch_->x.data, rows_->data());
+    if (config_.version == Version::k7)
+        copy(scratch_->v_first.data, rows_->data() + size_t(scratch_->rows) * c);
+}
+
 void Model::decode(int32_t token, DeviceState& state, float* logits) {
     const Segment segment{state.data(), 0, 1};
     one_->set({&token, 1}, {&segment, 1});
@@ -291,14 +362,16 @@ bool Model::run(std::span<const int32_t> tokens, std::span<const Segment> segmen
 }
 
 bool Model::start_blocks(const BatchTable& table, int rows, int segments, const Poll& poll) {
-    launch(embed, {unsigned(rows)}, kRowThreads, sizeof(RowSums), stream_, weights_.emb, table.batch(),
-           weights_.ln0, scratch_->x);
-    Pass pass{config_,  *scratch_,        layout_,
-              stream_,  table.batch(),    rows,
-              segments, multiprocessors_, overlaps_ && rows == 1};
+    if (takes_rows())
+        start_rows(rows);
+    else
+        launch(embed, {unsigned(rows)}, kRowThreads, sizeof(RowSums), stream_, weights_.emb, table.batch(),
+               weights_.ln0, scratch_->x);
+    Pass pass{config_, *scratch_, layout_, stream_, table.batch(), rows, segments, multiprocessors_, false};
     for (int layer = 0; layer < config_.n_layer; ++layer) {
         if (poll && poll())
             return false;
+        pass.early = overlaps_ && rows == 1 && (layer > 0 || !takes_rows()); // copies do not overlap
         time_mix(pass, weights_.blocks[size_t(layer)], layer);
         channel_mix(pass, weights_.blocks[size_t(layer)], layer);
     }

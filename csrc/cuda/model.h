@@ -59,8 +59,21 @@ class BatchTable {
     uint8_t* device_;
 };
 
+/// Rows that blocks on the host have made, as in rwkv_cuda_forward_rows.
+struct HostRows {
+    const float *x, *v_first;
+    size_t stride;
+    int count;
+};
+
 class Model {
   public:
+    /// Bytes that a model and a state of it would take.
+    struct Required {
+        size_t bytes, state_bytes;
+    };
+    static Required required(const rwkv_cuda_config& config, const rwkv_cuda_weights& weights);
+
     /// Throws DeviceError, or Error(kFormat).
     Model(const rwkv_cuda_config& config, const rwkv_cuda_weights& weights, int device);
     ~Model();
@@ -79,6 +92,8 @@ class Model {
     void forward(std::span<const int32_t> tokens, DeviceState& state, float* logits, bool all,
                  const Poll& poll);
     void forward_batch(std::span<const int32_t> tokens, std::span<DeviceState* const> states, float* logits);
+    /// Of a model without an embedding. One state takes all rows in turn, else each has one.
+    void forward_rows(const HostRows& rows, std::span<DeviceState* const> states, float* logits, int wanted);
     /// Wakes no one: only makes this thread use the model's device.
     void enter() const { use_device(device_); }
 
@@ -91,6 +106,9 @@ class Model {
              const Poll& poll);
     bool start_blocks(const BatchTable& table, int rows, int segments, const Poll& poll);
     void start_logits(int first_row, int rows);
+    bool takes_rows() const { return weights_.emb.empty(); }
+    void stage(const HostRows& rows, int first, int count);
+    void start_rows(int rows);
 
     Config config_;
     StateLayout layout_;
@@ -104,6 +122,7 @@ class Model {
     std::unique_ptr<Scratch> scratch_;
     std::unique_ptr<BatchTable> one_, many_;
     std::unique_ptr<Pinned<float>> logits_;
+    std::unique_ptr<Pinned<float>> rows_; ///< x and v_first of a chunk, where tokens are not what goes in
     std::unique_ptr<DeviceState> before_; ///< a state that a prompt may have to come back to
     CapturedGraph graph_;
     size_t bytes_ = 0;

@@ -185,7 +185,8 @@ DeviceWeights::DeviceWeights(const Config& config, const rwkv_cuda_weights& weig
     : blocks(size_t(config.n_layer)), config_(config), source_(&weights) {
     Count count{arena_};
     each(count);
-    require(emb.layout == Layout::kRow && emb.n == config.vocab_size && emb.k == config.n_embd,
+    require(emb.empty() ||
+                (emb.layout == Layout::kRow && emb.n == config.vocab_size && emb.k == config.n_embd),
             Fault::kFormat, "impossible embedding");
     require(head.n == config.vocab_size && head.k == config.n_embd, Fault::kFormat, "impossible head");
 }

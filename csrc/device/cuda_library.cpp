@@ -36,6 +36,7 @@ CudaLibrary::CudaLibrary(const std::string& path) {
             path + ": belongs to another version of rwkv: interface " + std::to_string(number) + ", not " +
                 std::to_string(RWKV_CUDA_ABI));
     find("rwkv_cuda_devices", devices_);
+    find("rwkv_cuda_required", required);
     find("rwkv_cuda_open", open);
     find("rwkv_cuda_close", close);
     find("rwkv_cuda_model_bytes", model_bytes);
@@ -47,6 +48,7 @@ CudaLibrary::CudaLibrary(const std::string& path) {
     find("rwkv_cuda_write_state", write_state);
     find("rwkv_cuda_forward", forward);
     find("rwkv_cuda_forward_batch", forward_batch);
+    find("rwkv_cuda_forward_rows", forward_rows);
 }
 
 std::vector<rwkv_cuda_device> CudaLibrary::devices() const {

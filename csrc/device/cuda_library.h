@@ -20,6 +20,7 @@ class CudaLibrary {
     /// Throws for every status but RWKV_CUDA_OK: Cancelled, Error(kMemory) or Error(kDevice) with `reason`.
     static void check(rwkv_cuda_status status, const char* reason);
 
+    decltype(&rwkv_cuda_required) required;
     decltype(&rwkv_cuda_open) open;
     decltype(&rwkv_cuda_close) close;
     decltype(&rwkv_cuda_model_bytes) model_bytes;
@@ -31,6 +32,7 @@ class CudaLibrary {
     decltype(&rwkv_cuda_write_state) write_state;
     decltype(&rwkv_cuda_forward) forward;
     decltype(&rwkv_cuda_forward_batch) forward_batch;
+    decltype(&rwkv_cuda_forward_rows) forward_rows;
 
   private:
     explicit CudaLibrary(const std::string& path);

@@ -2,144 +2,65 @@
 
 #include <algorithm>
 #include <climits>
-#include <exception>
-#include <mutex>
+#include <cstdio>
+#include <new>
+#include <optional>
 
 #include "core/check.h"
 #include "core/mapped_file.h"
-#include "core/os.h"
-#include "core/turnstile.h"
 #include "cpu/kernels.h"
-#include "device/cuda_library.h"
+#include "device/cuda_session.h"
 #include "device/cuda_weights.h"
 
 namespace rwkv {
-
-/// The model that the library opened, shared by it and its states: closed when the last of them goes.
-class CudaSession {
-  public:
-    CudaSession(const CudaLibrary& library, const Config& config, const rwkv_cuda_weights& weights,
-                int device)
-        : library(library), config(config), entries(state_entries(config)) {
-        for (const StateEntry& entry : entries)
-            floats += entry.floats();
-        const rwkv_cuda_config asked = cuda_config(config);
-        CudaReason reason;
-        const rwkv_cuda_status status =
-            library.open(&asked, &weights, device, &model, reason.text, sizeof reason.text);
-        CudaLibrary::check(status, reason.text);
-        if (library.state_floats(model) != floats) {
-            library.close(model);
-            throw Error(Fault::kDevice, "CUDA: the library's states are not this model's");
-        }
-    }
-    ~CudaSession() {
-        if (!is_foreign()) {
-            free_dropped();
-            library.close(model);
-        }
-    }
-    CudaSession(const CudaSession&) = delete;
-    CudaSession& operator=(const CudaSession&) = delete;
-
-    /// One call into the library at a time: f(reason, its size) returns a status. Waits for its turn, which
-    /// `poll` can end.
-    template <class F>
-    void call(const std::function<bool()>& poll, F f) {
-        require(!is_foreign(), Fault::kDevice,
-                "CUDA: a model on a GPU cannot be used by a fork of the process that loaded it");
-        const Turnstile::Turn turn(turnstile_, poll);
-        require(failure_.empty(), Fault::kDevice, failure_);
-        free_dropped();
-        CudaReason reason;
-        const rwkv_cuda_status status = f(reason.text, sizeof reason.text);
-        try {
-            CudaLibrary::check(status, reason.text);
-        } catch (const Error& e) {
-            if (status == RWKV_CUDA_FAILED)
-                failure_ = std::string(e.what()) + ": the model has to be loaded again";
-            throw;
-        }
-    }
-
-    /// Frees a state with the next call. Whoever drops one (Python, at any moment) must not wait for an
-    /// evaluation: that may be waiting for the dropper to let it ask for Ctrl-C.
-    void drop(rwkv_cuda_state* state) noexcept {
-        const std::lock_guard<std::mutex> held(dropped_mutex_);
-        try {
-            dropped_.push_back(state);
-        } catch (const std::bad_alloc&) { // it stays until the model goes
-        }
-    }
-
-    const CudaLibrary& library;
-    const Config config;
-    const std::vector<StateEntry> entries;
-    size_t floats = 0;
-    rwkv_cuda_model* model = nullptr;
-
-  private:
-    /// In the child of a fork nothing of the parent's device can be touched, not even freed.
-    bool is_foreign() const { return process_ != os::process_id(); }
-    void free_dropped() noexcept {
-        std::vector<rwkv_cuda_state*> all;
-        {
-            const std::lock_guard<std::mutex> held(dropped_mutex_);
-            all.swap(dropped_);
-        }
-        for (rwkv_cuda_state* state : all)
-            library.free_state(state);
-    }
-
-    const int process_ = os::process_id();
-    Turnstile turnstile_;
-    std::string failure_; ///< why the device cannot be used any more
-    std::mutex dropped_mutex_;
-    std::vector<rwkv_cuda_state*> dropped_;
-};
-
 namespace {
 
-/// A poll as the library asks it, which no exception may leave.
-struct Asked {
-    const std::function<bool()>& poll;
-    std::exception_ptr error;
-
-    static int ask(void* context) {
-        Asked& self = *static_cast<Asked*>(context);
-        try {
-            return self.poll();
-        } catch (...) {
-            self.error = std::current_exception();
-            return 1;
-        }
-    }
-};
-
-std::unique_ptr<CudaState> make_state(const std::shared_ptr<CudaSession>& session) {
-    rwkv_cuda_state* handle = nullptr;
-    session->call({}, [&](char* reason, size_t size) {
-        return session->library.new_state(session->model, &handle, reason, size);
-    });
-    return std::make_unique<CudaState>(session, handle);
+Config first_blocks(const Config& config, int count) {
+    Config part = config;
+    part.n_layer = count;
+    return part;
 }
 
-std::shared_ptr<CudaSession> open(const std::string& library, const std::string& path, const Config& config,
-                                  const TensorSpecs& specs, int device) {
-    const CudaLibrary& opened = CudaLibrary::at(library);
+std::shared_ptr<CudaSession> open(const CudaPlace& place, const std::string& path, const Config& config,
+                                  const TensorSpecs& specs) {
+    const CudaLibrary& opened = CudaLibrary::at(place.library);
     validate(config);
+    require(place.layers != 0, Fault::kArgument, "no layer is to be on the GPU");
+    const int first = place.layers < 0 ? 0 : std::max(0, config.n_layer - place.layers);
     const MappedFile file(path);
     const Weights weights(file, config, specs, cpu::choose(""));
-    return std::make_shared<CudaSession>(opened, config, CudaWeights(weights).all, device);
+    std::unique_ptr<Model> host;
+    if (first > 0)
+        host = std::make_unique<Model>(path, first_blocks(config, first), specs, place.threads, place.level);
+    return std::make_shared<CudaSession>(opened, config, first, std::move(host),
+                                         CudaWeights(weights, first).all, place.device);
 }
+
+/// The library has told why in the caller's buffer.
+struct Refused {
+    rwkv_cuda_status status;
+};
 
 } // namespace
 
-CudaState::~CudaState() { session_->drop(handle_); }
+CudaState::CudaState(std::shared_ptr<CudaSession> session) : session_(std::move(session)) {
+    if (session_->host)
+        host_ = std::make_unique<State>(session_->host->config());
+    session_->call({}, [&](char* reason, size_t size) {
+        return session_->library.new_state(session_->model, &handle_, reason, size);
+    });
+}
+
+CudaState::~CudaState() {
+    if (handle_)
+        session_->drop(handle_);
+}
 
 std::unique_ptr<CudaState> CudaState::copy() const {
-    auto twin = make_state(session_);
+    auto twin = std::make_unique<CudaState>(session_);
     session_->call({}, [&](char* reason, size_t size) {
+        if (host_)
+            twin->host_->assign(*host_);
         return session_->library.copy_state(twin->handle_, handle_, reason, size);
     });
     return twin;
@@ -147,10 +68,12 @@ std::unique_ptr<CudaState> CudaState::copy() const {
 
 std::vector<State::Entry> CudaState::export_entries() const {
     std::vector<float> all(session_->floats);
+    std::vector<State::Entry> result;
     session_->call({}, [&](char* reason, size_t size) {
+        if (host_)
+            result = host_->export_entries();
         return session_->library.read_state(handle_, all.data(), reason, size);
     });
-    std::vector<State::Entry> result;
     const float* next = all.data();
     for (const StateEntry& entry : session_->entries) {
         result.push_back({entry.name, entry.shape, std::vector<float>(next, next + entry.floats())});
@@ -160,25 +83,33 @@ std::vector<State::Entry> CudaState::export_entries() const {
 }
 
 void CudaState::import_entries(const StateArrays& arrays) {
-    check_state_arrays(session_->entries, arrays);
+    check_state_arrays(state_entries(session_->config), arrays);
+    StateArrays rest = arrays;
     std::vector<float> all;
     all.reserve(session_->floats);
     for (const StateEntry& entry : session_->entries) {
         const auto& [values, count] = arrays.at(entry.name);
         all.insert(all.end(), values, values + count);
+        rest.erase(entry.name);
     }
     session_->call({}, [&](char* reason, size_t size) {
+        if (host_)
+            host_->import_entries(rest);
         return session_->library.write_state(handle_, all.data(), reason, size);
     });
 }
 
-size_t CudaState::bytes() const { return session_->floats * sizeof(float); }
+size_t CudaState::bytes() const { return session_->floats * sizeof(float) + (host_ ? host_->bytes() : 0); }
 
-CudaModel::CudaModel(const std::string& library, const std::string& path, const Config& config,
-                     const TensorSpecs& specs, int device)
-    : session_(open(library, path, config, specs, device)) {}
+CudaModel::CudaModel(const CudaPlace& place, const std::string& path, const Config& config,
+                     const TensorSpecs& specs)
+    : session_(open(place, path, config, specs)) {}
 
 const Config& CudaModel::config() const { return session_->config; }
+
+int CudaModel::layers() const { return session_->config.n_layer - session_->first; }
+
+std::string CudaModel::level() const { return session_->host ? session_->host->level() : ""; }
 
 size_t CudaModel::device_bytes() const {
     size_t bytes = 0;
@@ -189,19 +120,23 @@ size_t CudaModel::device_bytes() const {
     return bytes;
 }
 
-std::unique_ptr<CudaState> CudaModel::new_state() const { return make_state(session_); }
+std::unique_ptr<CudaState> CudaModel::new_state() const { return std::make_unique<CudaState>(session_); }
 
 void CudaModel::forward(std::span<const int32_t> tokens, CudaState& state, float* logits, bool all,
                         const Poll& poll) {
     check_tokens(session_->config, tokens);
     require(tokens.size() <= INT_MAX, Fault::kArgument, "too many tokens for one call");
     require(state.session_ == session_, Fault::kArgument, "the state belongs to another model");
-    Asked asked{poll, nullptr};
+    if (session_->host) {
+        CudaState* const one = &state;
+        return forward_split(tokens, {&one, 1}, logits, all, poll);
+    }
+    AskedPoll asked{poll};
     try {
         session_->call(poll, [&](char* reason, size_t size) {
             return session_->library.forward(session_->model, tokens.data(), int(tokens.size()),
-                                             state.handle_, logits, all, poll ? Asked::ask : nullptr, &asked,
-                                             reason, size);
+                                             state.handle_, logits, all, poll ? AskedPoll::ask : nullptr,
+                                             &asked, reason, size);
         });
     } catch (const Cancelled&) {
         if (asked.error)
@@ -222,10 +157,93 @@ void CudaModel::forward_batch(std::span<const int32_t> tokens, std::span<CudaSta
                 "the same state stands twice in the batch");
         handles.push_back(state->handle_);
     }
+    if (session_->host)
+        return forward_split(tokens, states, logits, true, poll);
     session_->call(poll, [&](char* reason, size_t size) {
         return session_->library.forward_batch(session_->model, tokens.data(), handles.data(),
                                                int(handles.size()), logits, reason, size);
     });
+}
+
+/// The CPU's blocks, then the device's, chunk by chunk. One state: a sequence; else one token for each.
+void CudaModel::forward_split(std::span<const int32_t> tokens, std::span<CudaState* const> states,
+                              float* logits, bool all, const Poll& poll) {
+    CudaSession& session = *session_;
+    const CudaLibrary& library = session.library;
+    const bool sequence = states.size() == 1;
+    std::vector<State*> hosts;
+    std::vector<rwkv_cuda_state*> handles;
+    for (CudaState* state : states) {
+        hosts.push_back(state->host_.get());
+        handles.push_back(state->handle_);
+    }
+    AskedPoll asked{poll};
+    const Poll stop = poll ? Poll([&] { return AskedPoll::ask(&asked) != 0; }) : Poll();
+    const auto work = [&](char* reason, size_t size) {
+        std::optional<State> before;
+        if (poll && sequence && tokens.size() > 1) {
+            const rwkv_cuda_status status = session.keep(handles[0], reason, size);
+            if (status != RWKV_CUDA_OK)
+                return status;
+            before.emplace(*hosts[0]);
+        }
+        // without a way back the two parts of a state are of different moments, and the model is of no use
+        const auto restored = [&](rwkv_cuda_status status) {
+            if (!before)
+                return RWKV_CUDA_FAILED;
+            hosts[0]->assign(*before);
+            return session.restore(handles[0]) == RWKV_CUDA_OK ? status : RWKV_CUDA_FAILED;
+        };
+        size_t done = 0;
+        try {
+            session.host->forward_rows(tokens, hosts, stop, [&](const BlockRows& rows) {
+                const size_t from = sequence ? 0 : done;
+                done += size_t(rows.count);
+                const int wanted = all ? rows.count : done == tokens.size() ? 1 : 0;
+                const rwkv_cuda_status status = library.forward_rows(
+                    session.model, rows.x, rows.v_first, rows.stride, rows.count, handles.data() + from,
+                    sequence ? 1 : rows.count, logits, wanted, reason, size);
+                if (status != RWKV_CUDA_OK)
+                    throw Refused{status};
+                logits += size_t(wanted) * size_t(session.config.vocab_size);
+            });
+        } catch (const Refused& refused) {
+            return restored(refused.status);
+        } catch (const Cancelled&) {
+            return restored(RWKV_CUDA_CANCELLED);
+        } catch (const std::bad_alloc&) {
+            std::snprintf(reason, size, "%s", "the host has no memory left");
+            return restored(RWKV_CUDA_NO_MEMORY);
+        }
+        return RWKV_CUDA_OK;
+    };
+    try {
+        session.call(stop, work);
+    } catch (const Cancelled&) {
+        if (asked.error)
+            std::rethrow_exception(asked.error);
+        throw;
+    }
+}
+
+CudaRequired cuda_required(const std::string& library, const std::string& path, const Config& config,
+                           const TensorSpecs& specs) {
+    const CudaLibrary& opened = CudaLibrary::at(library);
+    validate(config);
+    const MappedFile file(path);
+    const Weights weights(file, config, specs, cpu::choose(""));
+    CudaRequired required;
+    for (int layers = 1; layers <= config.n_layer; ++layers) {
+        const CudaWeights part(weights, config.n_layer - layers);
+        const rwkv_cuda_config asked = cuda_config(first_blocks(config, layers));
+        CudaReason reason;
+        size_t bytes = 0;
+        CudaLibrary::check(
+            opened.required(&asked, &part.all, &bytes, &required.state, reason.text, sizeof reason.text),
+            reason.text);
+        required.model.push_back(bytes);
+    }
+    return required;
 }
 
 } // namespace rwkv

@@ -92,12 +92,14 @@ rwkv_cuda_config cuda_config(const Config& config) {
             config.n_ffn,        config.vocab_size, config.group_norm_eps, kLayerNormEps};
 }
 
-CudaWeights::CudaWeights(const Weights& weights) {
-    for (const Block& b : weights.blocks)
-        blocks.push_back(block(b));
-    all.emb = matrix(weights.emb);
+CudaWeights::CudaWeights(const Weights& weights, int first) {
+    for (size_t i = size_t(first); i < weights.blocks.size(); ++i)
+        blocks.push_back(block(weights.blocks[i]));
+    if (first == 0) {
+        all.emb = matrix(weights.emb);
+        all.ln0 = norm(weights.ln0);
+    }
     all.head = matrix(weights.head);
-    all.ln0 = norm(weights.ln0);
     all.ln_out = norm(weights.ln_out);
     all.blocks = blocks.data();
 }

@@ -11,9 +11,10 @@ namespace rwkv {
 
 rwkv_cuda_config cuda_config(const Config& config);
 
-/// Pointers into `weights`, which has to live as long.
+/// Pointers into `weights`, which has to live as long: of the blocks from `first` on, and the head. The
+/// embedding is among them if these are all blocks.
 struct CudaWeights {
-    explicit CudaWeights(const Weights& weights);
+    explicit CudaWeights(const Weights& weights, int first = 0);
     CudaWeights(const CudaWeights&) = delete;
     CudaWeights& operator=(const CudaWeights&) = delete;
 

@@ -26,7 +26,8 @@ Model::Model(const std::string& path, const Config& config, const TensorSpecs& s
     const size_t row = Scratch::bytes_per_row(config_, weights_);
     chunk_ = int(std::clamp<size_t>(kScratchBudget / row, 8, kLongestChunk)) / 8 * 8;
     scratch_ = Scratch(config_, weights_, 1, pool_.size());
-    file_.populate();
+    if (!specs.count("blocks." + std::to_string(config_.n_layer) + ".ln1.weight"))
+        file_.populate(); // the rest of a file that has more blocks is not read here
 }
 
 void Model::check(const State& state) const {
@@ -96,6 +97,30 @@ void Model::forward_batch(std::span<const int32_t> tokens, std::span<State* cons
         }
         run(tokens.subspan(done, size_t(count)), segments, wanted, logits + done * size_t(config_.vocab_size),
             {});
+        done += size_t(count);
+    }
+}
+
+void Model::forward_rows(std::span<const int32_t> tokens, std::span<State* const> states, const Poll& poll,
+                         const std::function<void(const BlockRows&)>& take) {
+    require(states.size() == 1 || tokens.size() == states.size(), Fault::kArgument,
+            "as many tokens as states are needed");
+    check_tokens(config_, tokens);
+    for (const State* state : states)
+        check(*state);
+    const bool stops = poll && states.size() == 1 && tokens.size() > 1;
+    const Turnstile::Turn turn(turnstile_, poll);
+    std::vector<Segment> segments;
+    for (size_t done = 0; done < tokens.size();) {
+        const int count = int(std::min(tokens.size() - done, size_t(chunk_)));
+        segments.clear();
+        if (states.size() == 1)
+            segments.push_back({states[0], 0, count});
+        for (int i = 0; states.size() > 1 && i < count; ++i)
+            segments.push_back({states[done + size_t(i)], i, 1});
+        if (!run(tokens.subspan(done, size_t(count)), segments, {}, nullptr, stops ? poll : Poll()))
+            throw Cancelled();
+        take({scratch_.x.data, scratch_.v_first.data, scratch_.x.stride, count});
         done += size_t(count);
     }
 }

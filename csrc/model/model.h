@@ -18,9 +18,18 @@
 
 namespace rwkv {
 
+/// What the blocks of a model leave behind of `count` tokens: rows of the residual stream [count, n_embd]
+/// and, for RWKV-7, the first block's values beside them, `stride` floats apart.
+struct BlockRows {
+    const float *x, *v_first;
+    size_t stride;
+    int count;
+};
+
 class Model {
   public:
-    /// `threads` >= 1; `level` names a CPU level or is empty. Throws Error.
+    /// `threads` >= 1; `level` names a CPU level or is empty. With fewer blocks in `config` than in the file
+    /// it is the model's first blocks, whose rows another device goes on with. Throws Error.
     Model(const std::string& path, const Config& config, const TensorSpecs& specs, int threads,
           const std::string& level);
 
@@ -50,6 +59,12 @@ class Model {
     /// One token for each of B different states: logits [B, vocab]. `poll` can stop it before it begins.
     void forward_batch(std::span<const int32_t> tokens, std::span<State* const> states, float* logits,
                        const Poll& poll);
+
+    /// Feeds `tokens` to one state, or one token to each of as many states, and hands over what the blocks
+    /// leave behind instead of making logits: chunk by chunk, on the calling thread. Throws as forward does,
+    /// and what `take` throws; states then have any part of the tokens in them.
+    void forward_rows(std::span<const int32_t> tokens, std::span<State* const> states, const Poll& poll,
+                      const std::function<void(const BlockRows&)>& take);
 
   private:
     void check(const State& state) const;

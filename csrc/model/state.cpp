@@ -15,10 +15,10 @@ size_t StateEntry::floats() const {
     return count;
 }
 
-std::vector<StateEntry> state_entries(const Config& config) {
+std::vector<StateEntry> state_entries(const Config& config, int first) {
     const size_t c = size_t(config.n_embd), h = size_t(config.n_head), n = size_t(config.head_size);
     std::vector<StateEntry> entries;
-    for (int layer = 0; layer < config.n_layer; ++layer) {
+    for (int layer = first; layer < config.n_layer; ++layer) {
         const std::string block = "blocks." + std::to_string(layer) + ".";
         entries.push_back({block + "att.x_prev", {c}});
         if (config.version == Version::k4)

@@ -17,7 +17,8 @@ struct StateEntry {
     std::vector<size_t> shape;
     size_t floats() const;
 };
-std::vector<StateEntry> state_entries(const Config& config);
+/// Of the blocks from `first` on.
+std::vector<StateEntry> state_entries(const Config& config, int first = 0);
 
 /// Values and how many there are, by name.
 using StateArrays = std::map<std::string, std::pair<const float*, size_t>>;

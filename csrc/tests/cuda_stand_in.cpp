@@ -1,5 +1,6 @@
 // Stands in for librwkv_cuda in tests of the door to it: it reads all weights, computes nothing of a model,
-// and fails as it is asked. Token 7 needs too much memory, token 8 breaks the device, device 1 is full.
+// and fails as it is asked. Token 7 needs too much memory, token 8 breaks the device, device 1 is full; rows
+// fail when stand_in_refuse_rows says so.
 #include <atomic>
 #include <cstdio>
 #include <cstring>
@@ -25,6 +26,7 @@ struct rwkv_cuda_state {
 namespace {
 
 std::atomic<int> models{0}, states{0}, inside{0}, overlaps{0};
+std::atomic<int> calls_before_refusal{-1}; // of forward_rows, with too little memory
 unsigned checksum = 0;
 
 /// One call at a time is the caller's duty.
@@ -63,6 +65,8 @@ extern "C" {
 RWKV_CUDA_API int stand_in_models() { return models; }
 RWKV_CUDA_API int stand_in_states() { return states; }
 RWKV_CUDA_API int stand_in_overlaps() { return overlaps; }
+RWKV_CUDA_API int stand_in_refuse_first() { return calls_before_refusal = 0; }
+RWKV_CUDA_API int stand_in_refuse_second() { return calls_before_refusal = 1; }
 
 RWKV_CUDA_API int rwkv_cuda_abi() { return STAND_IN_ABI; }
 
@@ -77,6 +81,16 @@ RWKV_CUDA_API int rwkv_cuda_devices(rwkv_cuda_device* devices, int room, char* r
         devices[i] = {"Stand-in", 8, 9, 4, size_t(1) << 33, i == 0 ? size_t(1) << 32 : 1000};
     return 2;
 #endif
+}
+
+/// A byte for every entry of the matrices.
+RWKV_CUDA_API rwkv_cuda_status rwkv_cuda_required(const rwkv_cuda_config* config, const rwkv_cuda_weights* w,
+                                                  size_t* bytes, size_t* state_bytes, char*, size_t) {
+    *bytes = size_t(w->emb.n * w->emb.k + w->head.n * w->head.k);
+    for (int layer = 0; layer < config->n_layer; ++layer)
+        *bytes += size_t(w->blocks[layer].key.n * w->blocks[layer].key.k);
+    *state_bytes = size_t(config->n_layer) * 100;
+    return RWKV_CUDA_OK;
 }
 
 RWKV_CUDA_API rwkv_cuda_status rwkv_cuda_open(const rwkv_cuda_config* config, const rwkv_cuda_weights* w,
@@ -181,6 +195,26 @@ RWKV_CUDA_API rwkv_cuda_status rwkv_cuda_forward(rwkv_cuda_model* model, const i
         for (int v = 0; v < model->config.vocab_size; ++v)
             logits[(all ? i : 0) * model->config.vocab_size + v] =
                 1000 * state->values[0] + float(tokens[i]) + float(v);
+    }
+    return RWKV_CUDA_OK;
+}
+
+/// Logits: entry v of row number n of a sequence, counted from 1, is 1000 n + v.
+RWKV_CUDA_API rwkv_cuda_status rwkv_cuda_forward_rows(rwkv_cuda_model* model, const float* x,
+                                                      const float* v_first, size_t stride, int count,
+                                                      rwkv_cuda_state* const* batch, int state_count,
+                                                      float* logits, int wanted, char* reason, size_t size) {
+    const Inside here;
+    if (calls_before_refusal >= 0 && calls_before_refusal-- == 0)
+        return because(RWKV_CUDA_NO_MEMORY, "no room for the rows", reason, size);
+    for (int i = 0; i < count; ++i) {
+        read(x + size_t(i) * stride, size_t(model->config.n_embd) * sizeof(float));
+        if (v_first)
+            read(v_first + size_t(i) * stride, size_t(model->config.n_embd) * sizeof(float));
+        float& seen = batch[state_count == 1 ? 0 : i]->values[0];
+        seen += 1;
+        for (int v = 0; i >= count - wanted && v < model->config.vocab_size; ++v)
+            *logits++ = 1000 * seen + float(v);
     }
     return RWKV_CUDA_OK;
 }

@@ -49,7 +49,9 @@ struct Small {
         writer.write(path);
         specs = writer.specs;
     }
-    CudaModel open(int device = 0) const { return CudaModel(STAND_IN, path, config, specs, device); }
+    CudaModel open(int device = 0, int layers = -1) const {
+        return CudaModel({STAND_IN, device, layers, 1, ""}, path, config, specs);
+    }
 
     Config config;
     std::string path = temporary();
@@ -177,6 +179,45 @@ TEST(a_device_that_failed_is_not_used_again) {
     check_refused(feed(8), Fault::kDevice, "fell off the bus");
     check_refused(feed(1), Fault::kDevice, "loaded again");
     check_refused(error_of([&] { state->copy(); }), Fault::kDevice, "loaded again");
+}
+
+TEST(what_fails_on_one_of_two_devices_leaves_both_as_they_were) {
+    const Small small(Version::k7);
+    CudaModel model = small.open(0, 1);
+    CHECK(model.layers() == 1 && !model.level().empty());
+    CHECK(small.open().layers() == 2 && small.open(0, 2).level().empty() && small.open(0, 9).layers() == 2);
+    const auto state = model.new_state();
+    const std::vector<int32_t> tokens(600, 3); // more than one chunk of the CPU's
+    std::vector<float> logits(50);
+    const auto feed = [&](const std::vector<int32_t>& all, bool stops) {
+        return error_of([&] {
+            model.forward(all, *state, logits.data(), false,
+                          stops ? CudaModel::Poll([] { return false; }) : CudaModel::Poll());
+        });
+    };
+    const auto values = [&] {
+        std::vector<std::vector<float>> all;
+        for (const State::Entry& entry : state->export_entries())
+            all.push_back(entry.values);
+        return all;
+    };
+    CHECK(feed({1, 2}, false).first == -1 && logits[0] == 2000);
+    const auto before = values();
+    ask("stand_in_refuse_second");
+    check_refused(feed(tokens, true), Fault::kMemory, "no room for the rows");
+    CHECK(values() == before, "a refused prompt changed the state");
+    CHECK(feed(tokens, true).first == -1 && logits[1] == 602001, "%g", double(logits[1]));
+    ask("stand_in_refuse_first");
+    check_refused(feed({1}, false), Fault::kDevice, "no room for the rows");
+    check_refused(feed({1}, false), Fault::kDevice, "loaded again");
+}
+
+TEST(the_library_is_asked_what_fits) {
+    const Small small(Version::k7);
+    const CudaRequired required = cuda_required(STAND_IN, small.path, small.config, small.specs);
+    const size_t block = 72 * 72, table = 50 * 72;
+    CHECK(required.model == (std::vector<size_t>{table + block, 2 * table + 2 * block}));
+    CHECK(required.state == 200, "%zu", required.state);
 }
 
 TEST(one_call_at_a_time_and_nothing_is_left) {

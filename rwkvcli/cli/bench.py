@@ -91,7 +91,10 @@ def bench(
     kind = output or (Output.json if settings.json else Output.md)
     write = _WRITERS[kind](console.line)
     with BenchBar(console) as bar:
-        for result in benchmarking.run(found, plan, device=settings.device, on_progress=bar.update):
+        results = benchmarking.run(
+            found, plan, device=settings.device, gpu_layers=settings.gpu_layers, on_progress=bar.update
+        )
+        for result in results:
             bar.hide()
             write.row(result)
         bar.hide()

@@ -108,12 +108,12 @@ def chat(
     session = sessions.Session(name or sessions.fresh_name()) if keeps else None
     try:
         model_name = model_name or (session.model if session is not None else None) or settings.model
-        from rwkvcli.cli.download import default_model, model_to_run
+        from rwkvcli.cli.download import default_model, loaded, model_to_run
 
         generation.check_device(settings.device)
         model_name = model_name or default_model(console)
         found = model_to_run(console, model_name)
-        model = generation.load_model(found, settings.device, settings.threads)
+        model = loaded(console, found)
         seed = sampling.pop("seed")
         flags: dict[str, Any] = {
             "max_tokens": max_tokens,

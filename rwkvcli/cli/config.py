@@ -79,7 +79,7 @@ def config(
         path = configuration.change(key, wanted)
         console.detail(f"{path} was written")
         if configuration.environment_of(key) is not None:
-            console.note(f"note: RWKV_{key.upper()} is set, and wins over the file")
+            console.note(f"note: {configuration.variable(key)} is set, and wins over the file")
 
 
 def _effective(key: str, stored: dict[str, Any]) -> tuple[Any, str]:

@@ -33,7 +33,7 @@ def doctor(
 
     Processor features and the kernels that are chosen, threads, memory, GPUs, optional packages, folders;
     and why. With MODEL also whether it fits into memory, and the speed to expect: the memory's bandwidth,
-    which is measured, over the bytes that a token needs. A checkpoint, here or on the Hub, is judged by what can be
+    which is measured, over the bytes that a token needs; how much of it fits into a GPU; and what --device auto chooses. A checkpoint, here or on the Hub, is judged by what can be
     made of it; nothing is downloaded for that. Without MODEL the default is judged, if one is set; that it is not here is
     told then.
     """
@@ -45,7 +45,8 @@ def doctor(
     model = file if file is not None else settings.model
     if model is not None:
         try:
-            threads, devices = found["threads"]["count"], found["gpu"]["devices"]
+            threads = found["threads"]["count"]
+            devices = [device for device in found["gpu"]["devices"] if device["usable"]]
             found["model"] = fitting.prospects(model, threads, offline=settings.offline, devices=devices)
         except RwkvError as error:
             if file is not None or settings.model_was_named:
@@ -137,6 +138,22 @@ def _choice_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"needs {about}{size(choice['needed_bytes'])}; {_VERDICT[choice['fits']]}; up to about "
             f"{choice['tokens_per_s']:g} tokens/s ({model['gb_per_s']:g} GB/s measured)",
         )
+        for device in choice["devices"]:
+            yield f"{choice['kind']}, {device['device']}", _on_gpu(device, about)
+        if choice["devices"]:
+            yield f"{choice['kind']}, auto", choice["auto"]["why"]
+
+
+def _on_gpu(device: dict[str, Any], about: str = "") -> str:
+    """Whether a model fits into a GPU, and else how much of it."""
+    from rwkvcli.cli.render import size
+
+    needs = f"needs {about}{size(device['needed_bytes'])} of {size(device['free_bytes'])} that are free"
+    if device["fits"]:
+        return f"{needs}; it fits"
+    if not device["layers"]:
+        return f"{needs}; it does not fit"
+    return f"{needs}; {'about ' if about else ''}{device['layers']} of {device['n_layer']} layers fit"
 
 
 def _model_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -152,8 +169,8 @@ def _model_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "download", size(model["download_bytes"])
     yield "needs", f"{parts}; {_VERDICT[model['fits']]}"
     for device in model["devices"]:
-        needs = f"{size(device['needed_bytes'])} of {size(device['free_bytes'])} that are free"
-        yield device["device"], f"{needs}; {'it fits' if device['fits'] else 'it does not fit'}"
+        yield device["device"], _on_gpu(device)
+    yield "auto", f"{model['auto']['device']}: {model['auto']['why']}"
     yield (
         "speed",
         (

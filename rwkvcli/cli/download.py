@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rwkvcli.cli.console import Console
 from rwkvcli.cli.signals import held_signals
@@ -46,8 +46,7 @@ def model_to_run(console: Console, name: str) -> LocalModel:
     found = store.find(name)
     if found is None or found.is_checkpoint:
         found = _obtained(console, name, found)
-    on_gpu = (console.settings.device or "").startswith("cuda")  # which takes a copy, and reads no more
-    short = None if on_gpu else shortage(found.path)
+    short = shortage(found.path, console.settings.device, console.settings.gpu_layers)
     if short is not None:
         missing = size(short.needed - short.available)
         console.note(
@@ -55,6 +54,17 @@ def model_to_run(console: Console, name: str) -> LocalModel:
             "are missing: weights will be read from the disk again and again"
         )
     return found
+
+
+def loaded(console: Console, found: LocalModel) -> Any:
+    """The model in the file `found`, on the device that the settings ask for; what `auto` chose is told with -v."""
+    from rwkvcli.services.generation import load_model
+
+    settings = console.settings
+    model = load_model(found, settings.device, settings.threads, settings.gpu_layers)
+    if model.why:
+        console.detail(f"device auto: {model.why}")
+    return model
 
 
 def default_model(console: Console) -> str:

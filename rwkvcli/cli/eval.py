@@ -51,18 +51,18 @@ def eval(
     """
     if task is None:
         raise Misuse("no task: there is `lambada`")
-    from rwkvcli.cli.download import default_model, model_to_run
+    from rwkvcli.cli.download import default_model, loaded, model_to_run
     from rwkvcli.cli.quality import task_lines
     from rwkvcli.cli.render import EvaluationBar
     from rwkvcli.cli.watching import Bars
     from rwkvcli.services import lambada
-    from rwkvcli.services.generation import check_device, load_model
+    from rwkvcli.services.generation import check_device
 
     check_device(settings.device)
     console = Console(settings)
     name = settings.model or default_model(console)
     found = model_to_run(console, name)
-    model = load_model(found, settings.device, settings.threads)
+    model = loaded(console, found)
     with Bars(console, file or lambada.REPOSITORY) as bars:
         path = lambada.find_file(file, offline=settings.offline, watcher=bars)
     documents = lambada.read_documents(path, limit)

@@ -193,7 +193,7 @@ def generate(
         if text is None and state is None:
             why = "stdin is a terminal" if is_terminal(sys.stdin) else "stdin is empty"
             raise Misuse(f"no text to continue: give PROMPT, or pipe text in ({why})")
-        from rwkvcli.cli.download import default_model, model_to_run
+        from rwkvcli.cli.download import default_model, loaded, model_to_run
         from rwkvcli.services import generation
 
         wanted = generation.Settings(
@@ -213,7 +213,7 @@ def generate(
         console = Console(replace(settings, model=name))
         found = model_to_run(console, name)
         loading = time.perf_counter()
-        model = generation.load_model(found, settings.device, settings.threads)
+        model = loaded(console, found)
         start = generation.load_state(Path(state), model) if state is not None else None
         run = generation.Generation(model, text, wanted, None if jsonl else start, keep=target is not None)
         run.timings.load = time.perf_counter() - loading

@@ -76,7 +76,11 @@ _GLOBALS = (
     ),
     _Global(
         "device", str, ("--device",), "DEVICE",
-        "auto, cpu, cuda[:N] or torch[:cpu|mps|cuda|xpu].", {},
+        "auto (a GPU as far as the model fits, else the CPU), cpu, cuda[:N] or torch[:cpu|mps|cuda|xpu].", {},
+    ),
+    _Global(
+        "gpu_layers", int, ("--gpu-layers",), "N",
+        "Layers on the GPU, the last ones; the others on the CPU. -1: all that fit with auto, all with cuda.", {"min": -1},
     ),
     _Global("threads", int, ("-t", "--threads"), "N", "CPU threads; default: one per physical core.", {"min": 1, "max": 1024}),
     _Global("offline", bool, ("--offline",), None, "Use no network.", {}),

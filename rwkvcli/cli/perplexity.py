@@ -56,11 +56,11 @@ def perplexity(
     """
     if file is None and is_terminal(sys.stdin):
         raise Misuse("no text: name a FILE, or pipe text in (stdin is a terminal)")
-    from rwkvcli.cli.download import default_model, model_to_run
+    from rwkvcli.cli.download import default_model, loaded, model_to_run
     from rwkvcli.cli.quality import opened_text, quality_lines
     from rwkvcli.cli.render import EvaluationBar
     from rwkvcli.services import evaluation
-    from rwkvcli.services.generation import check_device, load_model
+    from rwkvcli.services.generation import check_device
 
     limits = evaluation.parse_limits(fail_over or (), compared=base is not None)
     check_device(settings.device)
@@ -69,10 +69,8 @@ def perplexity(
         name = settings.model or default_model(console)
         found = model_to_run(console, name)
         base_found = model_to_run(console, base) if base is not None else None
-        model = load_model(found, settings.device, settings.threads)
-        base_model = (
-            load_model(base_found, settings.device, settings.threads) if base_found is not None else None
-        )
+        model = loaded(console, found)
+        base_model = loaded(console, base_found) if base_found is not None else None
         with EvaluationBar(console) as bar:
             result = evaluation.measure(
                 model,

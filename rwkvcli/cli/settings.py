@@ -20,6 +20,7 @@ class Settings:
 
     model: str | None = None
     device: str | None = None
+    gpu_layers: int | None = None
     threads: int | None = None
     offline: bool = False
     quiet: bool = False

@@ -260,13 +260,13 @@ def _verify(console: Console, paths: list[Path]) -> None:
 
 def _model(console: Console) -> Any:
     """The model that the state is of."""
-    from rwkvcli.cli.download import default_model, model_to_run
+    from rwkvcli.cli.download import default_model, loaded, model_to_run
     from rwkvcli.services import generation
 
     settings = console.settings
     generation.check_device(settings.device)
     found = model_to_run(console, settings.model or default_model(console))
-    return generation.load_model(found, settings.device, settings.threads)
+    return loaded(console, found)
 
 
 def _wrote(console: Console, out: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,13 +15,18 @@ from numpy.typing import NDArray
 from rwkvcli import _kernels
 from rwkvcli.errors import DeviceUnavailable, FormatError, OutOfMemory, StateMismatch, UsageError
 from rwkvcli.runtime.backend import Float32
-from rwkvcli.runtime.native import engine_arguments
+from rwkvcli.runtime.device import cpu_level
+from rwkvcli.runtime.native import engine_arguments, too_many_threads
 
 if TYPE_CHECKING:
     from quant.container.reader import ModelFile
 
 LIBRARY = "RWKV_CUDA_LIBRARY"
-"""Environment variable with the path of a librwkv_cuda, for development."""
+"""Environment variable with the path of a librwkv_cuda, for development; empty, there is none. With it `auto` is the CPU."""
+STATES, RESERVE = 4, 128 << 20
+"""What is left free for: so many states (one that is written, one to come back to, copies), and bytes for the driver."""
+OLDEST = (7, 5)
+"""The least compute capability that the kernels run on."""
 
 
 class CudaDevice(NamedTuple):
@@ -35,23 +40,55 @@ class CudaDevice(NamedTuple):
     memory: int
     free_memory: int
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether the kernels run on it."""
+        return tuple(map(int, self.capability.split("."))) >= OLDEST
+
+
+class Required(NamedTuple):
+    """What a model takes of a GPU's memory, by the library's own arithmetic. Bytes."""
+
+    model: list[int]
+    """[n_layer] of the last 1, 2, ... layers with the head; those of all have the embedding too."""
+    state: int
+    """Of all layers."""
+
+    def needed(self, layers: int) -> int:
+        """What should be free for the last `layers` >= 1 layers."""
+        return self.model[layers - 1] + STATES * self.state * layers // len(self.model) + RESERVE
+
+    def layers_within(self, free: int) -> int:
+        """The most layers that `free` bytes are enough for; 0: none."""
+        return max((n for n in range(1, len(self.model) + 1) if self.needed(n) <= free), default=0)
+
 
 def library_path() -> Path | None:
     """The file of librwkv_cuda: what RWKV_CUDA_LIBRARY names, or what lies beside the extension. None: this build
     has none.
     """
     asked = os.environ.get(LIBRARY)
-    if asked:
-        return Path(asked).absolute()
+    if asked is None:
+        return library_beside()
+    return Path(asked).absolute() if asked else None
+
+
+def automatic_library() -> Path | None:
+    """The librwkv_cuda that `auto` uses: that beside the extension, and none where a person names one for development."""
+    return library_beside() if LIBRARY not in os.environ else None
+
+
+def library_beside() -> Path | None:
+    """The librwkv_cuda that was built with the extension; None if there is none."""
     name = "rwkv_cuda.dll" if sys.platform == "win32" else "librwkv_cuda.so"
     beside = Path(_kernels.__file__).with_name(name)
     return beside if beside.exists() else None
 
 
-def devices() -> list[CudaDevice]:
+def devices(library: Path | None = None) -> list[CudaDevice]:
     """The GPUs here; there may be none. Raises DeviceUnavailable (no kernels in this build, no driver)."""
     with _errors_of_the_device():
-        found = _kernels.cuda_devices(os.fsencode(_library()))
+        found = _kernels.cuda_devices(os.fsencode(library or _library()))
     return [
         CudaDevice(
             number,
@@ -65,9 +102,15 @@ def devices() -> list[CudaDevice]:
     ]
 
 
-def device(number: int) -> CudaDevice:
+def required(file: ModelFile, library: Path | None = None) -> Required:
+    """What a model would take of a GPU's memory. No GPU is asked. Raises DeviceUnavailable, FormatError."""
+    with _errors_of_the_device():
+        return Required(*_kernels.cuda_required(os.fsencode(library or _library()), *engine_arguments(file)))
+
+
+def device(number: int, library: Path | None = None) -> CudaDevice:
     """GPU `number`. Raises DeviceUnavailable."""
-    found = devices()
+    found = devices(library)
     if not found:
         raise DeviceUnavailable("there is no CUDA device", hint="use `--device cpu`")
     if number >= len(found):
@@ -77,7 +120,7 @@ def device(number: int) -> CudaDevice:
 
 
 class CudaState:
-    """The recurrent state of one sequence, in the memory of a GPU."""
+    """The recurrent state of one sequence, in the memory of a GPU; of layers on the CPU, here."""
 
     def __init__(self, inner: _kernels.CudaState, model: _kernels.CudaModel) -> None:
         self.inner = inner
@@ -100,26 +143,41 @@ class CudaState:
 
 
 class CudaModel:
-    """A model file evaluated on GPU `number`, by this project's CUDA kernels.
+    """A model file evaluated on GPU `number`, by this project's CUDA kernels; its last `layers` layers and the head, with the
+    embedding and the other layers on the CPU in `threads` threads. -1: all of it.
 
     The weights are copied to the GPU as they stand in the file. Raises DeviceUnavailable, OutOfMemory (of the
-    GPU), FormatError.
+    GPU), FormatError, UsageError.
     """
 
-    def __init__(self, file: ModelFile, number: int) -> None:
-        self.device = device(number)
+    def __init__(
+        self, file: ModelFile, number: int, layers: int = -1, threads: int = 1, library: Path | None = None
+    ) -> None:
+        library = library or _library()
+        self.device = device(number, library)
+        self._of = file.arch.n_layer
         path, config, tensors = engine_arguments(file)
-        with _errors_of_the_device():
-            try:
-                self._model = _kernels.CudaModel(
-                    os.fsencode(_library()), path, config, tensors, self.device.number
-                )
-            except ValueError as e:
-                raise UsageError(str(e)) from None
+        with _errors_of_the_device(lambda: _what_fits(file, number, library)), _refusals():
+            self._model = _kernels.CudaModel(
+                os.fsencode(library), path, config, tensors, self.device.number, layers, threads, cpu_level()
+            )
+        self.layers = self._model.layers
+        """On the GPU."""
+        self.threads = threads if self.is_split else None
+        """Of the CPU; None if it has no layers."""
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the CPU has layers."""
+        return self.layers < self._of
 
     @property
     def description(self) -> str:
-        return f"cuda:{self.device.number}, {self.device.name}"
+        gpu = f"cuda:{self.device.number}, {self.device.name}"
+        if not self.is_split:
+            return gpu
+        cpu = f"cpu, {self._model.level}, {self.threads} thread{'s' if self.threads != 1 else ''}"
+        return f"{gpu}, {self.layers} of {self._of} layers; {cpu}"
 
     @property
     def device_bytes(self) -> int:
@@ -165,14 +223,28 @@ def _library() -> Path:
     return path
 
 
+_SMALLER = (
+    "use a smaller model, fewer `--gpu-layers` or `--device cpu`; `rwkv doctor MODEL` tells what it needs"
+)
+
+
+def _what_fits(file: ModelFile, number: int, library: Path) -> str:
+    """The hint for a model that does not fit."""
+    fits = required(file, library).layers_within(device(number, library).free_memory)
+    if fits == 0:
+        return "not one layer fits: use a smaller model or `--device cpu`"
+    return f"`--gpu-layers {fits}` fits, with the other layers on the CPU; or use a smaller model or `--device cpu`"
+
+
 @contextmanager
-def _errors_of_the_device() -> Iterator[None]:
-    """What goes wrong with a GPU, as errors for people."""
+def _errors_of_the_device(out_of_memory: Callable[[], str] = lambda: _SMALLER) -> Iterator[None]:
+    """What goes wrong with a GPU, as errors for people. `out_of_memory` gives the hint for that."""
     try:
         yield
     except _kernels.DeviceMemoryError as e:
-        hint = "use a smaller model or `--device cpu`; `rwkv doctor MODEL` tells what it needs"
-        raise OutOfMemory(str(e), hint=hint) from None
+        raise OutOfMemory(str(e), hint=out_of_memory()) from None
+    except _kernels.ThreadError as e:
+        raise too_many_threads(e) from None
     except _kernels.DeviceError as e:
         hint = "use `--device cpu`; `rwkv doctor` tells what is here"
         raise DeviceUnavailable(str(e), hint=hint) from None

@@ -13,13 +13,10 @@ def cpu_level() -> str:
 
 
 def parse_device(text: str) -> tuple[str, str]:
-    """(`cpu`, ""), (`cuda`, number) or (`torch`, torch device). Raises UsageError.
-
-    `auto` is the CPU: the CUDA kernels have not run on a GPU yet.
-    """
+    """(`auto`, ""), (`cpu`, ""), (`cuda`, number) or (`torch`, torch device). Raises UsageError."""
     kind, _, rest = text.partition(":")
-    if kind in ("auto", "cpu") and not rest:
-        return "cpu", ""
+    if text in ("auto", "cpu"):
+        return kind, ""
     if kind == "torch":
         return "torch", rest or "auto"
     if text == "cuda" or (kind == "cuda" and rest.isascii() and rest.isdecimal() and len(rest) < 4):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvcli.errors import StateMismatch, UsageError
+from rwkvcli.errors import DeviceUnavailable, OutOfMemory, StateMismatch, UsageError
 from rwkvcli.runtime.backend import UNUSED_EPS, Backend, Float32
 from rwkvcli.runtime.device import cpu_level, parse_device
 from rwkvcli.runtime.machine import default_threads
@@ -32,9 +32,11 @@ class Model:
     One evaluation runs at a time: calls from several threads wait for each other.
     """
 
-    def __init__(self, file: ModelFile, backend: Backend) -> None:
+    def __init__(self, file: ModelFile, backend: Backend, why: str = "") -> None:
         self.file = file
         self.backend = backend
+        self.why = why
+        """Why it is on this device, if `auto` chose it."""
         self._tokenizer: Tokenizer | None = None
         self.origin = origin_of(file)
 
@@ -44,28 +46,46 @@ class Model:
         return self.origin.fingerprint
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto", threads: int | None = None) -> Model:
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        threads: int | None = None,
+        gpu_layers: int | None = None,
+    ) -> Model:
         """Open a model file (as `rwkv quantize` writes it), or the built-in `demo`.
 
-        `device`: `auto` (the CPU), `cpu`, `cuda[:N]` or `torch[:DEVICE]`. `threads`: CPU threads, by default one per core
-        that this process may use. Raises ModelNotFound, FormatError, DeviceUnavailable, OutOfMemory (of a GPU),
-        MissingExtra, UsageError.
+        `device`: `cpu`, `cuda[:N]`, `torch[:DEVICE]`, or `auto`: a GPU with this project's kernels, as far as the model fits
+        into its free memory, else the CPU. `threads`: CPU threads, by default one per core that this process may use.
+        `gpu_layers`: how many of the last layers are on the GPU (with `auto`, at most), the others on the CPU; by
+        default, and with -1, all. Logits and states are the same bits on both. Raises ModelNotFound, FormatError,
+        DeviceUnavailable, OutOfMemory (of a GPU), MissingExtra, UsageError.
         """
         from quant.container.reader import ModelFile
+        from rwkvcli.runtime.placement import place
 
-        kind, which = parse_device(device)
+        parse_device(device)  # before the file is opened
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
         file = ModelFile.open(demo_path() if str(path) == "demo" else Path(path))
-        if kind == "torch":
-            return cls(file, _torch_backend(file, which, threads))
-        if kind == "cuda":
-            from rwkvcli.runtime.cuda import CudaModel
+        where = place(file, device, gpu_layers)
+        why = where.why if device == "auto" else ""
+        if where.kind == "torch":
+            return cls(file, _torch_backend(file, where.which, threads))
+        if where.kind == "cuda":
+            from rwkvcli.runtime.cuda import CudaModel, automatic_library
 
-            return cls(file, CudaModel(file, int(which)))
+            library = automatic_library() if device == "auto" else None
+            try:
+                gpu = CudaModel(file, int(where.which), where.layers, threads or default_threads(), library)
+                return cls(file, gpu, why)
+            except (DeviceUnavailable, OutOfMemory) as error:
+                if device != "auto":
+                    raise
+                why = str(error)
         from rwkvcli.runtime.native import NativeModel
 
-        return cls(file, NativeModel(file, threads or default_threads(), cpu_level()))
+        return cls(file, NativeModel(file, threads or default_threads(), cpu_level()), why)
 
     @property
     def config(self) -> Arch:
@@ -227,7 +247,7 @@ def _single(token: Any) -> int:
 
 
 def _torch_backend(file: ModelFile, device: str, threads: int | None) -> Backend:
-    from rwkvcli.errors import DeviceUnavailable, MissingExtra
+    from rwkvcli.errors import MissingExtra
 
     try:
         import torch

@@ -33,7 +33,7 @@ class NativeModel:
         try:
             self._model = _kernels.Model(path, config, tensors, threads, level)
         except _kernels.ThreadError as e:
-            raise _too_many_threads(e) from None
+            raise too_many_threads(e) from None
         except _kernels.FormatError as e:
             raise FormatError(str(e)) from None
         except (_kernels.DeviceError, ValueError) as e:
@@ -126,10 +126,11 @@ def _errors_of_the_engine() -> Iterator[None]:
     try:
         yield
     except _kernels.ThreadError as e:
-        raise _too_many_threads(e) from None
+        raise too_many_threads(e) from None
     except ValueError as e:
         raise UsageError(str(e)) from None
 
 
-def _too_many_threads(error: Exception) -> DeviceUnavailable:
+def too_many_threads(error: Exception) -> DeviceUnavailable:
+    """What the extension says when the system gives it no threads, as an error for people."""
     return DeviceUnavailable(str(error), hint="ask for fewer with `-t N`, or give the process more memory")

@@ -154,6 +154,7 @@ def run(
     plan: Plan,
     *,
     device: str | None = None,
+    gpu_layers: int | None = None,
     on_progress: Progress | None = None,
 ) -> Iterator[Measurement]:
     """Measure every model in every test, and yield each result when its test is over.
@@ -170,7 +171,7 @@ def run(
     rounds = plan.repetitions + plan.warmup
     steps = _Steps(len(models) * len(plan.threads) * len(tests) * rounds, on_progress)
     for threads in plan.threads:
-        loaded = [load_model(found, device, threads) for found in models]
+        loaded = [load_model(found, device, threads, gpu_layers) for found in models]
         subjects = [_subject(model, found) for model, found in zip(loaded, models, strict=True)]
         for n_prompt, n_gen in tests:
             runs = [

@@ -47,6 +47,7 @@ class Key(NamedTuple):
 KEYS: dict[str, Key] = {
     "model": Key(str, "the model, when -m is not given"),
     "device": Key(str, "where models run"),
+    "gpu-layers": Key(int, "layers on the GPU; -1: all, or with auto all that fit", low=-1),
     "threads": Key(int, "CPU threads", low=1, high=1024),
     "offline": Key(bool, "use no network"),
     "quiet": Key(bool, "print nothing but the answer and errors"),
@@ -128,7 +129,12 @@ def checked(text: str, path: Path) -> dict[str, Any]:
 
 def environment_of(key: str) -> str | None:
     """What the environment says about `key`; None for keys that it cannot set, or does not."""
-    return os.environ.get(f"RWKV_{key.upper()}") if "." not in key else None
+    return os.environ.get(variable(key)) if "." not in key else None
+
+
+def variable(key: str) -> str:
+    """The environment variable that sets `key`, a global one."""
+    return f"RWKV_{key.upper().replace('-', '_')}"
 
 
 def parsed(key: str, text: str) -> Any:

@@ -64,25 +64,35 @@ def _threads_why(have: Any) -> str:
 
 
 def _gpu() -> dict[str, Any]:
-    """`found`: names that NVIDIA's driver tells; `kernels`: the file of librwkv_cuda; `devices`: what these can use; `why`."""
+    """`found`: names that NVIDIA's driver tells; `kernels`: the file of librwkv_cuda; `devices`: what these can use; `used`: the
+    device that `auto` takes for a model that fits it, or None; `why`.
+    """
     from rwkvcli.errors import DeviceUnavailable
     from rwkvcli.runtime import cuda
     from rwkvcli.runtime.machine import nvidia_gpus
 
-    kernels, devices = cuda.library_path(), []
+    kernels, devices, used = cuda.library_path(), [], None
     if kernels is None:
-        why = "this build has no CUDA kernels; `--device torch` uses PyTorch's"
+        why = "this build has no CUDA kernels, `auto` is the CPU; `--device torch` uses PyTorch's"
     else:
         try:
-            devices = [device._asdict() for device in cuda.devices()]
-            why = "`--device cuda` uses this build's kernels; `auto` is the CPU" if devices else "no device"
+            found = cuda.devices()
+            devices = [{**device._asdict(), "usable": device.is_usable} for device in found]
+            usable = [device for device in found if device.is_usable]
+            if not usable:
+                why = "none that this build's kernels run on; `auto` is the CPU"
+            elif cuda.automatic_library() is None:
+                why = f"`--device cuda` uses the kernels that {cuda.LIBRARY} names; `auto` is the CPU"
+            else:
+                used = f"cuda:{usable[0].number}"
+                why = "`--device cuda` uses this build's kernels, and `auto` as far as a model fits"
         except DeviceUnavailable as e:
-            why = str(e)
+            why = f"{e}; `auto` is the CPU"
     return {
         "found": nvidia_gpus(),
         "kernels": str(kernels) if kernels is not None else None,
         "devices": devices,
-        "used": None,
+        "used": used,
         "why": why,
     }
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from quant.arch import Arch
+    from quant.container.reader import ModelFile
+    from rwkvcli.runtime.cuda import Required
     from rwkvcli.services.store import LocalModel
 
 _WORKING = ((2 * 10**9, 64 * 10**6), (float("inf"), 96 * 10**6))
@@ -16,7 +18,7 @@ _WORKING = ((2 * 10**9, 64 * 10**6), (float("inf"), 96 * 10**6))
 have up to 1.6 billion, the next larger ones 2.9 billion.
 """
 GPU_WORKING_BYTES = 128 * 10**6
-"""The same on a GPU: activations of a prompt's chunk, and logits. A state is held twice while a prompt is read."""
+"""The same on a GPU, where only the size of a model is known: activations of a prompt's chunk, and logits."""
 Devices = Sequence[Mapping[str, Any]]
 """GPUs, as `diagnosis.examine` tells of them: each with `number` and `free_memory`."""
 
@@ -28,8 +30,10 @@ class Shortage(NamedTuple):
     available: int
 
 
-def shortage(path: Path) -> Shortage | None:
-    """Whether the model file `path` will not stay in memory, where the system tells; it is not opened."""
+def shortage(path: Path, device: str | None = None, gpu_layers: int | None = None) -> Shortage | None:
+    """Whether what the CPU keeps of the model file `path` will not stay in memory, where the system tells. What a GPU takes
+    of it is read once. Only a file that is too large as a whole is opened.
+    """
     from rwkvcli.runtime.machine import memory
 
     available = memory().available
@@ -37,7 +41,25 @@ def shortage(path: Path) -> Shortage | None:
         needed = path.stat().st_size
     except OSError:
         return None
-    return Shortage(needed, available) if available is not None and needed > available else None
+    if available is None or needed <= available:
+        return None
+    needed = int(needed * _share_of_the_cpu(path, device or "auto", gpu_layers))
+    return Shortage(needed, available) if needed > available else None
+
+
+def _share_of_the_cpu(path: Path, device: str, gpu_layers: int | None) -> float:
+    from quant.container.reader import ModelFile
+    from rwkvcli.errors import RwkvError
+    from rwkvcli.runtime.placement import ALL, place
+
+    try:
+        with ModelFile.open(path, check_values=False) as file:
+            where, layers = place(file, device, gpu_layers), file.arch.n_layer
+    except RwkvError:  # which loading it will tell
+        return 1.0
+    if where.kind != "cuda":
+        return 1.0
+    return 0.0 if where.layers == ALL else 1 - where.layers / layers
 
 
 def free_memory() -> int | None:
@@ -64,8 +86,8 @@ def prospects(name: str, threads: int, *, offline: bool = False, devices: Device
 
     Of a checkpoint, here or on the Hub, `name`, `source_bytes`, `download_bytes` (what is missing), `disk_bytes` (free where it would go),
     `available_bytes`, `gb_per_s`, and `choices`: what could be made of it, each with `kind`, `bytes`, `needed_bytes`,
-    `fits` and `tokens_per_s`. Nothing is downloaded but headers; sizes of what is only known by its own size are
-    upper bounds (`exact` false).
+    `fits`, `tokens_per_s`, and estimates for GPUs: `devices` and `auto`, as of `forecast`. Nothing is downloaded but headers; sizes
+    of what is only known by its own size are upper bounds (`exact` false).
     """
     import contextlib
 
@@ -79,7 +101,7 @@ def prospects(name: str, threads: int, *, offline: bool = False, devices: Device
 
             found = store.LocalModel(stack.enter_context(header_only(remote)), name, remote)
         if found is None or found.is_checkpoint or _is_checkpoint(found.path):
-            judged = _choices(name, found, threads, offline)
+            judged = _choices(name, found, threads, offline, devices)
         else:
             judged = forecast(found, threads, devices)
         if remote is not None and found is not None:
@@ -100,18 +122,21 @@ def _is_checkpoint(path: Path) -> bool:
         return False
 
 
-def _choices(name: str, found: LocalModel | None, threads: int, offline: bool) -> dict[str, Any]:
+def _choices(
+    name: str, found: LocalModel | None, threads: int, offline: bool, devices: Devices
+) -> dict[str, Any]:
     from quant.arch import parameter_count
     from rwkvcli.services import hub_cache, names, pulling, store
     from rwkvcli.services.benchmarking import read_bandwidth
 
-    sizes, download, exact = {}, 0, found is not None
+    sizes, download, exact, layers = {}, 0, found is not None, None
     if found is not None:
         from rwkvcli.services import quantization
 
         nbytes = found.nbytes
         with quantization.open_source(found.path) as source:
             state, parameters = state_bytes(source.arch), parameter_count(source.arch)
+            layers = source.arch.n_layer
             sizes = {
                 kind: quantization.forecast(
                     source, quantization.default_output(found.path, kind), kind
@@ -129,6 +154,7 @@ def _choices(name: str, found: LocalModel | None, threads: int, offline: bool) -
     bandwidth = statistics.median(read_bandwidth(threads)) / 1e9
     choices = []
     for kind, size in sizes.items():
+        on_gpus = [_estimated(device, size, state, layers) for device in devices]
         needed = size + state + working_bytes(parameters)
         choices.append(
             {
@@ -137,6 +163,8 @@ def _choices(name: str, found: LocalModel | None, threads: int, offline: bool) -
                 "needed_bytes": needed,
                 "fits": None if available is None else needed <= available,
                 "tokens_per_s": round(bandwidth * 1e9 / size, 1),
+                "devices": on_gpus,
+                "auto": _estimated_choice(on_gpus),
             }
         )
     return {
@@ -151,9 +179,49 @@ def _choices(name: str, found: LocalModel | None, threads: int, offline: bool) -
     }
 
 
+def _estimated(device: Mapping[str, Any], size: int, state: int, layers: int | None) -> dict[str, Any]:
+    """Whether a file of `size` bytes that is yet to be made will fit into a GPU."""
+    from rwkvcli.runtime.cuda import RESERVE, STATES
+
+    working, weights = GPU_WORKING_BYTES + RESERVE, size + STATES * state
+    free = device["free_memory"]
+    fitting = max(0, min(layers, (free - working) * layers // weights)) if layers is not None else None
+    return {
+        "device": f"cuda:{device['number']}",
+        "needed_bytes": weights + working,
+        "free_bytes": free,
+        "fits": weights + working <= free,
+        "layers": fitting,
+        "n_layer": layers,
+    }
+
+
+def _estimated_choice(on_gpus: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `auto` will choose for such a file, as `forecast` tells of one that is there. `layers` None: not known yet."""
+    from rwkvcli.runtime.cuda import automatic_library
+
+    if not on_gpus or automatic_library() is None:
+        return {"device": "cpu", "layers": 0, "why": "cpu: there is no GPU that `auto` uses"}
+    best = max(on_gpus, key=lambda each: (each["fits"], each["layers"] or 0))
+    device, layers, n_layer = best["device"], best["layers"], best["n_layer"]
+    if best["fits"]:
+        return {"device": device, "layers": n_layer, "why": f"{device}: all of it"}
+    if layers is None:
+        return {
+            "device": device,
+            "layers": None,
+            "why": f"{device}: as many layers as fit, the rest on the CPU",
+        }
+    if layers == 0:
+        return {"device": "cpu", "layers": 0, "why": "cpu: not one layer fits"}
+    why = f"{device}: about {layers} of {n_layer} layers, the rest on the CPU"
+    return {"device": device, "layers": layers, "why": why}
+
+
 def forecast(found: LocalModel, threads: int, devices: Devices = ()) -> dict[str, Any]:
     """What to expect of the model file `found`: sizes in bytes, `fits` (None: unknown), `gb_per_s`, `tokens_per_s`; of
-    each GPU `device`, `needed_bytes`, `free_bytes` and `fits`, as `devices`.
+    each GPU `device`, `needed_bytes`, `free_bytes`, `fits`, `layers` (how many fit) and `n_layer`, as `devices`; and what
+    `--device auto` chooses, as `auto`: `device`, `layers` on a GPU, `why`.
 
     Reads the header and measures the bandwidth of the memory. Raises what opening a model file raises; a
     checkpoint is refused as one.
@@ -161,6 +229,7 @@ def forecast(found: LocalModel, threads: int, devices: Devices = ()) -> dict[str
     from quant.arch import parameter_count
     from quant.container.reader import ModelFile
     from rwkvcli.errors import FormatError
+    from rwkvcli.runtime import cuda
     from rwkvcli.runtime.machine import memory
     from rwkvcli.services.benchmarking import bytes_per_token, read_bandwidth
     from rwkvcli.services.inspection import refuse_checkpoint
@@ -170,11 +239,12 @@ def forecast(found: LocalModel, threads: int, devices: Devices = ()) -> dict[str
             state, size = state_bytes(file.arch), file.size
             working = working_bytes(parameter_count(file.arch))
             per_token = bytes_per_token(file, state, None)
+            on_gpus = [_measured(device, cuda.required(file)) for device in devices]
+            auto = _automatic(file)
     except FormatError:
         refuse_checkpoint(found)
         raise
     needed = size + state + working
-    on_gpu = size + 2 * state + GPU_WORKING_BYTES
     available = memory().available
     bandwidth = statistics.median(read_bandwidth(threads)) / 1e9
     return {
@@ -188,13 +258,28 @@ def forecast(found: LocalModel, threads: int, devices: Devices = ()) -> dict[str
         "bytes_per_token": per_token,
         "gb_per_s": round(bandwidth, 2),
         "tokens_per_s": round(bandwidth * 1e9 / per_token, 1),
-        "devices": [
-            {
-                "device": f"cuda:{device['number']}",
-                "needed_bytes": on_gpu,
-                "free_bytes": device["free_memory"],
-                "fits": on_gpu <= device["free_memory"],
-            }
-            for device in devices
-        ],
+        "devices": on_gpus,
+        "auto": auto,
     }
+
+
+def _measured(device: Mapping[str, Any], required: Required) -> dict[str, Any]:
+    """Whether a model file fits into a GPU."""
+    free, layers = device["free_memory"], len(required.model)
+    return {
+        "device": f"cuda:{device['number']}",
+        "needed_bytes": required.needed(layers),
+        "free_bytes": free,
+        "fits": required.needed(layers) <= free,
+        "layers": required.layers_within(free),
+        "n_layer": layers,
+    }
+
+
+def _automatic(file: ModelFile) -> dict[str, Any]:
+    from rwkvcli.runtime.placement import ALL, place
+
+    where = place(file)
+    layers = {"cpu": 0, "cuda": file.arch.n_layer if where.layers == ALL else where.layers}[where.kind]
+    device = f"cuda:{where.which}" if where.kind == "cuda" else "cpu"
+    return {"device": device, "layers": layers, "why": where.why}

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from rwkvcli.services.store import LocalModel
 
 
-def load_model(found: LocalModel, device: str | None = None, threads: int | None = None) -> Model:
+def load_model(
+    found: LocalModel, device: str | None = None, threads: int | None = None, gpu_layers: int | None = None
+) -> Model:
     """The model in the file `found`. Raises what `Model.load` raises; a checkpoint is refused as one."""
     from rwkvcli.runtime.model import Model
     from rwkvcli.services.inspection import refuse_checkpoint
 
     try:
-        return Model.load(found.path, device=device or "auto", threads=threads)
+        return Model.load(found.path, device=device or "auto", threads=threads, gpu_layers=gpu_layers)
     except FormatError:
         refuse_checkpoint(found)
         raise

@@ -140,7 +140,7 @@ class Preparation:
                 "--method gptq works with PyTorch",
                 hint=f"use `--device torch:cuda:{device}`, or leave it out",
             )
-        if self._device == "auto" or kind == "cpu":
+        if kind in ("auto", "cpu"):
             return self._device
         return str(device)
 

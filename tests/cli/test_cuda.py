@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from cli_runner import Outcome, rwkv_inside
-from cuda_library import LIBRARY, needs_library
+from cuda_library import LIBRARY, free_memory, is_emulated, needs_library, put_beside
 
+from quant.container.reader import ModelFile
 from rwkvcli import Model, State
+from rwkvcli.runtime import cuda, machine
+from rwkvcli.services import fitting
 
 CUDA = {"RWKV_CUDA_LIBRARY": LIBRARY}
 GREEDY = ["--temperature", "0", "--max-tokens", "12"]
@@ -138,3 +141,125 @@ def test_doctor_tells_why_there_is_none(model: Path) -> None:
     found = json.loads(run("doctor", "--json", RWKV_CUDA_LIBRARY="").out)["gpu"]
     if found["kernels"] is None:
         assert found["why"].startswith("this build has no CUDA kernels")
+
+
+@needs_library
+def test_some_layers_on_the_gpu_say_what_the_cpu_says(model: Path, tmp_path: Path) -> None:
+    expected = run("generate", "-m", model, "--device", "cpu", *GREEDY, "It was")
+    args = ["generate", "-v", "-m", model, *GREEDY, "It was"]
+    flags = run(*args, "--device", "cuda", "--gpu-layers", "1", "-t", "2")
+    assert flags.out == expected.out
+    assert f"{model}: cuda:0, " in flags.err and ", 1 of 2 layers; cpu, " in flags.err
+    assert run(*args, RWKV_DEVICE="cuda", RWKV_GPU_LAYERS="1", RWKV_THREADS="2") == flags
+    (tmp_path / "config.toml").write_text('device = "cuda"\ngpu-layers = 1\nthreads = 2\n')
+    assert run(*args, RWKV_CONFIG=str(tmp_path / "config.toml")) == flags
+    told = run("config", "list", RWKV_CONFIG=str(tmp_path / "config.toml"), RWKV_GPU_LAYERS="2").out
+    assert any(line.split()[:3] == ["gpu-layers", "2", "environment"] for line in told.splitlines())
+    wrong = run(*args, "--gpu-layers", "-2")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "invalid value for '--gpu-layers': `-2` is below -1" in wrong.err
+
+
+@needs_library
+def test_a_conversation_moves_between_layers(model: Path, tmp_path: Path) -> None:
+    place = {"RWKV_SESSIONS": str(tmp_path / "sessions")}
+    limit = ["--max-tokens", "8", "--temperature", "0"]
+    whole = run("chat", "all", "-m", model, "--device", "cpu", *limit, stdin="One\nTwo\nThree\n", **place)
+    found = ""
+    for text, device in (("One", ["--device", "cuda", "--gpu-layers", "1"]), ("Two", ["--device", "cuda"]), ("Three", ["--device", "cpu"])):  # fmt: skip
+        done = run("chat", "trip", "-m", model, *device, *limit, stdin=f"{text}\n", **place)
+        assert (done.code, done.err) == (0, "")
+        found += done.out
+    assert found == whole.out
+
+
+@needs_library
+@pytest.mark.skipif(not is_emulated(), reason="a real GPU has the memory that it has")
+def test_auto_takes_what_fits_and_tells(
+    model: Path, pth: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put_beside(monkeypatch, tmp_path)
+    file = ModelFile.open(model)
+    required = cuda.required(file)
+    args = ["generate", "-m", model, *GREEDY, "It was"]
+    expected = run(*args, "--device", "cpu")
+    for layers, free in ((2, required.needed(2)), (1, required.needed(2) - 1), (0, required.needed(1) - 1)):
+        memory = {"RWKV_CUDA_EMULATED_MEMORY": free_memory(free)}
+        assert run(*args, **memory) == expected
+        told = run(*args, "-v", **memory).err
+        doctor = run("doctor", model, **memory).out.splitlines()
+        judged = json.loads(run("doctor", model, "--json", **memory).out)["model"]
+        (auto,) = [line.split(maxsplit=1)[1] for line in doctor if line.startswith("auto ")]
+        (gpu,) = [line for line in doctor if line.startswith("cuda:0 ") and "needs" in line]
+        assert judged["auto"]["layers"] == judged["devices"][0]["layers"] == layers
+        assert judged["auto"]["device"] == ("cuda:0" if layers else "cpu")
+        assert judged["devices"][0]["needed_bytes"] == required.needed(2)
+        assert auto == f"{judged['auto']['device']}: {judged['auto']['why']}"
+        assert f"device auto: {judged['auto']['why']}" in told
+        assert gpu.endswith(("it does not fit", "1 of 2 layers fit", "; it fits")[layers])
+        assert (": cpu, " in told) == (layers == 0)
+        assert ("1 of 2 layers; cpu, " in told) == (layers == 1)
+    # a person's choice wins, wherever it stands
+    plenty = {"RWKV_CUDA_EMULATED_MEMORY": free_memory(1 << 30)}
+    assert ": cpu, " in run(*args, "-v", **plenty, RWKV_DEVICE="cpu").err
+    (tmp_path / "config.toml").write_text('device = "cpu"\n')
+    config = {"RWKV_CONFIG": str(tmp_path / "config.toml")}
+    assert ": cpu, " in run(*args, "-v", **plenty, **config).err
+    # and of a checkpoint
+    choices = json.loads(run("doctor", pth, "--json", **plenty).out)["model"]["choices"]
+    assert [choice["devices"][0]["layers"] for choice in choices] == [2, 2]
+    lines = run("doctor", pth, **plenty).out.splitlines()
+    names = [f"int{bits}{of}" for bits in (4, 8) for of in ("", ", cuda:0", ", auto")]
+    assert [line.split("  ")[0] for line in lines[-6:]] == names
+    assert lines[-2].endswith("; it fits") and lines[-1].endswith("  cuda:0: all of it")
+
+
+@needs_library
+@pytest.mark.skipif(not is_emulated(), reason="a real GPU has the memory that it has")
+def test_too_little_memory_names_the_layers_that_fit(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "RESERVE", 0)
+    required = cuda.required(ModelFile.open(model))
+    assert required.needed(1) < required.model[1]
+    memory = free_memory(required.model[1] - 1)
+    done = run("generate", "-m", model, "--device", "cuda", "x", RWKV_CUDA_EMULATED_MEMORY=memory)
+    assert (done.code, done.out) == (5, "")
+    first, hint = done.err.splitlines()
+    assert first.startswith("error: CUDA: the model needs 0.0")
+    assert hint == (
+        "hint: `--gpu-layers 1` fits, with the other layers on the CPU; or use a smaller model or `--device cpu`"
+    )
+
+
+@needs_library
+@pytest.mark.skipif(not is_emulated(), reason="a real GPU has the memory that it has")
+def test_a_model_on_the_gpu_needs_no_memory_here(
+    model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put_beside(monkeypatch, tmp_path)
+    size = model.stat().st_size
+    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(size, size // 2 + 1))
+    args = ["generate", "-m", model, *GREEDY, "It was"]
+    assert run(*args).err == ""
+    assert "are missing" in run(*args, "--device", "cpu").err
+    assert run(*args, "--gpu-layers", "1").err == ""
+    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(size, size // 2 - 1))
+    assert "are missing" in run(*args, "--gpu-layers", "1").err
+
+
+def test_what_auto_will_do_with_a_file_that_is_yet_to_be_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def judged(free: int, layers: int | None) -> tuple[str, int | None, str]:
+        device = {"number": 1, "free_memory": free}
+        estimated = fitting._estimated(device, 10**9, 10**6, layers)
+        return tuple(fitting._estimated_choice([estimated]).values())  # type: ignore[return-value]
+
+    put_beside(monkeypatch, tmp_path, None)
+    assert judged(10**10, 24)[:2] == ("cpu", 0)
+    (tmp_path / "nothing").touch()
+    put_beside(monkeypatch, tmp_path, str(tmp_path / "nothing"))
+    assert judged(10**10, 24) == ("cuda:1", 24, "cuda:1: all of it")
+    half = (10**9 + cuda.STATES * 10**6) // 2 + fitting.GPU_WORKING_BYTES + cuda.RESERVE
+    assert judged(half, 24) == ("cuda:1", 12, "cuda:1: about 12 of 24 layers, the rest on the CPU")
+    assert judged(half, None)[:2] == ("cuda:1", None)
+    assert judged(10**8, 24) == ("cpu", 0, "cpu: not one layer fits")

@@ -264,9 +264,13 @@ def test_stats_are_one_line_on_stderr(folder: Path) -> None:
 
 
 def test_verbose_tells_the_device(folder: Path) -> None:
-    done = rwkv_inside("generate", "-m", "small.safetensors", *SHORT, "-v", "-t", "1", "hello", cwd=folder)
+    args = ["generate", "-m", "small.safetensors", *SHORT, "-v", "-t", "1", "hello"]
+    done = rwkv_inside(*args, "--device", "cpu", cwd=folder)
     assert done.code == 0
     assert re.fullmatch(r"small\.safetensors: cpu, \w+, 1 thread, template bytes\n", done.err)
+    reason, described = rwkv_inside(*args, cwd=folder).err.splitlines()
+    assert reason.startswith("device auto: ")
+    assert described.startswith("small.safetensors: ")
 
 
 def test_threads_change_nothing(folder: Path) -> None:

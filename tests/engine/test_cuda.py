@@ -242,6 +242,9 @@ def test_the_library_is_looked_for_beside_the_extension(
     assert cuda.library_path() is None
     name = "rwkv_cuda.dll" if sys.platform == "win32" else "librwkv_cuda.so"
     (tmp_path / name).write_bytes(b"")
-    assert cuda.library_path() == tmp_path / name
+    assert cuda.library_path() == cuda.automatic_library() == tmp_path / name
     monkeypatch.setenv("RWKV_CUDA_LIBRARY", LIBRARY or "other.so")
     assert cuda.library_path() == Path(LIBRARY or "other.so").absolute()
+    assert cuda.automatic_library() is None
+    monkeypatch.setenv("RWKV_CUDA_LIBRARY", "")
+    assert (cuda.library_path(), cuda.automatic_library()) == (None, None)
