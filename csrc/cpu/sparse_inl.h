@@ -12,7 +12,6 @@ namespace {
 
 constexpr int kBlock = 16;                    // active channels that share one integer sum
 constexpr int kChunkBytes = 256 * 1024;       // weights that several tokens visit while a cache holds them
-constexpr int kManyTokens = 16;               // so many need almost all channels, however sparse each is
 constexpr float kLargestScale = 127.0f * 127; // of a group
 constexpr float kLargest16 = 32767.0f;
 
@@ -123,21 +122,59 @@ inline int find_active(const float* x, int n, int32_t* active) {
     return count;
 }
 
-/// Fetches lines [begin, end) and their scales of channels [first, last) into the second-level cache.
-inline void fetch_channels(const Matrix& w, int first, int last, int begin, int end, size_t scales_at) {
-    for (int channel = first; channel < last && channel < w.k; ++channel) {
-        const uint8_t* record = w.q + size_t(channel) * size_t(w.stride);
-        for (int line = begin; line < end; ++line)
-            prefetch_far(record + size_t(line) * 64);
-        prefetch_far(record + scales_at);
+/// Indices of the channels that any of `tokens` rows x[t * stride ..] uses, ascending; returns their number.
+inline int find_used(const float* x, int n, size_t stride, int tokens, int32_t* used) {
+    int count = 0;
+    for (int k = 0; k < n; k += 16) {
+        unsigned mask = 0;
+        for (int t = 0; t < tokens; ++t)
+            mask |= nonzero_mask(load(x + size_t(t) * stride + k));
+        for (; mask != 0; mask &= mask - 1)
+            used[count++] = k + lowest_bit(mask);
     }
+    return count;
 }
+
+/// Fetches lines [begin, end) of the channels that several tokens use, and their scales, into the
+/// second-level cache: those of the next chunk bit by bit while the tokens visit this one.
+class Fetcher {
+  public:
+    Fetcher(const Matrix& w, int begin, int end, size_t scales_at, const int32_t* used, int count)
+        : w_(w), begin_(begin), end_(end), scales_at_(scales_at), used_(used), count_(count) {}
+
+    /// Spreads the channels below `until` over the coming `steps` calls of `step`.
+    void plan(int64_t until, int steps) {
+        int stop = next_;
+        while (stop < count_ && used_[stop] < until)
+            ++stop;
+        planned_ = stop - next_;
+        steps_ = steps;
+        credit_ = 0;
+    }
+    void step() {
+        for (credit_ += planned_; credit_ >= steps_; credit_ -= steps_) {
+            const uint8_t* record = w_.q + size_t(used_[next_++]) * size_t(w_.stride);
+            for (int line = begin_; line < end_; ++line)
+                prefetch_far(record + size_t(line) * 64);
+            prefetch_far(record + scales_at_);
+        }
+    }
+
+  private:
+    const Matrix& w_;
+    int begin_, end_;
+    size_t scales_at_;
+    const int32_t* used_;
+    int count_, next_ = 0, planned_ = 0, steps_ = 1, credit_ = 0;
+};
 
 /// Lines [begin, end) for tokens [t0, t0 + tokens): y[t] has (end - begin) * kOutputs floats.
 template <int kOutputs, int kGroup>
 void sparse_lines(const Matrix& w, int begin, int end, const Acts& x, int t0, int tokens, uint8_t* scratch) {
     const int lines = end - begin, width = lines * kOutputs;
     const size_t first_scale = size_t(w.n_pad) / (kOutputs == 128 ? 2 : 1);
+    const size_t own_scale = first_scale + size_t(begin) * (kOutputs / kGroup);
+    const float* inputs = x.f + size_t(t0) * size_t(x.k_pad);
     float* y = reinterpret_cast<float*>(scratch);
     int32_t* active = reinterpret_cast<int32_t*>(y + size_t(tokens) * size_t(w.n_pad));
     vh codebook = zero_half();
@@ -147,18 +184,28 @@ void sparse_lines(const Matrix& w, int begin, int end, const Acts& x, int t0, in
         store(y + i, zero());
     int count[kSparseTokens], done[kSparseTokens];
     for (int t = 0; t < tokens; ++t) {
-        count[t] = find_active(x.f + size_t(t0 + t) * size_t(x.k_pad), w.k, active + size_t(t) * size_t(w.k));
+        count[t] = find_active(inputs + size_t(t) * size_t(x.k_pad), w.k, active + size_t(t) * size_t(w.k));
         done[t] = 0;
     }
+    int32_t* used = active + size_t(tokens) * size_t(w.k);
+    Fetcher fetcher(w, begin, end, own_scale, used,
+                    tokens == 1 ? 0 : find_used(inputs, w.k, size_t(x.k_pad), tokens, used));
     // Tokens take turns on a chunk of channels; each finishes its blocks that begin in it.
     const int chunk = tokens == 1 ? w.k : kChunkBytes / (64 * (lines + 1));
-    for (int64_t until = chunk; until < int64_t(w.k) + chunk; until += chunk)
+    fetcher.plan(chunk, 1);
+    fetcher.step();
+    for (int64_t until = chunk; until < int64_t(w.k) + chunk; until += chunk) {
+        if (tokens > 1) {
+            int blocks = 0;
+            for (int t = 0; t < tokens; ++t)
+                for (int i = done[t]; i < count[t] && active[size_t(t) * size_t(w.k) + size_t(i)] < until;
+                     i += kBlock)
+                    ++blocks;
+            fetcher.plan(until + chunk, blocks * lines);
+        }
         for (int t = 0; t < tokens; ++t) {
-            if (tokens >= kManyTokens) // this token's share of the next chunk
-                fetch_channels(w, int(until) + chunk * t / tokens, int(until) + chunk * (t + 1) / tokens,
-                               begin, end, first_scale + size_t(begin) * (kOutputs / kGroup));
             const int32_t* mine = active + size_t(t) * size_t(w.k);
-            const float* f = x.f + size_t(t0 + t) * size_t(x.k_pad);
+            const float* f = inputs + size_t(t) * size_t(x.k_pad);
             float* out = y + size_t(t) * size_t(width);
             for (; done[t] < count[t] && mine[done[t]] < until; done[t] += kBlock) {
                 const int left = count[t] - done[t], here = left < kBlock ? left : kBlock;
@@ -171,14 +218,17 @@ void sparse_lines(const Matrix& w, int begin, int end, const Acts& x, int t0, in
                             const uint8_t* record = w.q + size_t(mine[done[t] + here + r]) * size_t(w.stride);
                             for (int ahead = begin; ahead < end; ++ahead)
                                 prefetch(record + size_t(ahead) * 64);
-                            prefetch(record + first_scale + size_t(begin) * (kOutputs / kGroup));
+                            prefetch(record + own_scale);
                         }
+                    } else {
+                        fetcher.step();
                     }
                     add_line<kOutputs, kGroup>(block, line, first_scale, codebook,
                                                out + size_t(line - begin) * kOutputs);
                 }
             }
         }
+    }
 }
 
 void sparse_product(const Product& p, int begin, int end, int rows, uint8_t* scratch) {
