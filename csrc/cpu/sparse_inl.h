@@ -225,15 +225,18 @@ void sparse_lines(const Matrix& w, int begin, int end, const Acts& x, int t0, in
                                                place * kGroups / 4 * 4, (last * kGroups + 3) / 4 * 4,
                                                multipliers);
                     }
-                    if (tokens == 1) { // this line's share of the next block's records
+                    if (tokens ==
+                        1) { // this line's share of the next block's records, whose scales come first
                         const int later = left - here < kBlock ? left - here : kBlock;
+                        const auto record = [&](int r) {
+                            return w.q + size_t(mine[done[t] + here + r]) * size_t(w.stride);
+                        };
+                        for (int r = 0; line == begin && r < later; ++r)
+                            prefetch(record(r) + own_scale);
                         for (int r = later * (line - begin) / lines; r < later * (line - begin + 1) / lines;
-                             ++r) {
-                            const uint8_t* record = w.q + size_t(mine[done[t] + here + r]) * size_t(w.stride);
+                             ++r)
                             for (int ahead = begin; ahead < end; ++ahead)
-                                prefetch(record + size_t(ahead) * 64);
-                            prefetch(record + own_scale);
-                        }
+                                prefetch(record(r) + size_t(ahead) * 64);
                     } else {
                         fetcher.step();
                     }

@@ -127,6 +127,27 @@ TEST(products_match_float64_and_each_other) {
             }
 }
 
+TEST(many_tokens_meet_chunks_of_channels_as_one_does) {
+    unsigned seed = 900;
+    for (const char* encoding : {"q8g32", "q4g32", "q4g16"})
+        for (const int rows : {2, 11}) {
+            const int n = 200, k = 3000; // more channels than a chunk holds
+            const RandomMatrix random(encoding, "kn", n, k, ++seed);
+            std::vector<float> x = gaussian(size_t(rows) * size_t(k), ++seed);
+            for (size_t i = 0; i < x.size(); ++i)
+                if (i % 7 != 0 || i / size_t(k) == 1) // the second row uses no channel
+                    x[i] = 0.0f;
+            const std::vector<float> initial(size_t(rows) * size_t(n), 0.5f);
+            for (const KernelTable* op : levels()) {
+                const auto alone = run(*op, random.matrix, x, rows, Epilogue::kAdd, initial, 1, true);
+                for (const int pieces : {1, 2})
+                    CHECK(same_bits(alone,
+                                    run(*op, random.matrix, x, rows, Epilogue::kAdd, initial, pieces, false)),
+                          "%s %s: %d rows in %d pieces differ", op->name, encoding, rows, pieces);
+            }
+        }
+}
+
 TEST(epilogues_match_float64) {
     const struct {
         Epilogue epilogue;
