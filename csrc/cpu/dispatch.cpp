@@ -41,9 +41,10 @@ size_t product_scratch_bytes(const Matrix& w, int rows) {
                 : 0;
         return size_t(rows + kWidestBlock) * kUnitRows * sizeof(float) + decoded;
     }
-    // sparse_inl.h: outputs and the list of active channels, for each row
+    // sparse_inl.h: outputs and the list of active channels, for each row; and the list for all of them
     return size_t(std::min(rows, kSparseTokens)) *
-           (size_t(w.n_pad) * sizeof(float) + size_t(w.k) * sizeof(int32_t));
+               (size_t(w.n_pad) * sizeof(float) + size_t(w.k) * sizeof(int32_t)) +
+           size_t(w.k) * sizeof(int32_t);
 }
 
 const KernelTable& choose(const char* forced_level) {

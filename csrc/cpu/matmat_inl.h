@@ -28,7 +28,7 @@ inline void prefetch_far(const uint8_t* p) {
 }
 
 /// Outputs of one 16-row tile for block `block` of T interleaved tokens: y[t * y_stride + row].
-template <int T, bool kIsQ4, int kGroup>
+template <int T, bool kIsQ4, int kGroup, bool kFetch>
 void tile_times_tokens(const Matrix& w, int tile, const Acts& x, int block, float* y, int y_stride) {
     const int groups = w.k_pad / kActGroup;
     constexpr int kGroupBytes = kTileRows * kActGroup / (kIsQ4 ? 2 : 1); // codes of 32 inputs
@@ -55,7 +55,7 @@ void tile_times_tokens(const Matrix& w, int tile, const Acts& x, int block, floa
                     dot[t] = dot_start(kScales == 2 ? bias[t] : bias[t] + bias[T + t]);
                 bias += kScales == 2 ? T : 2 * T;
                 for (int j = 0; j < kLoads; ++j, codes += 64, xq += 2 * kQuad) {
-                    if constexpr (T == 1)
+                    if constexpr (kFetch)
                         prefetch(codes + kPrefetchBytes);
                     const vc packed = load_codes(codes);
                     const vc low = low_codes(codebook, packed), high = high_codes(codebook, packed);
@@ -74,7 +74,7 @@ void tile_times_tokens(const Matrix& w, int tile, const Acts& x, int block, floa
                 dot[t] = dot_start_q8(bias[t]);
             bias += T;
             for (int j = 0; j < 8; ++j, codes += 64, xq += kQuad) {
-                if constexpr (T == 1)
+                if constexpr (kFetch)
                     prefetch(codes + kPrefetchBytes);
                 const vc quads = load_codes(codes);
                 for (int t = 0; t < T; ++t)
@@ -157,7 +157,7 @@ void tile_times_rows(const Matrix& w, int tile, const Acts& x, int rows, float* 
                      uint8_t* scratch) {
     if (x.width == 1) {
         for (int t = 0; t < rows; ++t)
-            tile_times_tokens<1, kIsQ4, kGroup>(w, tile, x, t, y + t * y_stride, y_stride);
+            tile_times_tokens<1, kIsQ4, kGroup, true>(w, tile, x, t, y + t * y_stride, y_stride);
         return;
     }
     if constexpr (kDecodesTiles) {
@@ -173,9 +173,10 @@ void tile_times_rows(const Matrix& w, int tile, const Acts& x, int rows, float* 
                                                                 y_stride);
         }
     } else {
-        for (int block = 0; block * kMaxTokens < rows; ++block)
-            tile_times_tokens<kMaxTokens, kIsQ4, kGroup>(w, tile, x, block, y + block * kMaxTokens * y_stride,
-                                                         y_stride);
+        tile_times_tokens<kMaxTokens, kIsQ4, kGroup, true>(w, tile, x, 0, y, y_stride);
+        for (int block = 1; block * kMaxTokens < rows; ++block)
+            tile_times_tokens<kMaxTokens, kIsQ4, kGroup, false>(w, tile, x, block,
+                                                                y + block * kMaxTokens * y_stride, y_stride);
     }
 }
 

@@ -12,7 +12,6 @@ namespace {
 
 constexpr int kBlock = 16;                    // active channels that share one integer sum
 constexpr int kChunkBytes = 256 * 1024;       // weights that several tokens visit while a cache holds them
-constexpr int kManyTokens = 16;               // so many need almost all channels, however sparse each is
 constexpr float kLargestScale = 127.0f * 127; // of a group
 constexpr float kLargest16 = 32767.0f;
 
@@ -42,45 +41,49 @@ inline ChannelBlock make_block(const Matrix& w, const int32_t* channels, int cou
     return block;
 }
 
-/// pairs[g][p] = activations of channels 2p and 2p + 1 times their scales of group g, two int16 in a word.
-/// `scales_at`: where in a record the line's group scales stand.
-template <int kGroups>
-void scale_pairs(const ChannelBlock& block, size_t scales_at, int32_t (*pairs)[kBlock / 2]) {
+constexpr int kWindow = 16; // groups of scales that are made ready together
+
+/// Of sixteen groups: what the block's codes are multiplied by, two channels in a word, and where their sums
+/// start, since codes keep their zero point: minus it times the sum of the multipliers.
+struct Multipliers {
+    int32_t pairs[kWindow][kBlock / 2];
+    int32_t start[kWindow];
+};
+
+/// Groups [begin, end) of the window whose scales stand at `scales_at` in the records. Both are multiples
+/// of 4.
+template <int kZero>
+inline void set_multipliers(const ChannelBlock& block, size_t scales_at, int begin, int end,
+                            Multipliers& to) {
+    vi columns[kWindow / 4];
+    load_columns(block.record, scales_at, columns);
     const vf factor = load(block.factor);
-    const auto group = [&]<int I>(vi scales, int g) {
-        store_pairs(pairs[g], round_int(mul(factor, square_law(signed_byte<I>(scales)))));
-    };
-    if constexpr (kGroups == 2) { // half of an aligned word
-        const vi scales = gather_words(block.record, scales_at & ~size_t(3));
-        if (scales_at & 2) {
-            group.template operator()<2>(scales, 0);
-            group.template operator()<3>(scales, 1);
-        } else {
-            group.template operator()<0>(scales, 0);
-            group.template operator()<1>(scales, 1);
-        }
-    } else {
-        for (int g = 0; g < kGroups; g += 4) {
-            const vi scales = gather_words(block.record, scales_at + size_t(g));
-            group.template operator()<0>(scales, g);
-            group.template operator()<1>(scales, g + 1);
-            group.template operator()<2>(scales, g + 2);
-            group.template operator()<3>(scales, g + 3);
-        }
+    for (int g = begin; g < end; g += 4) {
+        vi m[4];
+        const auto group = [&]<int I>() {
+            m[I] = round_int(mul(factor, square_law(signed_byte<I>(columns[g / 4]))));
+            store_pairs(to.pairs[g + I], m[I]);
+        };
+        group.template operator()<0>();
+        group.template operator()<1>();
+        group.template operator()<2>();
+        group.template operator()<3>();
+        store_sums(to.start + g, m, -kZero);
     }
 }
 
-/// y[0..kOutputs) += the block's products with one 64-byte line of every record.
+/// y[0..kOutputs) += the block's products with one 64-byte line of every record; its groups are the
+/// multipliers' from `first` on.
 template <int kOutputs, int kGroup>
-void add_line(const ChannelBlock& block, int line, size_t first_scale, vh codebook, float* y) {
-    constexpr int kVectors = kOutputs / 16, kGroups = kOutputs / kGroup;
-    int32_t pairs[kGroups][kBlock / 2];
-    scale_pairs<kGroups>(block, first_scale + size_t(line) * kGroups, pairs);
+inline void add_line(const ChannelBlock& block, int line, const Multipliers& m, int first, vh codebook,
+                     float* y) {
+    constexpr int kVectors = kOutputs / 16;
+    const auto* pairs = m.pairs + first;
     for (int half = 0; half < kHalves; ++half) {
         const size_t at = size_t(line) * 64 + size_t(half) * (64 / kHalves);
         vh sum[kVectors];
         for (int i = 0; i < kVectors; ++i)
-            sum[i] = zero_half();
+            sum[i] = half_set(m.start[first + 16 * i / kGroup]);
         for (int p = 0; p < kBlock / 2; ++p) {
             const vh a = load_half(block.record[2 * p] + at), b = load_half(block.record[2 * p + 1] + at);
             const vh low = low_words(a, b), high = high_words(a, b);
@@ -102,11 +105,10 @@ void add_line(const ChannelBlock& block, int line, size_t first_scale, vh codebo
                 add_odd.template operator()<6>(high_even);
                 add_odd.template operator()<7>(high_odd);
             } else {
-                const vh low_codes = flip_signs(low), high_codes = flip_signs(high);
-                add.template operator()<0>(low_codes);
-                add_odd.template operator()<1>(low_codes);
-                add.template operator()<2>(high_codes);
-                add_odd.template operator()<3>(high_codes);
+                add.template operator()<0>(low);
+                add_odd.template operator()<1>(low);
+                add.template operator()<2>(high);
+                add_odd.template operator()<3>(high);
             }
         }
         for (int i = 0; i < kVectors; ++i)
@@ -123,62 +125,127 @@ inline int find_active(const float* x, int n, int32_t* active) {
     return count;
 }
 
-/// Fetches lines [begin, end) and their scales of channels [first, last) into the second-level cache.
-inline void fetch_channels(const Matrix& w, int first, int last, int begin, int end, size_t scales_at) {
-    for (int channel = first; channel < last && channel < w.k; ++channel) {
-        const uint8_t* record = w.q + size_t(channel) * size_t(w.stride);
-        for (int line = begin; line < end; ++line)
-            prefetch_far(record + size_t(line) * 64);
-        prefetch_far(record + scales_at);
+/// Indices of the channels that any of `tokens` rows x[t * stride ..] uses, ascending; returns their number.
+inline int find_used(const float* x, int n, size_t stride, int tokens, int32_t* used) {
+    int count = 0;
+    for (int k = 0; k < n; k += 16) {
+        unsigned mask = 0;
+        for (int t = 0; t < tokens; ++t)
+            mask |= nonzero_mask(load(x + size_t(t) * stride + k));
+        for (; mask != 0; mask &= mask - 1)
+            used[count++] = k + lowest_bit(mask);
     }
+    return count;
 }
+
+/// Fetches lines [begin, end) of the channels that several tokens use, and their scales, into the
+/// second-level cache: those of the next chunk bit by bit while the tokens visit this one.
+class Fetcher {
+  public:
+    Fetcher(const Matrix& w, int begin, int end, size_t scales_at, const int32_t* used, int count)
+        : w_(w), begin_(begin), end_(end), scales_at_(scales_at), used_(used), count_(count) {}
+
+    /// Spreads the channels below `until` over the coming `steps` calls of `step`.
+    void plan(int64_t until, int steps) {
+        int stop = next_;
+        while (stop < count_ && used_[stop] < until)
+            ++stop;
+        planned_ = stop - next_;
+        steps_ = steps;
+        credit_ = 0;
+    }
+    void step() {
+        for (credit_ += planned_; credit_ >= steps_; credit_ -= steps_) {
+            const uint8_t* record = w_.q + size_t(used_[next_++]) * size_t(w_.stride);
+            for (int line = begin_; line < end_; ++line)
+                prefetch_far(record + size_t(line) * 64);
+            prefetch_far(record + scales_at_);
+        }
+    }
+
+  private:
+    const Matrix& w_;
+    int begin_, end_;
+    size_t scales_at_;
+    const int32_t* used_;
+    int count_, next_ = 0, planned_ = 0, steps_ = 1, credit_ = 0;
+};
 
 /// Lines [begin, end) for tokens [t0, t0 + tokens): y[t] has (end - begin) * kOutputs floats.
 template <int kOutputs, int kGroup>
 void sparse_lines(const Matrix& w, int begin, int end, const Acts& x, int t0, int tokens, uint8_t* scratch) {
+    constexpr int kGroups = kOutputs / kGroup, kWindowLines = kWindow / kGroups; // of a line, in a window
+    constexpr int kZero = kOutputs == 128 ? kQ4Zero : kQ8Zero;
     const int lines = end - begin, width = lines * kOutputs;
     const size_t first_scale = size_t(w.n_pad) / (kOutputs == 128 ? 2 : 1);
+    const size_t own_scale = first_scale + size_t(begin) * kGroups;
+    const float* inputs = x.f + size_t(t0) * size_t(x.k_pad);
     float* y = reinterpret_cast<float*>(scratch);
     int32_t* active = reinterpret_cast<int32_t*>(y + size_t(tokens) * size_t(w.n_pad));
-    vh codebook = zero_half();
+    vh codebook = half_set(0);
     if constexpr (kOutputs == 128)
-        codebook = signed_codebook(w.cb);
+        codebook = half_codebook(w.cb);
     for (int i = 0; i < tokens * width; i += 16)
         store(y + i, zero());
     int count[kSparseTokens], done[kSparseTokens];
     for (int t = 0; t < tokens; ++t) {
-        count[t] = find_active(x.f + size_t(t0 + t) * size_t(x.k_pad), w.k, active + size_t(t) * size_t(w.k));
+        count[t] = find_active(inputs + size_t(t) * size_t(x.k_pad), w.k, active + size_t(t) * size_t(w.k));
         done[t] = 0;
     }
+    int32_t* used = active + size_t(tokens) * size_t(w.k);
+    Fetcher fetcher(w, begin, end, own_scale, used,
+                    tokens == 1 ? 0 : find_used(inputs, w.k, size_t(x.k_pad), tokens, used));
     // Tokens take turns on a chunk of channels; each finishes its blocks that begin in it.
     const int chunk = tokens == 1 ? w.k : kChunkBytes / (64 * (lines + 1));
-    for (int64_t until = chunk; until < int64_t(w.k) + chunk; until += chunk)
+    fetcher.plan(chunk, 1);
+    fetcher.step();
+    for (int64_t until = chunk; until < int64_t(w.k) + chunk; until += chunk) {
+        if (tokens > 1) {
+            int blocks = 0;
+            for (int t = 0; t < tokens; ++t)
+                for (int i = done[t]; i < count[t] && active[size_t(t) * size_t(w.k) + size_t(i)] < until;
+                     i += kBlock)
+                    ++blocks;
+            fetcher.plan(until + chunk, blocks * lines);
+        }
         for (int t = 0; t < tokens; ++t) {
-            if (tokens >= kManyTokens) // this token's share of the next chunk
-                fetch_channels(w, int(until) + chunk * t / tokens, int(until) + chunk * (t + 1) / tokens,
-                               begin, end, first_scale + size_t(begin) * (kOutputs / kGroup));
             const int32_t* mine = active + size_t(t) * size_t(w.k);
-            const float* f = x.f + size_t(t0 + t) * size_t(x.k_pad);
+            const float* f = inputs + size_t(t) * size_t(x.k_pad);
             float* out = y + size_t(t) * size_t(width);
             for (; done[t] < count[t] && mine[done[t]] < until; done[t] += kBlock) {
                 const int left = count[t] - done[t], here = left < kBlock ? left : kBlock;
                 const ChannelBlock block = make_block(w, mine + done[t], here, f);
+                Multipliers multipliers;
                 for (int line = begin; line < end; ++line) {
-                    if (tokens == 1) { // this line's share of the next block's records
-                        const int later = left - here < kBlock ? left - here : kBlock;
-                        for (int r = later * (line - begin) / lines; r < later * (line - begin + 1) / lines;
-                             ++r) {
-                            const uint8_t* record = w.q + size_t(mine[done[t] + here + r]) * size_t(w.stride);
-                            for (int ahead = begin; ahead < end; ++ahead)
-                                prefetch(record + size_t(ahead) * 64);
-                            prefetch(record + first_scale + size_t(begin) * (kOutputs / kGroup));
-                        }
+                    const int place = line % kWindowLines; // in an aligned window of the scales
+                    if (line == begin || place == 0) {
+                        const int last =
+                            place + end - line < kWindowLines ? place + end - line : kWindowLines;
+                        set_multipliers<kZero>(block, first_scale + size_t(line - place) * kGroups,
+                                               place * kGroups / 4 * 4, (last * kGroups + 3) / 4 * 4,
+                                               multipliers);
                     }
-                    add_line<kOutputs, kGroup>(block, line, first_scale, codebook,
+                    if (tokens ==
+                        1) { // this line's share of the next block's records, whose scales come first
+                        const int later = left - here < kBlock ? left - here : kBlock;
+                        const auto record = [&](int r) {
+                            return w.q + size_t(mine[done[t] + here + r]) * size_t(w.stride);
+                        };
+                        for (int r = 0; line == begin && r < later; ++r)
+                            prefetch(record(r) + own_scale);
+                        for (int r = later * (line - begin) / lines; r < later * (line - begin + 1) / lines;
+                             ++r)
+                            for (int ahead = begin; ahead < end; ++ahead)
+                                prefetch(record(r) + size_t(ahead) * 64);
+                    } else {
+                        fetcher.step();
+                    }
+                    add_line<kOutputs, kGroup>(block, line, multipliers, place * kGroups, codebook,
                                                out + size_t(line - begin) * kOutputs);
                 }
             }
         }
+    }
 }
 
 void sparse_product(const Product& p, int begin, int end, int rows, uint8_t* scratch) {

@@ -132,17 +132,30 @@ template <int I>
 inline vi signed_byte(vi x) {
     return {signed_byte<I>(x.a), signed_byte<I>(x.b)};
 }
-inline int32_t word_at(const uint8_t* p) {
-    int32_t word;
-    memcpy(&word, p, 4);
-    return word;
+inline __m256i two_quads(const uint8_t* const* p, size_t at) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)(p[0] + at))),
+                                   _mm_loadu_si128((const __m128i*)(p[4] + at)), 1);
 }
-inline __m256i gather_half(const uint8_t* const* p, size_t at) {
-    return _mm256_setr_epi32(word_at(p[0] + at), word_at(p[1] + at), word_at(p[2] + at), word_at(p[3] + at),
-                             word_at(p[4] + at), word_at(p[5] + at), word_at(p[6] + at), word_at(p[7] + at));
+inline void load_columns(const uint8_t* const* p, size_t at, vi (&to)[4]) {
+    const auto half = [&](const uint8_t* const* eight, __m256i vi::* part) {
+        const __m256i a = two_quads(eight, at), b = two_quads(eight + 1, at), c = two_quads(eight + 2, at),
+                      d = two_quads(eight + 3, at);
+        const __m256i ab_low = _mm256_unpacklo_epi32(a, b), ab_high = _mm256_unpackhi_epi32(a, b);
+        const __m256i cd_low = _mm256_unpacklo_epi32(c, d), cd_high = _mm256_unpackhi_epi32(c, d);
+        to[0].*part = _mm256_unpacklo_epi64(ab_low, cd_low);
+        to[1].*part = _mm256_unpackhi_epi64(ab_low, cd_low);
+        to[2].*part = _mm256_unpacklo_epi64(ab_high, cd_high);
+        to[3].*part = _mm256_unpackhi_epi64(ab_high, cd_high);
+    };
+    half(p, &vi::a);
+    half(p + 8, &vi::b);
 }
-inline vi gather_words(const uint8_t* const* p, size_t at) {
-    return {gather_half(p, at), gather_half(p + 8, at)};
+inline void store_sums(int32_t* to, const vi (&m)[4], int32_t factor) {
+    const auto half = [&](int i) { return _mm256_add_epi32(m[i].a, m[i].b); };
+    const __m256i ab = _mm256_hadd_epi32(half(0), half(1)), cd = _mm256_hadd_epi32(half(2), half(3));
+    const __m256i all = _mm256_hadd_epi32(ab, cd);
+    const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    _mm_storeu_si128((__m128i*)to, _mm_mullo_epi32(sums, _mm_set1_epi32(factor)));
 }
 inline void store_pairs(int32_t* to, vi x) {
     _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8));
@@ -156,20 +169,18 @@ inline int lowest_bit(unsigned mask) { return int(_mm_popcnt_u32((mask & (0u - m
 
 using vh = __m256i;
 constexpr int kHalves = 2; // sixteen registers hold the sums of half a line
-inline vh zero_half() { return _mm256_setzero_si256(); }
+inline vh half_set(int32_t x) { return _mm256_set1_epi32(x); }
 inline vh low_words(vh a, vh b) { return _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa); }
 inline vh high_words(vh a, vh b) { return _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xaa); }
-inline vh signed_codebook(const uint8_t* p) {
-    return _mm256_broadcastsi128_si256(
-        _mm_sub_epi8(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8(kQ4Zero)));
+inline vh half_codebook(const uint8_t* p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)p));
 }
 inline vh low_nibbles(vh codebook, vh x) {
     return _mm256_shuffle_epi8(codebook, _mm256_and_si256(x, _mm256_set1_epi8(15)));
 }
 inline vh high_nibbles(vh codebook, vh x) { return low_nibbles(codebook, _mm256_srli_epi16(x, 4)); }
-inline vh flip_signs(vh x) { return _mm256_xor_si256(x, _mm256_set1_epi8(-128)); }
-inline vh even_bytes(vh x) { return _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8); }
-inline vh odd_bytes(vh x) { return _mm256_srai_epi16(x, 8); }
+inline vh even_bytes(vh x) { return _mm256_and_si256(x, _mm256_set1_epi16(255)); }
+inline vh odd_bytes(vh x) { return _mm256_srli_epi16(x, 8); }
 inline void add_scaled(float* y, vh acc, float scale) {
     _mm256_storeu_ps(y, _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc), _mm256_set1_ps(scale), _mm256_loadu_ps(y)));
 }

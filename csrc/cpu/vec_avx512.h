@@ -82,17 +82,30 @@ template <int I>
 inline vi signed_byte(vi a) {
     return _mm512_srai_epi32(_mm512_slli_epi32(a, 24 - 8 * I), 24);
 }
-inline int32_t word_at(const uint8_t* p) {
-    int32_t word;
-    memcpy(&word, p, 4);
-    return word;
+inline __m512i four_quads(const uint8_t* const* p, size_t at) {
+    const auto quad = [&](int i) { return _mm_loadu_si128((const __m128i*)(p[4 * i] + at)); };
+    const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(quad(0)), quad(1), 1);
+    const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(quad(2)), quad(3), 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
-inline __m256i gather_half(const uint8_t* const* p, size_t at) {
-    return _mm256_setr_epi32(word_at(p[0] + at), word_at(p[1] + at), word_at(p[2] + at), word_at(p[3] + at),
-                             word_at(p[4] + at), word_at(p[5] + at), word_at(p[6] + at), word_at(p[7] + at));
+inline void load_columns(const uint8_t* const* p, size_t at, vi (&to)[4]) {
+    const vi a = four_quads(p, at), b = four_quads(p + 1, at), c = four_quads(p + 2, at),
+             d = four_quads(p + 3, at);
+    const vi ab_low = _mm512_unpacklo_epi32(a, b), ab_high = _mm512_unpackhi_epi32(a, b);
+    const vi cd_low = _mm512_unpacklo_epi32(c, d), cd_high = _mm512_unpackhi_epi32(c, d);
+    to[0] = _mm512_unpacklo_epi64(ab_low, cd_low);
+    to[1] = _mm512_unpackhi_epi64(ab_low, cd_low);
+    to[2] = _mm512_unpacklo_epi64(ab_high, cd_high);
+    to[3] = _mm512_unpackhi_epi64(ab_high, cd_high);
 }
-inline vi gather_words(const uint8_t* const* p, size_t at) {
-    return _mm512_inserti64x4(_mm512_castsi256_si512(gather_half(p, at)), gather_half(p + 8, at), 1);
+inline vi iadd(vi a, vi b) { return _mm512_add_epi32(a, b); }
+inline void store_sums(int32_t* to, const vi (&m)[4], int32_t factor) {
+    const vi ab = iadd(_mm512_unpacklo_epi32(m[0], m[1]), _mm512_unpackhi_epi32(m[0], m[1]));
+    const vi cd = iadd(_mm512_unpacklo_epi32(m[2], m[3]), _mm512_unpackhi_epi32(m[2], m[3]));
+    const vi all = iadd(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    const __m256i two = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(two), _mm256_extracti128_si256(two, 1));
+    _mm_storeu_si128((__m128i*)to, _mm_mullo_epi32(sums, _mm_set1_epi32(factor)));
 }
 inline void store_pairs(int32_t* to, vi a) { _mm256_storeu_si256((__m256i*)to, _mm512_cvtsepi32_epi16(a)); }
 inline unsigned nonzero_mask(vf a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
@@ -101,20 +114,26 @@ inline int lowest_bit(unsigned mask) { return int(_mm_popcnt_u32((mask & (0u - m
 using vh = __m512i;
 constexpr int kHalves = 1;
 inline vh load_half(const uint8_t* p) { return _mm512_loadu_si512(p); }
-inline vh zero_half() { return _mm512_setzero_si512(); }
+inline vh half_set(int32_t x) { return _mm512_set1_epi32(x); }
 inline vh low_words(vh a, vh b) { return _mm512_mask_blend_epi16(0xaaaaaaaau, a, _mm512_slli_epi32(b, 16)); }
 inline vh high_words(vh a, vh b) { return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(a, 16), b); }
-inline vh signed_codebook(const uint8_t* p) {
-    return _mm512_broadcast_i32x4(_mm_sub_epi8(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8(kQ4Zero)));
+inline vh half_codebook(const uint8_t* p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p));
 }
 inline vh low_nibbles(vh codebook, vh x) {
     return _mm512_shuffle_epi8(codebook, _mm512_and_si512(x, _mm512_set1_epi8(15)));
 }
 inline vh high_nibbles(vh codebook, vh x) { return low_nibbles(codebook, _mm512_srli_epi16(x, 4)); }
-inline vh flip_signs(vh x) { return _mm512_xor_si512(x, _mm512_set1_epi8(-128)); }
-inline vh even_bytes(vh x) { return _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8); }
-inline vh odd_bytes(vh x) { return _mm512_srai_epi16(x, 8); }
-inline vh dot_pairs(vh acc, vh w, int32_t x) { return _mm512_dpwssd_epi32(acc, w, iset(x)); }
+inline vh even_bytes(vh x) { return _mm512_and_si512(x, _mm512_set1_epi16(255)); }
+inline vh odd_bytes(vh x) { return _mm512_srli_epi16(x, 8); }
+inline vh dot_pairs(vh acc, vh w, int32_t x) {
+#ifdef __GNUC__ // of the intrinsic GCC 12 makes two more moves between registers
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(iset(x)));
+    return acc;
+#else
+    return _mm512_dpwssd_epi32(acc, w, iset(x));
+#endif
+}
 inline void add_scaled(float* y, vh acc, float scale) { store(y, fma(to_float(acc), set(scale), load(y))); }
 
 inline vc load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }

@@ -168,12 +168,20 @@ vi signed_byte(vi a) {
     vi r;
     RWKV_LANES(int32_t(int8_t(uint32_t(a.v[i]) >> (8 * I))));
 }
-/// Word i from p[i] + at.
-vi gather_words(const uint8_t* const* p, size_t at) {
-    vi r;
+/// to[j], word i: from p[i] + at + 4 j.
+void load_columns(const uint8_t* const* p, size_t at, vi (&to)[4]) {
     for (int i = 0; i < 16; ++i)
-        memcpy(&r.v[i], p[i] + at, 4);
-    return r;
+        for (int j = 0; j < 4; ++j)
+            memcpy(&to[j].v[i], p[i] + at + 4 * j, 4);
+}
+/// to[i] = factor times the sum of m[i], wrapping around.
+void store_sums(int32_t* to, const vi (&m)[4], int32_t factor) {
+    for (int i = 0; i < 4; ++i) {
+        uint32_t sum = 0;
+        for (const int32_t value : m[i].v)
+            sum += uint32_t(value);
+        to[i] = int32_t(sum * uint32_t(factor));
+    }
 }
 /// Lanes 2p and 2p + 1 as the low and high half of word p; values within int16.
 void store_pairs(int32_t* to, vi a) {
@@ -198,7 +206,7 @@ int lowest_bit(unsigned mask) {
 using vh = vi;
 constexpr int kHalves = 1;
 vh load_half(const uint8_t* p) { return load_words(p); }
-vh zero_half() { return iset(0); }
+vh half_set(int32_t x) { return iset(x); }
 /// The low (high) halves of a's words below those of b's.
 vh low_words(vh a, vh b) {
     vh r;
@@ -208,12 +216,10 @@ vh high_words(vh a, vh b) {
     vh r;
     RWKV_LANES(int32_t(uint32_t(a.v[i]) >> 16 | (uint32_t(b.v[i]) & 0xffff0000)));
 }
-/// Sixteen codes with their zero point taken off, for the two lookups.
-vh signed_codebook(const uint8_t* cb) {
+/// Sixteen codes, for the two lookups.
+vh half_codebook(const uint8_t* cb) {
     vh r;
-    for (int i = 0; i < 16; ++i)
-        r.v[i] = int32_t(cb[i]) - kQ4Zero;
-    return r;
+    RWKV_LANES(cb[i]);
 }
 /// Each byte's low (high) nibble looked up.
 vh low_nibbles(vh codebook, vh a) {
@@ -228,26 +234,20 @@ vh high_nibbles(vh codebook, vh a) {
         word = int32_t(uint32_t(word) >> 4);
     return low_nibbles(codebook, a);
 }
-/// Codes around 128 to signed bytes.
-vh flip_signs(vh a) {
-    vh r;
-    RWKV_LANES(int32_t(uint32_t(a.v[i]) ^ 0x80808080u));
-}
-/// Bytes 0 and 2 (1 and 3) of each word, sign-extended to its two halves.
+/// Bytes 0 and 2 (1 and 3) of each word in its two halves.
 vh even_bytes(vh a) {
     vh r;
-    RWKV_LANES(int32_t((uint32_t(int32_t(int8_t(a.v[i]))) & 0xffff) |
-                       uint32_t(int32_t(int8_t(uint32_t(a.v[i]) >> 16))) << 16));
+    RWKV_LANES(a.v[i] & 0x00ff00ff);
 }
 vh odd_bytes(vh a) {
     vh r;
-    RWKV_LANES(int32_t((uint32_t(int32_t(int8_t(uint32_t(a.v[i]) >> 8))) & 0xffff) |
-                       uint32_t(int32_t(int8_t(uint32_t(a.v[i]) >> 24))) << 16));
+    RWKV_LANES(int32_t(uint32_t(a.v[i]) >> 8 & 0x00ff00ff));
 }
-/// acc + (low half of w times low half of x) + (high half of w times high half of x)
+/// acc + (low half of w times low half of x) + (high half of w times high half of x), wrapping around
 vh dot_pairs(vh acc, vh w, int32_t x) {
     vh r;
-    RWKV_LANES(acc.v[i] + int16_t(w.v[i]) * int16_t(x) + (w.v[i] >> 16) * (x >> 16));
+    RWKV_LANES(int32_t(uint32_t(acc.v[i]) + uint32_t(int16_t(w.v[i]) * int16_t(x)) +
+                       uint32_t((w.v[i] >> 16) * (x >> 16))));
 }
 /// y += acc * scale
 void add_scaled(float* y, vh acc, float scale) { store(y, fma(to_float(acc), set(scale), load(y))); }

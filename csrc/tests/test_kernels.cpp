@@ -127,6 +127,27 @@ TEST(products_match_float64_and_each_other) {
             }
 }
 
+TEST(many_tokens_meet_chunks_of_channels_as_one_does) {
+    unsigned seed = 900;
+    for (const char* encoding : {"q8g32", "q4g32", "q4g16"})
+        for (const int rows : {2, 11}) {
+            const int n = 200, k = 3000; // more channels than a chunk holds
+            const RandomMatrix random(encoding, "kn", n, k, ++seed);
+            std::vector<float> x = gaussian(size_t(rows) * size_t(k), ++seed);
+            for (size_t i = 0; i < x.size(); ++i)
+                if (i % 7 != 0 || i / size_t(k) == 1) // the second row uses no channel
+                    x[i] = 0.0f;
+            const std::vector<float> initial(size_t(rows) * size_t(n), 0.5f);
+            for (const KernelTable* op : levels()) {
+                const auto alone = run(*op, random.matrix, x, rows, Epilogue::kAdd, initial, 1, true);
+                for (const int pieces : {1, 2})
+                    CHECK(same_bits(alone,
+                                    run(*op, random.matrix, x, rows, Epilogue::kAdd, initial, pieces, false)),
+                          "%s %s: %d rows in %d pieces differ", op->name, encoding, rows, pieces);
+            }
+        }
+}
+
 TEST(epilogues_match_float64) {
     const struct {
         Epilogue epilogue;
@@ -217,6 +238,27 @@ TEST(embedding_rows_decode) {
                     }
                 }
         }
+}
+
+TEST(layer_norms_of_whole_rows_are_equal_on_all_levels) {
+    for (const int n : {16, 120, 128, 136, 300, 2048}) { // around the 128 chains of their sums
+        const auto x = gaussian(size_t(n), 1), weight = gaussian(size_t(n), 2), bias = gaussian(size_t(n), 3);
+        std::vector<std::vector<float>> results;
+        for (const KernelTable* op : levels()) {
+            results.emplace_back(size_t(n), 0.0f);
+            op->layer_norm(x.data(), weight.data(), bias.data(), 1e-5f, n, results.back().data());
+            CHECK(results.back() == results.front(), "%s: %d values", op->name, n);
+        }
+        double mean = 0, variance = 0;
+        for (const float v : x)
+            mean += v / n;
+        for (const float v : x)
+            variance += (v - mean) * (v - mean) / n;
+        for (size_t i = 0; i < size_t(n); ++i) {
+            const double want = (x[i] - mean) / std::sqrt(variance + 1e-5) * weight[i] + bias[i];
+            CHECK(std::fabs(results.front()[i] - want) < 1e-5, "%d values", n);
+        }
+    }
 }
 
 TEST(norms_and_recurrences_are_equal_on_all_levels) {
