@@ -17,7 +17,8 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_EXTENSIONS OFF)
 ]])
 # The arithmetic of the CPU engine: no operation fused or reordered, subnormals flushed, IEEE division and roots.
-set(RWKV_CUDA_FLAGS --fmad=false --ftz=true --prec-div=true --prec-sqrt=true)
+# Architectures are compiled side by side.
+set(RWKV_CUDA_FLAGS --threads=4 --fmad=false --ftz=true --prec-div=true --prec-sqrt=true)
 set(RWKV_CUDA_SOURCES csrc/cuda/abi.cu csrc/cuda/model.cu csrc/cuda/scratch.cu csrc/cuda/weights.cu)
 # What both libraries need of the engine: no kernels of CPUs, no threads.
 set(RWKV_CUDA_COMMON csrc/core/os.cpp csrc/model/config.cpp)
@@ -124,7 +125,18 @@ if(RWKV_CUDA) # AUTO counts as true
     message(FATAL_ERROR " RWKV_CUDA=${RWKV_CUDA} needs a working CUDA toolkit 12 or newer: ${why}${complaint}")
   endif()
 endif()
-if(RWKV_HAVE_CUDA)
+if(RWKV_HAVE_CUDA AND RWKV_CUDA STREQUAL "AUTO")
+  # The probe is a few lines; that the engine compiles too is found out by the build, in a build of its own.
+  set(library ${CMAKE_SHARED_LIBRARY_PREFIX}rwkv_cuda${CMAKE_SHARED_LIBRARY_SUFFIX})
+  set(RWKV_CUDA_ATTEMPT ${CMAKE_BINARY_DIR}/cuda_engine/${library})
+  string(REPLACE ";" "," architectures "${RWKV_CUDA_ARCHITECTURES}")
+  add_custom_target(rwkv_cuda_attempt ALL
+    COMMAND ${CMAKE_COMMAND} -DSOURCE=${CMAKE_CURRENT_SOURCE_DIR} -DBUILD=${CMAKE_BINARY_DIR}/cuda_engine
+            -DGENERATOR=${CMAKE_GENERATOR} -DMAKE_PROGRAM=${CMAKE_MAKE_PROGRAM} -DCXX_COMPILER=${CMAKE_CXX_COMPILER}
+            -DCUDA_COMPILER=${CMAKE_CUDA_COMPILER} -DBUILD_TYPE=${CMAKE_BUILD_TYPE} -DARCHITECTURES=${architectures}
+            -DLIBRARY=${library} -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/cuda_attempt.cmake
+    BYPRODUCTS ${RWKV_CUDA_ATTEMPT} COMMENT "Building the CUDA engine, if its code compiles" VERBATIM)
+elseif(RWKV_HAVE_CUDA)
   set(CMAKE_CUDA_ARCHITECTURES 75) # of the language's check; targets have their own
   enable_language(CUDA)
   cmake_language(EVAL CODE "${RWKV_CUDA_DIALECT}")

@@ -69,6 +69,32 @@ def test_off_asks_for_no_compiler(tmp_path: Path, broken: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
+def test_an_nvcc_that_does_not_take_the_engine_leaves_a_cpu_build(tmp_path: Path) -> None:
+    choosy = tmp_path / "nvcc"
+    choosy.write_text(
+        "#!/bin/sh\n"
+        "case \"$*\" in *csrc/cuda/*) echo 'nvcc fatal : not this' >&2; exit 1 ;; esac\n"
+        f'exec {shutil.which("nvcc")} "$@"\n'
+    )
+    choosy.chmod(0o755)
+    build = tmp_path / "build"
+    assert configure(build, choosy, "-DRWKV_CUDA_ARCHITECTURES=75;80").returncode == 0
+    done = subprocess.run(
+        ["cmake", "--build", str(build), "--target", "rwkv_cuda_attempt"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert f"CUDA engine: not built, {choosy} does not compile it" in done.stdout
+    told = build / "cuda_engine/output.txt"
+    assert "nvcc fatal : not this" in told.read_text()
+    assert list(build.rglob("librwkv_cuda*")) == []
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
 def test_a_working_nvcc_is_used(tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc")
     assert nvcc is not None
