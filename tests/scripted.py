@@ -37,6 +37,7 @@ class ScriptModel:
     tokenizer = WORLD
     file = SimpleNamespace(path=Path("script.safetensors"))
     backend = SimpleNamespace(description="script")
+    why = ""
 
     def __init__(self, text: str, template: str | Template = "g1") -> None:
         self.script = [*WORLD.encode(text), WORLD.eos_id]

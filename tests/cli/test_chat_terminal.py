@@ -229,8 +229,8 @@ def test_suspended_and_taken_up_again(place: dict[str, str]) -> None:
     terminal.until("Stopped")
     terminal.send("fg; echo 4''2\r")  # what is typed is not what is printed, and no word of the model's
     terminal.until(
-        lambda text: len(text.rpartition("--seed 1\n")[2]) > 300
-    )  # after what the shell says of fg
+        lambda text: len(text.partition("4''2\n")[2].partition("--seed 1\n")[2]) > 300
+    )  # after what was typed, and what the shell says of fg
     terminal.send("next\x04\x7f")
     terminal.until("(ended by its length")
     shown = terminal.until(lambda text: text.endswith(">>> nex"))
