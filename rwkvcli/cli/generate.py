@@ -221,19 +221,22 @@ def generate(
         if count is not None:
             _write_alternatives(console, model, text, wanted, count, start, stats=stats)
             return
-        if target is None and reader is None:
+        whole = target is not None or stream_json or settings.json  # stopped between tokens only
+        if not whole and reader is None:
             _write(console, run, stream_json=stream_json, echo=echo)
     if reader is not None:
         run_lines(console, reader, model, wanted, batch, start, (timeout, begin), stats)
         return
-    if target is not None:
+    if whole:
         with stopping_between(timeout, begin) as run.check:
             try:
                 _write(console, run, stream_json=stream_json, echo=echo)
             except (Cancelled, TimedOut):
-                _save(console, run, target)
+                if target is not None:
+                    _save(console, run, target)
                 raise
-            _save(console, run, target)
+            if target is not None:
+                _save(console, run, target)
     if stats:
         console.note(_stats(run))
 
