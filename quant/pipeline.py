@@ -229,11 +229,10 @@ class _Work:
             return *_plain(values, item), None
         shape = (values.shape[0], values.shape[1])
         if item.encoding == "nf4":
-            made = nf4.encode(values, item.layout)
-            decoded = decode(made.parts, item.encoding, item.layout, shape)
+            made, losses = nf4.encode(values, item.layout)
             if self.hessians is not None:
-                self.hessians.replace(name, decoded)
-            return made.parts, measure(values, decoded), made.recoding
+                self.hessians.replace(name, decode(made, item.encoding, item.layout, shape))
+            return made, *losses
         hessian = None
         if self.hessians is not None and ENCODINGS[item.encoding].bits == 4:
             hessian = self.hessians.of(name)

@@ -16,7 +16,7 @@ from quant.codecs import layouts, nf4, q4
 from quant.codecs.grouped import Grouped
 from quant.codecs.nf4 import BLOCK, Blocks
 from quant.errors import InvalidRequest
-from quant.metrics import Loss, measure
+from quant.metrics import Loss, Losses, measure
 
 _TOGETHER = 1 << 20
 """Weights that are quantized together, about: bitsandbytes needs several times their memory."""
@@ -28,8 +28,7 @@ class Encoded(NamedTuple):
 
     parts: dict[str, Array]
     """As `quant.formats.parts_of` says."""
-    recoding: Loss
-    """How far they are from bitsandbytes' own dequantization."""
+    losses: Losses
 
 
 def require() -> None:
@@ -43,16 +42,22 @@ def encode(w: F32, layout: str) -> Encoded:
 
     Raises what `quantized` raises.
     """
-    found = quantized(w)
-    stored = nf4.to_grouped(found)
     count, length = w.shape
-    lost, step = Loss(), max(1, _TOGETHER // length)
+    made, loss, recoding = [], Loss(), Loss()
+    step = max(1, _TOGETHER // length)
     for begin in range(0, count, step):
-        rows = slice(begin, begin + step)
-        absmax = found.absmax.reshape(count, -1)[rows].reshape(-1)
-        kept = Grouped(stored.codes[rows], stored.scales[rows], stored.rows[rows], length, stored.codebook)
-        lost += measure(nf4.values(Blocks(found.codes[rows], absmax)), q4.decode(kept))
-    return Encoded(layouts.pack(stored, "nf4", layout, (count, length)), lost)
+        part = w[begin : begin + step]
+        found = quantized(part)
+        kept = nf4.to_grouped(found)
+        stored = q4.decode(kept)
+        loss += measure(part, stored)
+        recoding += measure(nf4.values(found), stored)
+        made.append(kept)
+    codes = np.concatenate([each.codes for each in made])
+    scales = np.concatenate([each.scales for each in made])
+    rows = np.concatenate([each.rows for each in made])
+    whole = Grouped(codes, scales, rows, length, nf4.CODEBOOK)
+    return Encoded(layouts.pack(whole, "nf4", layout, (count, length)), Losses(loss, recoding))
 
 
 def quantized(w: F32) -> Blocks:

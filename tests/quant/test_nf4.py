@@ -82,9 +82,12 @@ def test_codes_and_scales_are_those_of_bitsandbytes(
 
 @pytest.mark.parametrize("layout", ["t16x4", "row"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_file_keeps_the_codes_and_rounds_scales_and_table(shape: tuple[int, int], layout: str) -> None:
+def test_the_file_keeps_the_codes_and_rounds_scales_and_table(
+    shape: tuple[int, int], layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     w = matrix(shape)
-    parts, recoding = method.encode(w, layout)
+    parts, (loss, recoding) = method.encode(w, layout)
+    assert recoding is not None
     assert {part: a.shape for part, a in parts.items()} == {
         s.part: s.shape for s in parts_of("nf4", layout, shape)
     }
@@ -106,6 +109,11 @@ def test_the_file_keeps_the_codes_and_rounds_scales_and_table(shape: tuple[int, 
     assert (lost <= (bound + rounding)[:, :, None]).all()
     assert recoding.relative == pytest.approx(relative_error(values, stored), rel=w.size * 2**-53)
     assert recoding.largest == np.abs(values - stored).max()
+    assert loss.relative == pytest.approx(relative_error(w, stored), rel=w.size * 2**-53)
+    monkeypatch.setattr(method, "_TOGETHER", 100)  # few rows at a time: the same
+    again, losses = method.encode(w, layout)
+    assert all(np.array_equal(parts[part], again[part]) for part in parts)
+    assert losses.loss.relative == pytest.approx(loss.relative, rel=w.size * 2**-53)
 
 
 def test_the_largest_block_of_a_row_has_the_largest_root() -> None:
