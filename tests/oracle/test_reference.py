@@ -1,5 +1,8 @@
-"""The PyTorch backend against the reference package itself, on models of fresh seeds; skips where it is
-missing.
+"""The PyTorch backend against the reference package itself, on models of other seeds than the golden ones; skips where
+it is missing.
+
+The seeds are fixed: the package computes in float32, and a seed of 5.0 was met whose two ways there, token by token and
+all at once, are 8e-6 of the range apart themselves.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ torch.set_num_threads(1)
 
 @pytest.mark.parametrize("name", ["v4-deep", "v5.0-log", "v5.1", "v5.2-small-heads", "v6-odd", "v7-odd"])
 def test_live_comparison(name: str, tmp_path: Path) -> None:
-    random = np.random.default_rng()
+    random = np.random.default_rng(list(name.encode()))
     case = replace(BY_NAME[name], seed=int(random.integers(1 << 32)))
     tokens = random.integers(0, case.vocab_size, 24).tolist()
     result = run_reference(case.version, case.write(tmp_path / "model.pth"), tokens, tmp_path)
