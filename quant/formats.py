@@ -24,7 +24,7 @@ class Encoding:
 
     name: str
     bits: int
-    """Bits of one code (32, 16, 8 or 4)."""
+    """Bits of one code (32, 16, 8, 6 or 4)."""
     group: int = 0
     """Weights that share a scale; 0 for the float encodings."""
     dtype: str = ""
@@ -40,6 +40,11 @@ class Encoding:
         return self.group > 0
 
     @property
+    def weighted(self) -> bool:
+        """Whether its codes are searched for by how much errors count; those of 8 bits have nothing to choose."""
+        return self.quantized and self.bits < 8
+
+    @property
     def computed_as(self) -> str:
         """The encoding that a kernel sees."""
         return self.form or self.name
@@ -52,6 +57,8 @@ ENCODINGS = {
         Encoding("f16", 16, dtype="F16"),
         Encoding("bf16", 16, dtype="BF16"),
         Encoding("q8g32", 8, 32),
+        Encoding("q6g32", 6, 32),
+        Encoding("q6g16", 6, 16),
         Encoding("q4g32", 4, 32),
         Encoding("q4g16", 4, 16),
         Encoding("nf4", 4, 32, block=64, form="q4g32"),
@@ -110,7 +117,7 @@ def kn_record(encoding: str, shape: Shape) -> KnRecord:
     kind = ENCODINGS[encoding]
     padded = padded_length(encoding, KN, shape)
     codes, scales = padded * kind.bits // 8, padded // kind.group
-    return KnRecord(codes, scales, codes + round_up(scales, 64))
+    return KnRecord(codes, scales, round_up(codes + scales, 64))
 
 
 def parts_of(encoding: str, layout: str, shape: Shape) -> tuple[PartSpec, ...]:

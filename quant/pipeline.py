@@ -96,10 +96,10 @@ def quantize(
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Result:
-    """Write `source` as a model file of `kind` ("int8", "int4", "nf4", "bf16", "f16", "f32"; see `quant.recipe`).
+    """Write `source` as a model file of `kind` ("int8", "int6", "int4", "nf4", "bf16", "f16", "f32"; see `quant.recipe`).
 
     `plan`: None for the default recipe's, with `ffn_value` ("auto", "tile" or "kn"); `recipe`: what to call it.
-    `calibration`: data that 4-bit codes are chosen by; with `hessians` (a view of the same text) by GPTQ. `notes`: more
+    `calibration`: data that codes of 4 and 6 bits are chosen by; with `hessians` (a view of the same text) by GPTQ. `notes`: more
     for the report, by name.
     `tokenizer_json`: contents of a tokenizer.json to embed; without it, the vocabulary's size decides.
     `template`: id of the chat template; None for the source's, or none.
@@ -234,7 +234,7 @@ class _Work:
                 self.hessians.replace(name, decode(made, item.encoding, item.layout, shape))
             return made, *losses
         hessian = None
-        if self.hessians is not None and ENCODINGS[item.encoding].bits == 4:
+        if self.hessians is not None and ENCODINGS[item.encoding].weighted:
             hessian = self.hessians.of(name)
         if hessian is not None:
             parts = gptq.encode(values, hessian, item.encoding, item.layout)

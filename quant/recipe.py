@@ -12,9 +12,9 @@ from quant.arch import Arch
 from quant.errors import InvalidRequest
 from quant.formats import ENCODINGS, KN, ROW, TILE, Shape, stored_bytes
 from quant.orient import logical_tensors
-from quant.yardstick import q4_k_m_bytes
+from quant.yardstick import q4_k_m_bytes, q6_k_bytes
 
-KINDS = ("int8", "int4", "nf4", "bf16", "f16", "f32")
+KINDS = ("int8", "int6", "int4", "nf4", "bf16", "f16", "f32")
 """What `--to` offers."""
 FFN_VALUE = ("auto", "tile", "kn")
 """Layouts for `ffn.value`."""
@@ -25,8 +25,10 @@ KN_FROM = 2048
 
 INT8 = dict.fromkeys(("emb", "att", "ffn", "low-rank", "head"), "q8g32")
 INT4 = INT8 | {"att": "q4g16", "ffn": "q4g32"}
+INT6 = INT8 | {"att": "q6g32", "ffn": "q6g32"}
 NF4 = INT8 | {"att": "nf4", "ffn": "nf4"}
 BEST4 = INT4 | {"att.value": "q8g32", "att.output": "q8g32", "ffn": "q4g16"}
+BEST6 = INT6 | {"att": "q6g16", "att.value": "q8g32", "att.output": "q8g32", "ffn": "q6g16"}
 """Encodings by class, or by leaf of a block where that has one of its own: the most sensitive matrices get 8 bits."""
 INSTEAD = "q8g32"
 """What a matrix gets that is to be nf4 and has rows that its blocks do not divide."""
@@ -35,6 +37,8 @@ SHRINKING = (
     {"head": "q4g16"}, {"head": "q4g32"},
 )  # fmt: skip
 """What the default int4 recipe gives up, in this order, until a model is no larger than Q4_K_M would make it."""
+SHRINKING6 = ({"emb": "q6g32"}, {"head": "q6g32"})
+"""The same of int6, until a model is no larger than Q6_K would make it."""
 RECIPES = ("default", "best")
 
 _LOW_RANK = re.compile(r"att\.([wavg][12]|time_maa_w1|time_maa_w2\.[wkvrg]|time_decay_w[12])")
@@ -115,7 +119,7 @@ class Override:
             raise InvalidRequest(f"{regex!r} is no regular expression: {error}") from None
 
 
-ALIASES = {"int8": "q8g32", "int4": "q4g16"}
+ALIASES = {"int8": "q8g32", "int6": "q6g32", "int4": "q4g16"}
 """Names of formats that `Override.parse` takes beside the encodings' own."""
 
 
@@ -130,7 +134,8 @@ def make_plan(
     """The plan for a model of `arch` in `kind`, in file order.
 
     int8: every matrix q8g32. int4, by default: attention q4g16, ffn q4g32, the rest q8g32, and less of it (SHRINKING)
-    where that is larger than llama.cpp's Q4_K_M; `recipe` "best": BEST4. nf4: attention and ffn nf4, where their rows are
+    where that is larger than llama.cpp's Q4_K_M; `recipe` "best": BEST4. int6: attention and ffn q6g32, the rest q8g32, and
+    less of it (SHRINKING6) where that is larger than Q6_K; "best": BEST6. nf4: attention and ffn nf4, where their rows are
     whole blocks, the rest q8g32. What is no matrix is f32. The last of the
     overrides that match a matrix decides about it. `ffn_value`: "tile", "kn", or "auto" to choose by the model's size.
 
@@ -219,28 +224,31 @@ def _formats(arch: Arch, kind: str, recipe: str, ffn_value: str) -> dict[str, st
     """{class or leaf: encoding}."""
     if kind == "nf4":
         return NF4
-    if kind not in ("int8", "int4"):
+    if kind == "int8":
+        return INT8
+    if kind not in ("int6", "int4"):
         return dict.fromkeys(INT8, kind)
-    if kind == "int8" or recipe == "best":
-        return INT8 if kind == "int8" else BEST4
-    limit = q4_k_m_bytes(arch)
+    if recipe == "best":
+        return BEST6 if kind == "int6" else BEST4
+    start, shrinking = (INT6, SHRINKING6) if kind == "int6" else (INT4, SHRINKING)
+    limit = q6_k_bytes(arch) if kind == "int6" else q4_k_m_bytes(arch)
 
     def small(steps: Sequence[dict[str, str]]) -> bool:
-        return sum(item.nbytes for item in _plan(arch, _merged(steps), ffn_value).values()) <= limit
+        return sum(item.nbytes for item in _plan(arch, _merged(start, steps), ffn_value).values()) <= limit
 
     taken = 0
-    while taken < len(SHRINKING) and not small(SHRINKING[:taken]):
+    while taken < len(shrinking) and not small(shrinking[:taken]):
         taken += 1
-    steps = list(SHRINKING[:taken])
-    for step in SHRINKING[:taken]:  # a later one may have made it needless
+    steps = list(shrinking[:taken])
+    for step in shrinking[:taken]:  # a later one may have made it needless
         rest = [other for other in steps if other is not step]
         if small(rest):
             steps = rest
-    return _merged(steps)
+    return _merged(start, steps)
 
 
-def _merged(steps: Iterable[dict[str, str]]) -> dict[str, str]:
-    formats = dict(INT4)
+def _merged(start: dict[str, str], steps: Iterable[dict[str, str]]) -> dict[str, str]:
+    formats = dict(start)
     for step in steps:
         formats |= step
     return formats

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <vector>
@@ -25,6 +26,17 @@ using Dims = std::vector<py::ssize_t>;
 /// So that no sum of a group overflows.
 constexpr float kMostImportant = 1e9f;
 
+struct Form {
+    const char* name;
+    Encoding encoding;
+    int group;
+};
+constexpr Form kForms[] = {{"q8g32", Encoding::kQ8, 32},
+                           {"q6g32", Encoding::kQ6, 32},
+                           {"q6g16", Encoding::kQ6, 16},
+                           {"q4g32", Encoding::kQ4, 32},
+                           {"q4g16", Encoding::kQ4, 16}};
+
 template <typename T>
 T* add_part(py::dict& parts, const char* name, const Dims& dims) {
     py::array_t<T> array(dims);
@@ -42,10 +54,11 @@ py::dict encode(const Matrix2& w, const std::string& encoding, const std::string
     r.w = w.data();
     r.n = int(w.shape(0));
     r.k = int(w.shape(1));
-    require(encoding == "q8g32" || encoding == "q4g32" || encoding == "q4g16", Fault::kArgument,
-            "unknown encoding " + encoding);
-    r.encoding = encoding == "q8g32" ? Encoding::kQ8 : Encoding::kQ4;
-    r.group = encoding == "q4g16" ? 16 : 32;
+    const auto form = std::find_if(std::begin(kForms), std::end(kForms),
+                                   [&](const Form& each) { return encoding == each.name; });
+    require(form != std::end(kForms), Fault::kArgument, "unknown encoding " + encoding);
+    r.encoding = form->encoding;
+    r.group = form->group;
     require(layout == "t16x4" || layout == "row" || layout == "kn", Fault::kArgument,
             "unknown layout " + layout);
     r.layout = layout == "t16x4" ? Layout::kTile : layout == "row" ? Layout::kRow : Layout::kKn;
@@ -63,7 +76,7 @@ py::dict encode(const Matrix2& w, const std::string& encoding, const std::string
     py::dict parts;
     const py::ssize_t rows = r.rows(), tiles = (rows + 15) / 16, groups = r.padded() / r.group;
     if (r.layout == Layout::kTile) {
-        r.q = add_part<uint8_t>(parts, "q", {tiles, r.padded() / (r.four() ? 8 : 4), 16, 4});
+        r.q = add_part<uint8_t>(parts, "q", {tiles, py::ssize_t(r.code_bytes()) / 4, 16, 4});
         r.s = add_part<int8_t>(parts, "s", {tiles, groups, 16});
         r.d = add_part<float>(parts, "d", {tiles * 16});
     } else {

@@ -179,12 +179,14 @@ void learn(const Request& r, const EncodeTable& kernels, int threads, uint8_t* t
 
 } // namespace
 
-int Request::padded() const { return round_up(length(), layout != Layout::kKn ? 32 : four() ? 128 : 64); }
+int Request::padded() const {
+    return round_up(length(), layout != Layout::kKn ? 32 : line_outputs(encoding));
+}
 
 size_t Request::stride() const {
     if (layout != Layout::kKn)
         return code_bytes();
-    return code_bytes() + size_t(round_up(padded() / group, 64));
+    return size_t(round_up(int(code_bytes()) + padded() / group, 64));
 }
 
 void encode(const Request& request, int threads, const std::string& level) {

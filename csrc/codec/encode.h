@@ -21,11 +21,12 @@ struct Request {
     const float* w = nullptr; ///< [n, k], finite
     int n = 0;
     int k = 0;
-    Encoding encoding = Encoding::kQ8; ///< kQ8 or kQ4
-    int group = 32;                    ///< 32, or 16 with kQ4
+    Encoding encoding = Encoding::kQ8; ///< kQ8, kQ6 or kQ4
+    int group = 32;                    ///< 32, or 16 with kQ4 and kQ6
     Layout layout = Layout::kTile;
     bool learn = true; ///< kQ4: a codebook learned for this matrix; else the fixed one
-    /// [k] How much errors at each input count when kQ4 codes are chosen, each > 0; null: all alike.
+    /// [k] How much errors at each input count when codes of 4 or 6 bits are chosen, each > 0; null: all
+    /// alike.
     const float* importance = nullptr;
 
     uint8_t* q = nullptr;
@@ -37,12 +38,13 @@ struct Request {
     float* row_largest = nullptr; ///< [rows] largest absolute error
 
     bool four() const { return encoding == Encoding::kQ4; }
+    bool eight() const { return encoding == Encoding::kQ8; }
     int rows() const { return layout == Layout::kKn ? k : n; }
     int length() const { return layout == Layout::kKn ? n : k; }
     /// Length of a row after padding, in weights.
     int padded() const;
     /// Bytes of one row's codes.
-    size_t code_bytes() const { return size_t(padded()) / (four() ? 2 : 1); }
+    size_t code_bytes() const { return size_t(padded()) / 8 * size_t(code_bits(encoding)); }
     /// Bytes from one row to the next in layouts row and kn.
     size_t stride() const;
 };

@@ -19,8 +19,21 @@ constexpr float kLargest = 3.40282347e+38f; // of all finite floats
 constexpr float kTop = 127.0f * 127.0f;
 constexpr float kCube = 127.0f * 127.0f * 127.0f;
 
+/// Which scales a search tries, as shares of what has the largest weight at the end of the grid, with both
+/// signs; and how far from the wanted root it tries others.
 constexpr int kSteps = 8;
-constexpr double kStep[kSteps] = {0.80, 0.87, 0.93, 1.0, 1.06, 1.12, 1.19, 1.25};
+struct Tries {
+    double step[kSteps];
+    int end;
+    int first_root, last_root;
+};
+constexpr Tries kTableTries = {{0.80, 0.87, 0.93, 1.0, 1.06, 1.12, 1.19, 1.25}, 63, 0, 1};
+constexpr Tries kEvenTries = {{0.955, 0.985, 1.0, 1.016, 1.032, 1.067, 1.123, 1.185}, 32, -4, 5};
+
+/// The grid of six-bit codes: all whole numbers in -32..31.
+struct EvenGrid {};
+constexpr Tries tries_of(const EvenGrid&) { return kEvenTries; }
+constexpr Tries tries_of(const Codebook&) { return kTableTries; }
 
 /// One value per lane.
 struct alignas(64) Lane {
@@ -43,6 +56,15 @@ inline float nearest_from(const Codebook& book, float value, float found) {
         return nearest_from<J + 1>(book, value, value > book.middle[J] ? book.entry[J + 1] : found);
 }
 
+inline int nearest_index(const EvenGrid&, float value) {
+    value = value > -32.0f ? value : -32.0f; // what is no number too
+    value = value < 31.0f ? value : 31.0f;
+    return int(value + 32.5f);
+}
+inline float nearest(const EvenGrid& grid, float value) { return float(nearest_index(grid, value)) - 32.0f; }
+inline float entry_of(const EvenGrid&, int index) { return float(index) - 32.0f; }
+inline float entry_of(const Codebook& book, int index) { return book.entry[index]; }
+
 /// The entry nearest to `value`; the lower one on a tie.
 inline float nearest(const Codebook& book, float value) {
     return nearest_from<0>(book, value, book.entry[0]);
@@ -63,9 +85,9 @@ inline float magnitude(float value) { return value < 0 ? -value : value; }
 
 /// cross = sum of h times x times its entry, square = sum of h times squared entries, for weights divided by
 /// `scale`.
-inline void correlate(const Group& group, const Codebook& book, const Lane& scale, Lane& cross,
-                      Lane& square) {
-    const Codebook local = book; // so that no store can be thought to change it
+template <class Grid>
+inline void correlate(const Group& group, const Grid& book, const Lane& scale, Lane& cross, Lane& square) {
+    const Grid local = book; // so that no store can be thought to change it
     Lane inverse, a, b;
     for (int l = 0; l < kLanes; ++l) {
         inverse.v[l] = 1.0f / scale.v[l];
@@ -97,8 +119,8 @@ inline void correlate(const Group& group, const Codebook& book, const Lane& scal
 
 /// Codes for the scale `candidate`, then the scale that suits them best; kept where it explains more than
 /// `best`.
-inline void attempt(const Group& group, const Codebook& book, const Lane& candidate, Lane& best,
-                    Lane& scale) {
+template <class Grid>
+inline void attempt(const Group& group, const Grid& book, const Lane& candidate, Lane& best, Lane& scale) {
     Lane cross, square;
     correlate(group, book, candidate, cross, square);
     for (int l = 0; l < kLanes; ++l) {
@@ -121,7 +143,9 @@ inline void largest_of(const Group& group, Lane& reach) {
 }
 
 /// The scale, with sign, that suits each row's group best; 0 for zeros. Weights within -1..1.
-inline void search(const Group& group, const Codebook& book, Lane& scale) {
+template <class Grid>
+inline void search(const Group& group, const Grid& book, Lane& scale) {
+    constexpr Tries tries = tries_of(Grid{});
     Lane reach, base, best, candidate;
     largest_of(group, reach);
     for (int l = 0; l < kLanes; ++l) {
@@ -130,7 +154,7 @@ inline void search(const Group& group, const Codebook& book, Lane& scale) {
         scale.v[l] = 0;
     }
     for (int i = 0; i < 2 * kSteps; ++i) {
-        const float factor = float((i % 2 ? -kStep[i / 2] : kStep[i / 2]) / 63);
+        const float factor = float((i % 2 ? -tries.step[i / 2] : tries.step[i / 2]) / tries.end);
         for (int l = 0; l < kLanes; ++l)
             candidate.v[l] = base.v[l] * factor;
         attempt(group, book, candidate, best, scale);
@@ -143,7 +167,8 @@ inline void search(const Group& group, const Codebook& book, Lane& scale) {
 }
 
 /// How much root^2 units of `step` lessen the squared error.
-inline void gain_of(const Group& group, const Codebook& book, const Lane& factor, Lane& gain) {
+template <class Grid>
+inline void gain_of(const Group& group, const Grid& book, const Lane& factor, Lane& gain) {
     Lane safe, cross, square;
     for (int l = 0; l < kLanes; ++l)
         safe.v[l] = factor.v[l] != 0 ? factor.v[l] : 1.0f;
@@ -154,34 +179,40 @@ inline void gain_of(const Group& group, const Codebook& book, const Lane& factor
     }
 }
 
-/// Signed roots for the wanted scales in units of `step`, the better of the two neighbours, and indices
-/// [k][lane].
-inline void round_scales(const Group& group, const Codebook& book, const float* wanted, const Lane& step,
+/// Signed roots for the wanted scales in units of `step`, the best of the neighbours, and indices [k][lane].
+template <class Grid>
+inline void round_scales(const Group& group, const Grid& book, const float* wanted, const Lane& step,
                          int* root, uint8_t (*index)[kLanes]) {
-    Lane sign, low, high, factor_low, factor_high, gain_low, gain_high, inverse;
+    constexpr Tries tries = tries_of(Grid{});
+    Lane sign, low, size, factor, gain, best, best_size, best_factor, inverse;
     for (int l = 0; l < kLanes; ++l) {
         const float ratio = magnitude(wanted[l]) / (step.v[l] > 0 ? step.v[l] : 1.0f);
         const float whole = float(int(sqrtf(ratio)));
         low.v[l] = whole < 127.0f ? whole : 127.0f;
-        high.v[l] = low.v[l] + 1.0f < 127.0f ? low.v[l] + 1.0f : 127.0f;
         sign.v[l] = wanted[l] < 0 ? -1.0f : 1.0f;
-        factor_low.v[l] = step.v[l] * (low.v[l] * low.v[l]) * sign.v[l];
-        factor_high.v[l] = step.v[l] * (high.v[l] * high.v[l]) * sign.v[l];
     }
-    gain_of(group, book, factor_low, gain_low);
-    gain_of(group, book, factor_high, gain_high);
+    for (int away = tries.first_root; away <= tries.last_root; ++away) {
+        for (int l = 0; l < kLanes; ++l) {
+            const float near = low.v[l] + float(away), positive = near > 0 ? near : 0.0f;
+            size.v[l] = positive < 127.0f ? positive : 127.0f;
+            factor.v[l] = step.v[l] * (size.v[l] * size.v[l]) * sign.v[l];
+        }
+        gain_of(group, book, factor, gain);
+        for (int l = 0; l < kLanes; ++l) {
+            const bool better = away == tries.first_root || gain.v[l] > best.v[l];
+            best.v[l] = better ? gain.v[l] : best.v[l];
+            best_size.v[l] = better ? size.v[l] : best_size.v[l];
+            best_factor.v[l] = better ? factor.v[l] : best_factor.v[l];
+        }
+    }
     int keep[kLanes];
     for (int l = 0; l < kLanes; ++l) {
-        const bool up = gain_high.v[l] > gain_low.v[l];
-        const float gain = up ? gain_high.v[l] : gain_low.v[l],
-                    factor = up ? factor_high.v[l] : factor_low.v[l];
-        const float size = up ? high.v[l] : low.v[l];
-        const bool dead = !(gain > 0) || wanted[l] == 0 || size == 0;
-        root[l] = dead ? 0 : int(size * sign.v[l]);
-        keep[l] = dead ? 0 : 15;
-        inverse.v[l] = 1.0f / (factor != 0 ? factor : 1.0f);
+        const bool dead = !(best.v[l] > 0) || wanted[l] == 0 || best_size.v[l] == 0;
+        root[l] = dead ? 0 : int(best_size.v[l] * sign.v[l]);
+        keep[l] = dead ? 0 : 255;
+        inverse.v[l] = 1.0f / (best_factor.v[l] != 0 ? best_factor.v[l] : 1.0f);
     }
-    const Codebook local = book;
+    const Grid local = book;
     for (int k = 0; k < group.count; ++k)
         for (int l = 0; l < kLanes; ++l)
             index[k][l] = uint8_t(nearest_index(local, group.x[k].v[l] * inverse.v[l]) & keep[l]);
@@ -285,7 +316,7 @@ struct Writer {
 
     /// Codes of zero, scales of zero.
     void clear() const {
-        const int fill = request.four() ? 0 : kQ8Zero;
+        const int fill = request.eight() ? kQ8Zero : 0;
         const size_t groups = size_t(padded / request.group);
         if (request.layout == Layout::kTile) {
             const size_t bytes = request.code_bytes() * kLanes;
@@ -323,37 +354,51 @@ struct Writer {
         }
         for (int k = 0; k < count; ++k) {
             const int at = begin + k;
-            size_t byte;
-            int shift = 0;
-            if (request.layout == Layout::kRow) {
-                byte = request.four() ? size_t(at / 32 * 16 + at % 16) : size_t(at);
-                shift = request.four() ? at % 32 / 16 * 4 : 0;
-            } else if (request.four()) {
-                byte = size_t(at / 128 * 64 + at % 16 * 4 + at % 128 / 32);
-                shift = at % 32 / 16 * 4;
-            } else {
-                byte = size_t(at / 64 * 64 + at % 16 * 4 + at % 64 / 16);
+            const bool by_row = request.layout == Layout::kRow;
+            if (request.eight()) {
+                const size_t byte = by_row ? size_t(at) : size_t(at / 64 * 64 + at % 16 * 4 + at % 64 / 16);
+                for (int l = 0; l < rows; ++l)
+                    row(l)[byte] = code[k][l];
+                continue;
             }
-            for (int l = 0; l < rows; ++l) {
-                uint8_t& target = row(l)[byte];
-                target = request.four() ? uint8_t(target | code[k][l] << shift) : code[k][l];
-            }
+            const bool six = !request.four();
+            const int shift = at % 32 / 16 * 4;
+            const size_t byte = by_row ? size_t(at / 32 * (six ? 24 : 16) + at % 16)
+                                       : size_t(at / 128 * 64 + at % 16 * 4 + at % 128 / 32);
+            for (int l = 0; l < rows; ++l)
+                row(l)[byte] = uint8_t(row(l)[byte] | (code[k][l] & 15) << shift);
+            if (!six)
+                continue;
+            const int i = at % 128 / 16; // of a line of kn
+            const size_t above = by_row ? size_t(at / 32 * 24 + 16 + at % 8)
+                                        : size_t(padded / 2 + at / 128 * 32 + at % 16 * 2 + i / 2 % 2);
+            const int above_shift = 2 * (by_row ? at % 32 / 8 : i / 4 * 2 + i % 2);
+            for (int l = 0; l < rows; ++l)
+                row(l)[above] = uint8_t(row(l)[above] | code[k][l] >> 4 << above_shift);
         }
     }
 
   private:
     void tile(int k, const uint8_t* code) const {
         uint8_t* base = request.q + size_t(block) * kLanes * request.code_bytes();
-        if (request.four()) {
-            uint8_t* target = base + size_t(k / 8) * 64 + size_t(k % 4);
-            const int shift = k % 8 / 4 * 4;
-            for (int l = 0; l < kLanes; ++l)
-                target[4 * l] = uint8_t(target[4 * l] | code[l] << shift);
-        } else {
+        if (request.eight()) {
             uint8_t* target = base + size_t(k / 4) * 64 + size_t(k % 4);
             for (int l = 0; l < kLanes; ++l)
                 target[4 * l] = code[l];
+            return;
         }
+        const size_t lines = request.four() ? 4 : 6; // of 32 inputs
+        uint8_t* group = base + size_t(k / 32) * lines * 64 + size_t(k % 4);
+        uint8_t* target = group + size_t(k % 32 / 8) * 64;
+        const int shift = k % 8 / 4 * 4;
+        for (int l = 0; l < kLanes; ++l)
+            target[4 * l] = uint8_t(target[4 * l] | (code[l] & 15) << shift);
+        if (request.four())
+            return;
+        uint8_t* above = group + size_t(4 + k % 32 / 16) * 64;
+        const int above_shift = k % 16 / 4 * 2;
+        for (int l = 0; l < kLanes; ++l)
+            above[4 * l] = uint8_t(above[4 * l] | code[l] >> 4 << above_shift);
     }
 };
 
@@ -442,7 +487,9 @@ inline void to_units(Group& group, const Lane& top) {
         }
 }
 
-inline void encode4(const Request& request, const Codebook& book, int block, float* wanted) {
+/// Codes of 4 or 6 bits: searched scales, rounded to the best of their neighbours.
+template <class Grid>
+inline void encode_searched(const Request& request, const Grid& book, int block, float* wanted) {
     const Reader in = reader_of(request, block);
     const Writer out(request, block);
     Group group, unit;
@@ -479,7 +526,7 @@ inline void encode4(const Request& request, const Codebook& book, int block, flo
             factor.v[l] = d.v[l] * float(root[l] * (root[l] < 0 ? -root[l] : root[l]));
         for (int k = 0; k < group.count; ++k)
             for (int l = 0; l < kLanes; ++l)
-                decoded[k].v[l] = factor.v[l] * book.entry[code[k][l]];
+                decoded[k].v[l] = factor.v[l] * entry_of(book, code[k][l]);
         losses.add(group, decoded);
         out.scales(g, root);
         out.codes(g, group.count, code);
@@ -489,7 +536,9 @@ inline void encode4(const Request& request, const Codebook& book, int block, flo
 
 void encode_block(const Request& request, const Codebook& book, int block, float* scratch) {
     if (request.four())
-        encode4(request, book, block, scratch);
+        encode_searched(request, book, block, scratch);
+    else if (request.encoding == Encoding::kQ6)
+        encode_searched(request, EvenGrid{}, block, scratch);
     else
         encode8(request, block);
 }

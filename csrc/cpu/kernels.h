@@ -22,7 +22,8 @@ struct Acts {
     int8_t* q = nullptr;        ///< [T / width, k_pad / 4, width, 4], -127..127
     float* scale = nullptr;     ///< [T / width, k_pad / 32, width]; value = q * scale
     int32_t* bias_q8 = nullptr; ///< like scale: -128 times the group's sum of q
-    int32_t* bias_q4 = nullptr; ///< [T / width, k_pad / 16, width]: -64 times the half group's sum of q
+    int32_t* bias_q4 = nullptr; ///< [T / width, k_pad / 16, width]: -64 times the half group's sum of q; q6
+                                ///< takes half of it
 };
 
 /// What happens to a product y before it is stored.

@@ -32,12 +32,9 @@ void product(const Product& p, int begin, int end, int rows, uint8_t* scratch) {
         if (w.layout == Layout::kTile) {
             for (int tile = 2 * unit; tile < 2 * unit + 2 && tile * kTileRows < w.n; ++tile) {
                 float* part = y + (tile & 1) * kTileRows;
-                if (w.encoding == Encoding::kQ8)
-                    tile_times_rows<false, 32>(w, tile, *p.x, rows, part, kUnitRows, decoded);
-                else if (w.group == 32)
-                    tile_times_rows<true, 32>(w, tile, *p.x, rows, part, kUnitRows, decoded);
-                else
-                    tile_times_rows<true, 16>(w, tile, *p.x, rows, part, kUnitRows, decoded);
+                with_codes(w, [&]<Encoding E, int kGroup>() {
+                    tile_times_rows<E, kGroup>(w, tile, *p.x, rows, part, kUnitRows, decoded);
+                });
             }
         } else if (w.encoding == Encoding::kF32) {
             float_unit<Encoding::kF32>(w, n, count, *p.x, rows, y);
@@ -49,6 +46,17 @@ void product(const Product& p, int begin, int end, int rows, uint8_t* scratch) {
         for (int t = 0; t < rows; ++t)
             finish_outputs(p, t, n, count, y + t * kUnitRows);
     }
+}
+
+/// Code i, without its zero point, of a quantized row.
+inline int code_of_row(const Matrix& m, const uint8_t* codes, int i) {
+    if (m.encoding == Encoding::kQ8)
+        return int(codes[i]) - kQ8Zero;
+    const int shift = i % 32 / 16 * 4;
+    if (m.encoding == Encoding::kQ4)
+        return int(m.cb[codes[i / 32 * 16 + i % 16] >> shift & 15]) - kQ4Zero;
+    const uint8_t* block = codes + i / 32 * 24; // nibbles, then the bits above them
+    return ((block[i % 16] >> shift & 15) | (block[16 + i % 8] >> (i % 32 / 8 * 2) & 3) << 4) - kQ6Zero;
 }
 
 void embedding_row(const Matrix& m, int row, float* out) {
@@ -64,13 +72,11 @@ void embedding_row(const Matrix& m, int row, float* out) {
         }
         return;
     }
-    const bool q4 = m.encoding == Encoding::kQ4;
-    const uint8_t* codes = m.q + r * size_t(m.k_pad) / (q4 ? 2 : 1);
+    const uint8_t* codes = m.q + r * m.code_bytes(size_t(m.k_pad));
     const int8_t* scales = m.s + r * size_t(m.k_pad / m.group);
     for (int i = 0; i < m.k; ++i) {
-        const int s = scales[i / m.group], byte = q4 ? codes[i / 32 * 16 + i % 16] : codes[i];
-        const int code = q4 ? int(m.cb[i % 32 < 16 ? byte & 15 : byte >> 4]) - kQ4Zero : byte - kQ8Zero;
-        out[i] = (m.d[r] * float(s * (s < 0 ? -s : s))) * float(code);
+        const int s = scales[i / m.group];
+        out[i] = (m.d[r] * float(s * (s < 0 ? -s : s))) * float(code_of_row(m, codes, i));
     }
 }
 

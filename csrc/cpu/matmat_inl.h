@@ -27,28 +27,76 @@ inline void prefetch_far(const uint8_t* p) {
 #endif
 }
 
+/// f<encoding, group>() for the form of a quantized matrix.
+template <class F>
+void with_codes(const Matrix& w, F&& f) {
+    if (w.encoding == Encoding::kQ8)
+        f.template operator()<Encoding::kQ8, 32>();
+    else if (w.encoding == Encoding::kQ6 && w.group == 32)
+        f.template operator()<Encoding::kQ6, 32>();
+    else if (w.encoding == Encoding::kQ6)
+        f.template operator()<Encoding::kQ6, 16>();
+    else if (w.group == 32)
+        f.template operator()<Encoding::kQ4, 32>();
+    else
+        f.template operator()<Encoding::kQ4, 16>();
+}
+
+/// Where sums of six-bit codes start: what a start of q4 takes off, for half its zero point.
+inline vi dot_start_q6(int32_t bias_q4) { return dot_start(bias_q4 / (kQ4Zero / kQ6Zero)); }
+
 /// Outputs of one 16-row tile for block `block` of T interleaved tokens: y[t * y_stride + row].
-template <int T, bool kIsQ4, int kGroup, bool kFetch>
+template <int T, Encoding E, int kGroup, bool kFetch>
 void tile_times_tokens(const Matrix& w, int tile, const Acts& x, int block, float* y, int y_stride) {
     const int groups = w.k_pad / kActGroup;
-    constexpr int kGroupBytes = kTileRows * kActGroup / (kIsQ4 ? 2 : 1); // codes of 32 inputs
-    constexpr int kScales = kActGroup / kGroup;                          // scale lines in them
-    constexpr int kQuad = 4 * T;                                         // bytes of 4 inputs of all tokens
+    constexpr int kGroupBytes = kTileRows * kActGroup / 8 * code_bits(E); // codes of 32 inputs
+    constexpr int kScales = kActGroup / kGroup;                           // scale lines in them
+    constexpr int kQuad = 4 * T;                                          // bytes of 4 inputs of all tokens
     const uint8_t* codes = w.q + size_t(tile) * size_t(groups) * kGroupBytes;
     const int8_t* scales = w.s + size_t(tile) * size_t(groups) * kScales * kTileRows;
     const size_t first_group = size_t(block) * size_t(groups) * T;
     const int8_t* xq = x.q + first_group * kActGroup;
     const float* x_scale = x.scale + first_group;
-    const int32_t* bias = kIsQ4 ? x.bias_q4 + 2 * first_group : x.bias_q8 + first_group;
+    const int32_t* bias = E == Encoding::kQ8 ? x.bias_q8 + first_group : x.bias_q4 + 2 * first_group;
     vf total[T];
     for (int t = 0; t < T; ++t)
         total[t] = zero();
     vc codebook{};
-    if constexpr (kIsQ4)
+    if constexpr (E == Encoding::kQ4)
         codebook = load_codebook(w.cb);
     for (int g = 0; g < groups; ++g, x_scale += T) {
         vi dot[T];
-        if constexpr (kIsQ4) {
+        if constexpr (E == Encoding::kQ6) {
+            const uint8_t* high_codes = codes + 4 * 64; // of which a line has the bits of 16 inputs
+            for (int half = 0; half < 2; ++half, codes += 2 * 64, xq += 4 * kQuad) {
+                if (half == 0 || kScales == 2) {
+                    for (int t = 0; t < T; ++t)
+                        dot[t] = dot_start_q6(kScales == 2 ? bias[t] : bias[t] + bias[T + t]);
+                    bias += kScales == 2 ? T : 2 * T;
+                }
+                if constexpr (kFetch)
+                    for (int line = 0; line < 3; ++line)
+                        prefetch(codes + half * 64 + line * 64 + kPrefetchBytes);
+                const vc high = load_codes(high_codes + half * 64), a = load_codes(codes),
+                         b = load_codes(codes + 64);
+                const auto add = [&]<int V>(vc packed) {
+                    const vc quads = six_bits<V>(packed, high);
+                    for (int t = 0; t < T; ++t)
+                        dot[t] = dot_q4(dot[t], quads, xq + V * kQuad + 4 * t);
+                };
+                add.template operator()<0>(a);
+                add.template operator()<1>(a);
+                add.template operator()<2>(b);
+                add.template operator()<3>(b);
+                if (half == 0 && kScales == 1)
+                    continue;
+                const vf scale = square_law(load_i8(scales));
+                scales += kTileRows;
+                for (int t = 0; t < T; ++t)
+                    total[t] = fma(to_float(dot[t]), mul(scale, set(x_scale[t])), total[t]);
+            }
+            codes += 2 * 64;
+        } else if constexpr (E == Encoding::kQ4) {
             constexpr int kLoads = kGroup / 8; // 64 bytes hold 8 inputs of 16 rows
             for (int half = 0; half < kScales; ++half) {
                 for (int t = 0; t < T; ++t)
@@ -92,16 +140,31 @@ void tile_times_tokens(const Matrix& w, int tile, const Acts& x, int block, floa
 }
 
 /// A tile as the dot products take it: 64 bytes hold 4 inputs of 16 rows. Its group scales become floats.
-template <bool kIsQ4, int kGroup>
+template <Encoding E, int kGroup>
 const uint8_t* decode_tile(const Matrix& w, int tile, uint8_t* decoded, float* scales) {
     const int groups = w.k_pad / kGroup;
     const int8_t* s = w.s + size_t(tile) * size_t(groups) * kTileRows;
     for (int g = 0; g < groups; ++g)
         store(scales + g * kTileRows, square_law(load_i8(s + g * kTileRows)));
     const size_t bytes = size_t(w.k_pad) * kTileRows;
-    if constexpr (!kIsQ4)
+    if constexpr (E == Encoding::kQ8)
         return w.q + size_t(tile) * bytes;
-    const uint8_t* codes = w.q + size_t(tile) * (bytes / 2);
+    const uint8_t* codes = w.q + size_t(tile) * w.code_bytes(bytes);
+    if constexpr (E == Encoding::kQ6) {
+        for (size_t i = 0; i < bytes; i += 8 * 64, codes += 6 * 64)
+            for (int half = 0; half < 2; ++half) {
+                for (int line = 0; line < 3; ++line)
+                    prefetch(codes + (3 * half + line) * 64 + kPrefetchBytes);
+                const vc a = load_codes(codes + 2 * half * 64), b = load_codes(codes + (2 * half + 1) * 64),
+                         high = load_codes(codes + (4 + half) * 64);
+                uint8_t* to = decoded + i + size_t(half) * 4 * 64;
+                store_codes(to, six_bits<0>(a, high));
+                store_codes(to + 64, six_bits<1>(a, high));
+                store_codes(to + 2 * 64, six_bits<2>(b, high));
+                store_codes(to + 3 * 64, six_bits<3>(b, high));
+            }
+        return decoded;
+    }
     const vc codebook = load_codebook(w.cb);
     for (size_t i = 0; i < bytes; i += 128, codes += 64) {
         prefetch(codes + kPrefetchBytes);
@@ -114,28 +177,31 @@ const uint8_t* decode_tile(const Matrix& w, int tile, uint8_t* decoded, float* s
 
 /// Outputs of a decoded tile for the first T tokens of block `block`. The sums of the groups go to memory, so
 /// that the registers hold those of more tokens.
-template <int T, bool kIsQ4, int kGroup>
+template <int T, Encoding E, int kGroup>
 void decoded_times_tokens(const Matrix& w, int tile, const uint8_t* codes, const float* scales, const Acts& x,
                           int block, float* y, int y_stride) {
-    constexpr int kHalf = kIsQ4 ? 16 : 32; // inputs per bias
+    constexpr int kHalf = E == Encoding::kQ8 ? 32 : 16; // inputs per bias
     constexpr int kBiases = kGroup / kHalf;
     const size_t first_group = size_t(block) * size_t(w.k_pad / kActGroup) * kMaxTokens;
     const int8_t* xq = x.q + first_group * kActGroup;
     const float* x_scale = x.scale + first_group;
-    const int32_t* bias = kIsQ4 ? x.bias_q4 + 2 * first_group : x.bias_q8 + first_group;
+    const int32_t* bias = E == Encoding::kQ8 ? x.bias_q8 + first_group : x.bias_q4 + 2 * first_group;
     for (int t = 0; t < T; ++t)
         store(y + t * y_stride, zero());
     for (int k = 0; k < w.k_pad; k += kGroup, scales += kTileRows) {
         vi dot[T];
         for (int t = 0; t < T; ++t) {
             const int32_t start = kBiases == 2 ? bias[t] + bias[kMaxTokens + t] : bias[t];
-            dot[t] = kIsQ4 ? dot_start(start) : dot_start_q8(start);
+            dot[t] = E == Encoding::kQ4   ? dot_start(start)
+                     : E == Encoding::kQ6 ? dot_start_q6(start)
+                                          : dot_start_q8(start);
         }
         bias += kBiases * kMaxTokens;
         for (int j = 0; j < kGroup / 4; ++j, codes += 64, xq += 4 * kMaxTokens) {
             const vc quads = load_codes(codes);
             for (int t = 0; t < T; ++t) {
-                dot[t] = kIsQ4 ? dot_q4(dot[t], quads, xq + 4 * t) : dot_q8(dot[t], quads, xq + 4 * t);
+                dot[t] = E == Encoding::kQ8 ? dot_q8(dot[t], quads, xq + 4 * t)
+                                            : dot_q4(dot[t], quads, xq + 4 * t);
                 stay_in_registers(dot[t]);
             }
         }
@@ -152,31 +218,30 @@ void decoded_times_tokens(const Matrix& w, int tile, const uint8_t* codes, const
 }
 
 /// `scratch`: what product_scratch_bytes counts for a decoded tile.
-template <bool kIsQ4, int kGroup>
+template <Encoding E, int kGroup>
 void tile_times_rows(const Matrix& w, int tile, const Acts& x, int rows, float* y, int y_stride,
                      uint8_t* scratch) {
     if (x.width == 1) {
         for (int t = 0; t < rows; ++t)
-            tile_times_tokens<1, kIsQ4, kGroup, true>(w, tile, x, t, y + t * y_stride, y_stride);
+            tile_times_tokens<1, E, kGroup, true>(w, tile, x, t, y + t * y_stride, y_stride);
         return;
     }
     if constexpr (kDecodesTiles) {
         float* scales = reinterpret_cast<float*>(scratch + size_t(w.k_pad) * kTileRows);
-        const uint8_t* codes = decode_tile<kIsQ4, kGroup>(w, tile, scratch, scales);
+        const uint8_t* codes = decode_tile<E, kGroup>(w, tile, scratch, scales);
         for (int t = 0; t < rows; t += kMaxTokens, y += kMaxTokens * y_stride) {
             const int block = t / kMaxTokens;
             if (rows - t <= kMaxTokens / 2)
-                decoded_times_tokens<kMaxTokens / 2, kIsQ4, kGroup>(w, tile, codes, scales, x, block, y,
-                                                                    y_stride);
-            else
-                decoded_times_tokens<kMaxTokens, kIsQ4, kGroup>(w, tile, codes, scales, x, block, y,
+                decoded_times_tokens<kMaxTokens / 2, E, kGroup>(w, tile, codes, scales, x, block, y,
                                                                 y_stride);
+            else
+                decoded_times_tokens<kMaxTokens, E, kGroup>(w, tile, codes, scales, x, block, y, y_stride);
         }
     } else {
-        tile_times_tokens<kMaxTokens, kIsQ4, kGroup, true>(w, tile, x, 0, y, y_stride);
+        tile_times_tokens<kMaxTokens, E, kGroup, true>(w, tile, x, 0, y, y_stride);
         for (int block = 1; block * kMaxTokens < rows; ++block)
-            tile_times_tokens<kMaxTokens, kIsQ4, kGroup, false>(w, tile, x, block,
-                                                                y + block * kMaxTokens * y_stride, y_stride);
+            tile_times_tokens<kMaxTokens, E, kGroup, false>(w, tile, x, block,
+                                                            y + block * kMaxTokens * y_stride, y_stride);
     }
 }
 

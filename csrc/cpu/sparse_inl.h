@@ -74,10 +74,10 @@ inline void set_multipliers(const ChannelBlock& block, size_t scales_at, int beg
 
 /// y[0..kOutputs) += the block's products with one 64-byte line of every record; its groups are the
 /// multipliers' from `first` on.
-template <int kOutputs, int kGroup>
-inline void add_line(const ChannelBlock& block, int line, const Multipliers& m, int first, vh codebook,
-                     float* y) {
-    constexpr int kVectors = kOutputs / 16;
+template <Encoding E, int kGroup>
+inline void add_line(const Matrix& w, const ChannelBlock& block, int line, const Multipliers& m, int first,
+                     vh codebook, float* y) {
+    constexpr int kVectors = line_outputs(E) / 16;
     const auto* pairs = m.pairs + first;
     for (int half = 0; half < kHalves; ++half) {
         const size_t at = size_t(line) * 64 + size_t(half) * (64 / kHalves);
@@ -93,13 +93,21 @@ inline void add_line(const ChannelBlock& block, int line, const Multipliers& m, 
             const auto add_odd = [&]<int I>(vh codes) {
                 sum[I] = dot_pairs(sum[I], odd_bytes(codes), pairs[16 * I / kGroup][p]);
             };
-            if constexpr (kOutputs == 128) {
-                const vh low_even = low_nibbles(codebook, low), low_odd = high_nibbles(codebook, low);
+            if constexpr (E != Encoding::kQ8) {
+                vh low_even, low_odd, high_even, high_odd;
+                if constexpr (E == Encoding::kQ4) {
+                    low_even = low_nibbles(codebook, low), low_odd = high_nibbles(codebook, low);
+                    high_even = low_nibbles(codebook, high), high_odd = high_nibbles(codebook, high);
+                } else { // the bits above a line's nibbles lie behind those of all lines
+                    const size_t above = size_t(w.n_pad) / 2 + at / 2;
+                    const vh bits = pair_words(block.record[2 * p] + above, block.record[2 * p + 1] + above);
+                    low_even = half_six_bits<0>(low, bits), low_odd = half_six_bits<1>(low, bits);
+                    high_even = half_six_bits<2>(high, bits), high_odd = half_six_bits<3>(high, bits);
+                }
                 add.template operator()<0>(low_even);
                 add.template operator()<1>(low_odd);
                 add_odd.template operator()<2>(low_even);
                 add_odd.template operator()<3>(low_odd);
-                const vh high_even = low_nibbles(codebook, high), high_odd = high_nibbles(codebook, high);
                 add.template operator()<4>(high_even);
                 add.template operator()<5>(high_odd);
                 add_odd.template operator()<6>(high_even);
@@ -160,6 +168,9 @@ class Fetcher {
             for (int line = begin_; line < end_; ++line)
                 prefetch_far(record + size_t(line) * 64);
             prefetch_far(record + scales_at_);
+            if (w_.encoding == Encoding::kQ6) // two lines of nibbles have one of the bits above them
+                for (int line = begin_; line < end_ + begin_ % 2; line += 2)
+                    prefetch_far(record + size_t(w_.n_pad) / 2 + size_t(line) * 32);
         }
     }
 
@@ -171,19 +182,30 @@ class Fetcher {
     int count_, next_ = 0, planned_ = 0, steps_ = 1, credit_ = 0;
 };
 
+/// Asks for the codes of lines [begin, end) of a record.
+template <Encoding E>
+inline void fetch_lines(const Matrix& w, const uint8_t* record, int begin, int end) {
+    for (int line = begin; line < end; ++line)
+        prefetch(record + size_t(line) * 64);
+    if constexpr (E == Encoding::kQ6)
+        for (int line = begin; line < end + begin % 2; line += 2)
+            prefetch(record + size_t(w.n_pad) / 2 + size_t(line) * 32);
+}
+
 /// Lines [begin, end) for tokens [t0, t0 + tokens): y[t] has (end - begin) * kOutputs floats.
-template <int kOutputs, int kGroup>
+template <Encoding E, int kGroup>
 void sparse_lines(const Matrix& w, int begin, int end, const Acts& x, int t0, int tokens, uint8_t* scratch) {
+    constexpr int kOutputs = line_outputs(E);
     constexpr int kGroups = kOutputs / kGroup, kWindowLines = kWindow / kGroups; // of a line, in a window
-    constexpr int kZero = kOutputs == 128 ? kQ4Zero : kQ8Zero;
+    constexpr int kZero = E == Encoding::kQ8 ? kQ8Zero : E == Encoding::kQ6 ? kQ6Zero : kQ4Zero;
     const int lines = end - begin, width = lines * kOutputs;
-    const size_t first_scale = size_t(w.n_pad) / (kOutputs == 128 ? 2 : 1);
+    const size_t first_scale = w.code_bytes(size_t(w.n_pad));
     const size_t own_scale = first_scale + size_t(begin) * kGroups;
     const float* inputs = x.f + size_t(t0) * size_t(x.k_pad);
     float* y = reinterpret_cast<float*>(scratch);
     int32_t* active = reinterpret_cast<int32_t*>(y + size_t(tokens) * size_t(w.n_pad));
     vh codebook = half_set(0);
-    if constexpr (kOutputs == 128)
+    if constexpr (E == Encoding::kQ4)
         codebook = half_codebook(w.cb);
     for (int i = 0; i < tokens * width; i += 16)
         store(y + i, zero());
@@ -235,13 +257,12 @@ void sparse_lines(const Matrix& w, int begin, int end, const Acts& x, int t0, in
                             prefetch(record(r) + own_scale);
                         for (int r = later * (line - begin) / lines; r < later * (line - begin + 1) / lines;
                              ++r)
-                            for (int ahead = begin; ahead < end; ++ahead)
-                                prefetch(record(r) + size_t(ahead) * 64);
+                            fetch_lines<E>(w, record(r), begin, end);
                     } else {
                         fetcher.step();
                     }
-                    add_line<kOutputs, kGroup>(block, line, multipliers, place * kGroups, codebook,
-                                               out + size_t(line - begin) * kOutputs);
+                    add_line<E, kGroup>(w, block, line, multipliers, place * kGroups, codebook,
+                                        out + size_t(line - begin) * kOutputs);
                 }
             }
         }
@@ -253,12 +274,9 @@ void sparse_product(const Product& p, int begin, int end, int rows, uint8_t* scr
     const int unit = w.unit(), first = begin * unit, last = end * unit < w.n ? end * unit : w.n;
     for (int t0 = 0; t0 < rows; t0 += kSparseTokens) {
         const int tokens = rows - t0 < kSparseTokens ? rows - t0 : kSparseTokens;
-        if (w.encoding == Encoding::kQ8)
-            sparse_lines<64, 32>(w, begin, end, *p.x, t0, tokens, scratch);
-        else if (w.group == 32)
-            sparse_lines<128, 32>(w, begin, end, *p.x, t0, tokens, scratch);
-        else
-            sparse_lines<128, 16>(w, begin, end, *p.x, t0, tokens, scratch);
+        with_codes(w, [&]<Encoding E, int kGroup>() {
+            sparse_lines<E, kGroup>(w, begin, end, *p.x, t0, tokens, scratch);
+        });
         float* y = reinterpret_cast<float*>(scratch);
         for (int t = 0; t < tokens; ++t, y += size_t(end - begin) * size_t(unit))
             finish_outputs(p, t0 + t, first, last - first, y);

@@ -179,6 +179,23 @@ inline vh low_nibbles(vh codebook, vh x) {
     return _mm256_shuffle_epi8(codebook, _mm256_and_si256(x, _mm256_set1_epi8(15)));
 }
 inline vh high_nibbles(vh codebook, vh x) { return low_nibbles(codebook, _mm256_srli_epi16(x, 4)); }
+inline vh pair_words(const uint8_t* a, const uint8_t* b) {
+    const auto words = [](const uint8_t* p) {
+        return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+    };
+    return _mm256_or_si256(words(a), _mm256_slli_epi32(words(b), 16));
+}
+template <int V>
+inline vh half_six_bits(vh x, vh bits) {
+    if constexpr (V % 2)
+        x = _mm256_srli_epi16(x, 4);
+    if constexpr (V < 2)
+        bits = _mm256_slli_epi16(bits, 4 - 2 * V);
+    else if constexpr (V == 3)
+        bits = _mm256_srli_epi16(bits, 2);
+    return _mm256_or_si256(_mm256_and_si256(x, _mm256_set1_epi8(15)),
+                           _mm256_and_si256(bits, _mm256_set1_epi8(0x30)));
+}
 inline vh even_bytes(vh x) { return _mm256_and_si256(x, _mm256_set1_epi16(255)); }
 inline vh odd_bytes(vh x) { return _mm256_srli_epi16(x, 8); }
 inline void add_scaled(float* y, vh acc, float scale) {
@@ -203,6 +220,11 @@ inline vc high_codes(vc codebook, vc packed) {
     const __m256i mask = _mm256_set1_epi8(15);
     return {_mm256_shuffle_epi8(codebook.a, _mm256_and_si256(_mm256_srli_epi16(packed.a, 4), mask)),
             _mm256_shuffle_epi8(codebook.b, _mm256_and_si256(_mm256_srli_epi16(packed.b, 4), mask))};
+}
+
+template <int V>
+inline vc six_bits(vc packed, vc bits) {
+    return {half_six_bits<V>(packed.a, bits.a), half_six_bits<V>(packed.b, bits.b)};
 }
 
 inline __m256i four_bytes(const int8_t* x) {

@@ -124,6 +124,24 @@ inline vh low_nibbles(vh codebook, vh x) {
     return _mm512_shuffle_epi8(codebook, _mm512_and_si512(x, _mm512_set1_epi8(15)));
 }
 inline vh high_nibbles(vh codebook, vh x) { return low_nibbles(codebook, _mm512_srli_epi16(x, 4)); }
+inline vh pair_words(const uint8_t* a, const uint8_t* b) {
+    const auto words = [](const uint8_t* p) {
+        return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+    };
+    return _mm512_or_si512(words(a), _mm512_slli_epi32(words(b), 16));
+}
+template <int V>
+inline vh half_six_bits(vh x, vh bits) {
+    if constexpr (V % 2)
+        x = _mm512_srli_epi16(x, 4);
+    if constexpr (V < 2)
+        bits = _mm512_slli_epi16(bits, 4 - 2 * V);
+    else if constexpr (V == 3)
+        bits = _mm512_srli_epi16(bits, 2);
+    constexpr int kSelected = 0xea; // (a and b) or c
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), x, _mm512_and_si512(bits, _mm512_set1_epi8(0x30)),
+                                     kSelected);
+}
 inline vh even_bytes(vh x) { return _mm512_and_si512(x, _mm512_set1_epi16(255)); }
 inline vh odd_bytes(vh x) { return _mm512_srli_epi16(x, 8); }
 inline vh dot_pairs(vh acc, vh w, int32_t x) {
@@ -147,6 +165,11 @@ inline vc low_codes(vc codebook, vc packed) {
 inline vc high_codes(vc codebook, vc packed) {
     return _mm512_shuffle_epi8(codebook,
                                _mm512_and_si512(_mm512_srli_epi16(packed, 4), _mm512_set1_epi8(15)));
+}
+
+template <int V>
+inline vc six_bits(vc packed, vc bits) {
+    return half_six_bits<V>(packed, bits);
 }
 
 inline int32_t four_bytes(const int8_t* x) {

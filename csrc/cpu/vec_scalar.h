@@ -234,6 +234,19 @@ vh high_nibbles(vh codebook, vh a) {
         word = int32_t(uint32_t(word) >> 4);
     return low_nibbles(codebook, a);
 }
+/// Halves of words from a below those from b: word i from 2 bytes at a + 2 i and at b + 2 i.
+vh pair_words(const uint8_t* a, const uint8_t* b) {
+    vh r;
+    RWKV_LANES(a[2 * i] | a[2 * i + 1] << 8 | b[2 * i] << 16 | int32_t(uint32_t(b[2 * i + 1]) << 24));
+}
+/// Six-bit codes: the low (V even) or high nibble of each byte of a, below bits 2 V and 2 V + 1 of that byte
+/// of bits.
+template <int V>
+vh half_six_bits(vh a, vh bits) {
+    vh r;
+    RWKV_LANES(int32_t((uint32_t(a.v[i]) >> (V % 2 * 4) & 0x0f0f0f0f) |
+                       (uint32_t(bits.v[i]) >> (2 * V) & 0x03030303) << 4));
+}
 /// Bytes 0 and 2 (1 and 3) of each word in its two halves.
 vh even_bytes(vh a) {
     vh r;
@@ -274,6 +287,15 @@ vc high_codes(vc codebook, vc packed) {
     vc r;
     for (int i = 0; i < 64; ++i)
         r.v[i] = codebook.v[packed.v[i] >> 4];
+    return r;
+}
+
+/// Six-bit codes: the low (V even) or high nibble of each byte below its bits 2 V and 2 V + 1 of `bits`.
+template <int V>
+vc six_bits(vc packed, vc bits) {
+    vc r;
+    for (int i = 0; i < 64; ++i)
+        r.v[i] = uint8_t((packed.v[i] >> (V % 2 * 4) & 15) | (bits.v[i] >> (2 * V) & 3) << 4);
     return r;
 }
 

@@ -31,8 +31,7 @@ size_t Matrix::bytes() const {
     }
     if (layout == Layout::kKn)
         return size_t(k) * size_t(stride);
-    return (encoding == Encoding::kQ8 ? elements : elements / 2) + elements / size_t(group) +
-           size_t(n_pad) * 4;
+    return code_bytes(elements) + elements / size_t(group) + size_t(n_pad) * 4;
 }
 
 Matrix make_matrix(const std::string& name, const std::string& encoding, const std::string& layout, int n,
@@ -58,23 +57,25 @@ Matrix make_matrix(const std::string& name, const std::string& encoding, const s
         m.encoding = Encoding::kQ4;
         m.group = encoding == "q4g16" ? 16 : 32;
         m.cb = part(name, parts, "cb", 16);
+    } else if (encoding == "q6g32" || encoding == "q6g16") {
+        m.encoding = Encoding::kQ6;
+        m.group = encoding == "q6g16" ? 16 : 32;
     } else {
         throw Error(Fault::kFormat, name + ": unknown encoding '" + encoding + "'");
     }
-    const size_t per_byte = m.encoding == Encoding::kQ8 ? 1 : 2;
     if (layout == "t16x4" || layout == "row") {
         m.layout = layout == "row" ? Layout::kRow : Layout::kTile;
         m.k_pad = round_up(k, 32);
         if (m.layout == Layout::kTile)
             m.n_pad = round_up(n, kTileRows);
         const size_t elements = size_t(m.n_pad) * size_t(m.k_pad);
-        m.q = part(name, parts, "q", elements / per_byte);
+        m.q = part(name, parts, "q", m.code_bytes(elements));
         m.s = reinterpret_cast<const int8_t*>(part(name, parts, "s", elements / size_t(m.group)));
         m.d = reinterpret_cast<const float*>(part(name, parts, "d", size_t(m.n_pad) * 4));
     } else if (layout == "kn") {
         m.layout = Layout::kKn;
         m.n_pad = round_up(n, m.unit());
-        m.stride = round_up(m.n_pad / int(per_byte) + m.n_pad / m.group, 64);
+        m.stride = round_up(int(m.code_bytes(size_t(m.n_pad))) + m.n_pad / m.group, 64);
         m.q = part(name, parts, "q", size_t(k) * size_t(m.stride));
         m.d = reinterpret_cast<const float*>(part(name, parts, "d", size_t(k) * 4));
     } else {

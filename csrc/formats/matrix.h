@@ -9,7 +9,7 @@
 
 namespace rwkv {
 
-enum class Encoding { kF32, kF16, kBf16, kQ8, kQ4 };
+enum class Encoding { kF32, kF16, kBf16, kQ8, kQ4, kQ6 };
 enum class Layout { kRow, kTile, kKn };
 
 /// Rows of a tile, and outputs of the smallest piece of work (two tiles: one group of the next activation).
@@ -19,6 +19,12 @@ constexpr int kUnitRows = 32;
 constexpr int kActGroup = 32;
 constexpr int kQ8Zero = 128;
 constexpr int kQ4Zero = 64;
+constexpr int kQ6Zero = 32;
+
+/// Bits of one code of a quantized encoding.
+constexpr int code_bits(Encoding e) { return e == Encoding::kQ8 ? 8 : e == Encoding::kQ6 ? 6 : 4; }
+/// Outputs whose nibbles, or codes of 8 bits, fill a line of 64 bytes of a kn record.
+constexpr int line_outputs(Encoding e) { return e == Encoding::kQ8 ? 64 : 128; }
 
 /// [n, k] = [outputs, inputs]. Pointers lie in the mapped file.
 struct Matrix {
@@ -43,8 +49,10 @@ struct Matrix {
     /// Whether products with it take activations as 8-bit integers (else float32).
     bool wants_quantized() const { return layout == Layout::kTile; }
     /// Outputs that one thread takes at the least.
-    int unit() const { return layout == Layout::kKn ? (encoding == Encoding::kQ4 ? 128 : 64) : kUnitRows; }
+    int unit() const { return layout == Layout::kKn ? line_outputs(encoding) : kUnitRows; }
     int units() const { return (n + unit() - 1) / unit(); }
+    /// Bytes of the codes of `weights` weights; quantized encodings only.
+    size_t code_bytes(size_t weights) const { return weights / 8 * size_t(code_bits(encoding)); }
     /// Bytes read when all of it is used.
     size_t bytes() const;
 };

@@ -43,19 +43,19 @@ RandomMatrix::RandomMatrix(const std::string& encoding, const std::string& layou
     const auto up = [](int value, int multiple) {
         return size_t((value + multiple - 1) / multiple * multiple);
     };
-    const size_t group = encoding == "q4g16" ? 16 : 32,
-                 per_byte = encoding[0] == 'q' && encoding[1] == '4' ? 2 : 1;
+    const size_t bits = encoding[0] == 'q' ? size_t(encoding[1] - '0') : 8;
+    const size_t group = encoding[0] == 'q' && encoding.substr(2) == "g16" ? 16 : 32;
     if (encoding[0] != 'q') {
         part_sizes = {{"", size_t(n) * size_t(k) * (encoding == "f32" ? 4 : 2)}};
     } else if (layout == "kn") {
-        const size_t n_pad = up(n, per_byte == 2 ? 128 : 64);
-        const size_t stride = up(int(n_pad / per_byte + n_pad / group), 64);
+        const size_t n_pad = up(n, bits == 8 ? 64 : 128);
+        const size_t stride = up(int(n_pad * bits / 8 + n_pad / group), 64);
         part_sizes = {{"q", size_t(k) * stride}, {"d", size_t(k) * 4}};
     } else {
         const size_t n_pad = layout == "row" ? size_t(n) : up(n, 16), elements = n_pad * up(k, 32);
-        part_sizes = {{"q", elements / per_byte}, {"s", elements / group}, {"d", n_pad * 4}};
+        part_sizes = {{"q", elements * bits / 8}, {"s", elements / group}, {"d", n_pad * 4}};
     }
-    if (per_byte == 2)
+    if (bits == 4)
         part_sizes.push_back({"cb", 16});
     size_t total = misalign;
     for (const auto& [name, size] : part_sizes) {
@@ -92,7 +92,7 @@ RandomMatrix::RandomMatrix(const std::string& encoding, const std::string& layou
             // q8 codes are 1..255 and scales -127..127, everything else is any byte
             for (size_t j = 0; j < size; ++j)
                 data[j] = uint8_t(generator());
-            const bool codes8 = name == "q" && per_byte == 1;
+            const bool codes8 = name == "q" && bits == 8;
             if (name == "s" || layout == "kn")
                 for (size_t j = 0; j < size; ++j)
                     if (data[j] == 0x80)
@@ -125,36 +125,41 @@ RandomMatrix::Weight RandomMatrix::weight(int n, int k) const {
         std::memcpy(&h, m.q + 2 * i, 2);
         return {m.encoding == Encoding::kF16 ? f16_to_float(h) : bf16_to_float(h), 1};
     }
-    const bool q4 = m.encoding == Encoding::kQ4;
+    const bool q8 = m.encoding == Encoding::kQ8;
+    // six bits: two of them stand elsewhere
+    const auto number = [&](int byte, bool upper, int above, int shift) {
+        const int nibble = upper ? byte >> 4 : byte & 15;
+        return q8                            ? byte - 128
+               : m.encoding == Encoding::kQ6 ? nibble + (above >> shift & 3) * 16 - 32
+                                             : int(m.cb[nibble]) - 64;
+    };
     float d;
     if (m.layout == Layout::kKn) {
         const uint8_t* record = m.q + size_t(k) * size_t(m.stride);
-        const int per_line = q4 ? 128 : 64, line = n / per_line, in_line = n % per_line;
-        const uint8_t byte = record[line * 64 + (in_line % 16) * 4 + (q4 ? in_line / 32 : in_line / 16)];
-        const int code = q4 ? int(m.cb[(in_line / 16) % 2 ? byte >> 4 : byte & 15]) - 64 : int(byte) - 128;
-        const int8_t s = int8_t(record[m.n_pad / (q4 ? 2 : 1) + n / m.group]);
+        const int per_line = q8 ? 64 : 128, line = n / per_line, in_line = n % per_line, i = in_line / 16;
+        const uint8_t byte = record[line * 64 + (in_line % 16) * 4 + (q8 ? i : i / 2)];
+        const uint8_t above = record[m.n_pad / 2 + line * 32 + in_line % 16 * 2 + i / 2 % 2];
+        const int8_t s = int8_t(record[m.code_bytes(size_t(m.n_pad)) + size_t(n / m.group)]);
         std::memcpy(&d, m.d + k, 4);
-        return {double(d) * law(s), code};
+        return {double(d) * law(s), number(byte, i % 2 != 0, above, (i / 4 * 2 + i % 2) * 2)};
     }
     std::memcpy(&d, m.d + n, 4);
     if (m.layout == Layout::kRow) {
-        const uint8_t* row = m.q + size_t(n) * size_t(m.k_pad) / (q4 ? 2 : 1);
+        const bool six = m.encoding == Encoding::kQ6;
+        const uint8_t* row = m.q + size_t(n) * m.code_bytes(size_t(m.k_pad));
         const int8_t s = m.s[size_t(n) * size_t(m.k_pad / m.group) + size_t(k / m.group)];
-        const uint8_t byte = q4 ? row[k / 32 * 16 + k % 16] : row[k];
-        const int code = q4 ? int(m.cb[k % 32 < 16 ? byte & 15 : byte >> 4]) - 64 : int(byte) - 128;
-        return {double(d) * law(s), code};
+        const uint8_t byte = q8 ? row[k] : row[k / 32 * (six ? 24 : 16) + k % 16];
+        const uint8_t above = six ? row[k / 32 * 24 + 16 + k % 8] : 0;
+        return {double(d) * law(s), number(byte, k % 32 >= 16, above, k % 32 / 8 * 2)};
     }
     const int8_t s =
         m.s[(size_t(n / 16) * size_t(m.k_pad / m.group) + size_t(k / m.group)) * 16 + size_t(n % 16)];
-    const size_t tile = size_t(n / 16) * size_t(m.k_pad) * 16;
-    int code;
-    if (q4) {
-        const uint8_t byte = m.q[tile / 2 + size_t(k / 8) * 64 + size_t(n % 16) * 4 + size_t(k % 4)];
-        code = int(m.cb[k % 8 < 4 ? byte & 15 : byte >> 4]) - 64;
-    } else {
-        code = int(m.q[tile + size_t(k / 4) * 64 + size_t(n % 16) * 4 + size_t(k % 4)]) - 128;
-    }
-    return {double(d) * law(s), code};
+    const uint8_t* group = m.q + (size_t(n / 16) * size_t(m.k_pad) + size_t(k / 32 * 32)) * 16 / 8 *
+                                     size_t(code_bits(m.encoding));
+    const int at = n % 16 * 4 + k % 4, in = k % 32;
+    const uint8_t byte = group[(q8 ? in / 4 : in / 8) * 64 + at];
+    const uint8_t above = m.encoding == Encoding::kQ6 ? group[256 + in / 16 * 64 + at] : 0;
+    return {double(d) * law(s), number(byte, in % 8 >= 4, above, in % 16 / 4 * 2)};
 }
 
 ActsBuffer::ActsBuffer(const cpu::KernelTable& op, const std::vector<float>& x, int rows, int k) {

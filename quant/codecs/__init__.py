@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quant.arrays import F32, Array
-from quant.codecs import floats, layouts, q4, q8
+from quant.codecs import floats, layouts, q4, q6, q8
+from quant.codecs.grouped import Grouped
+from quant.codecs.grouped import decode as decode_grouped
 from quant.formats import KN, Shape, encoding_of
 
 
@@ -22,5 +24,12 @@ def decode(parts: Mapping[str, Array], encoding: str, layout: str, shape: Shape)
     if not kind.quantized:
         return floats.decode(parts[""], encoding).reshape(shape)
     grouped = layouts.unpack(parts, encoding, layout, shape)
-    values = q8.decode(grouped) if kind.bits == 8 else q4.decode(grouped)
+    values = decode_grouped(grouped, levels(grouped, encoding))
     return values.T.copy() if layout == KN else values
+
+
+def levels(grouped: Grouped, encoding: str) -> F32:
+    """float32: what each code of a quantized `encoding` stands for, before any scale."""
+    if grouped.codebook is not None:
+        return q4.entries(grouped.codebook)
+    return {8: q8.LEVELS, 6: q6.LEVELS}[encoding_of(encoding).bits]

@@ -17,22 +17,25 @@ def pack(grouped: Grouped, encoding: str, layout: str, shape: Shape) -> dict[str
 
     `grouped` has N rows of length K (in `kn`: K rows of length N), padded to `quant.formats.padded_length`.
     """
-    four = encoding_of(encoding).bits == 4
+    bits = encoding_of(encoding).bits
     parts: dict[str, Array]
     if layout == TILE:
-        codes = _pad_rows(grouped.codes, 0 if four else q8.ZERO)
+        codes = _pad_rows(grouped.codes, q8.ZERO if bits == 8 else 0)
         scales = _pad_rows(grouped.scales, 0)
         tiled = np.ascontiguousarray(scales.reshape(-1, 16, scales.shape[1]).transpose(0, 2, 1))
-        parts = {"q": _tile4(codes) if four else _tile8(codes), "s": tiled, "d": _pad_rows(grouped.rows, 0)}
+        tile = {8: _tile8, 6: _tile6, 4: _tile4}[bits]
+        parts = {"q": tile(codes), "s": tiled, "d": _pad_rows(grouped.rows, 0)}
     elif layout == ROW:
-        parts = {"q": _row4(grouped.codes) if four else grouped.codes, "s": grouped.scales, "d": grouped.rows}
+        row = {8: _row8, 6: _row6, 4: _row4}[bits]
+        parts = {"q": row(grouped.codes), "s": grouped.scales, "d": grouped.rows}
     else:
         record = kn_record(encoding, shape)
         records = np.zeros((shape[1], record.stride), np.uint8)
-        records[:, : record.codes] = _lines4(grouped.codes) if four else _lines8(grouped.codes)
+        lines = {8: _lines8, 6: _lines6, 4: _lines4}[bits]
+        records[:, : record.codes] = lines(grouped.codes)
         records[:, record.codes : record.codes + record.scales] = grouped.scales.view(np.uint8)
         parts = {"q": records, "d": grouped.rows}
-    if four:
+    if bits == 4:
         assert grouped.codebook is not None
         parts["cb"] = grouped.codebook
     return parts
@@ -40,25 +43,25 @@ def pack(grouped: Grouped, encoding: str, layout: str, shape: Shape) -> dict[str
 
 def unpack(parts: Mapping[str, Array], encoding: str, layout: str, shape: Shape) -> Grouped:
     """The inverse of `pack`."""
-    four = encoding_of(encoding).bits == 4
+    bits = encoding_of(encoding).bits
     count, length = rows_and_length(layout, shape)
     padded = padded_length(encoding, layout, shape)
     stored: U8 = parts["q"]
     scales: I8
     if layout == TILE:
-        codes = (_untile4(stored) if four else _untile8(stored))[:count]
+        codes = {8: _untile8, 6: _untile6, 4: _untile4}[bits](stored)[:count]
         tiled = parts["s"]
         scales = tiled.transpose(0, 2, 1).reshape(-1, tiled.shape[1])[:count]
     elif layout == ROW:
-        codes, scales = _unrow4(stored) if four else stored, parts["s"]
+        codes, scales = {8: _row8, 6: _unrow6, 4: _unrow4}[bits](stored), parts["s"]
     else:
         record = kn_record(encoding, shape)
         lines = stored[:, : record.codes]
-        codes = _unlines4(lines) if four else _unlines8(lines)
+        codes = {8: _unlines8, 6: _unlines6, 4: _unlines4}[bits](lines)
         scales = stored[:, record.codes : record.codes + record.scales].view(np.int8)
     rows = np.require(parts["d"], np.float32, ["ALIGNED"])[:count]
     assert codes.shape == (count, padded)
-    return Grouped(codes, scales, rows, length, parts["cb"] if four else None)
+    return Grouped(codes, scales, rows, length, parts["cb"] if bits == 4 else None)
 
 
 def _pad_rows(array: Array, fill: int) -> Array:
@@ -89,6 +92,59 @@ def _tile4(nibbles: U8) -> U8:
 def _untile4(tiles: U8) -> U8:
     by_row = tiles.transpose(0, 2, 1, 3)
     return np.stack([by_row & 15, by_row >> 4], axis=3).reshape(tiles.shape[0] * 16, -1)
+
+
+def _tile6(codes: U8) -> U8:
+    """[Np, Kp] -> [Np/16, 3Kp/16, 16, 4]: of 32 inputs four lines as `_tile4` has them, then two of the bits above, of
+    which byte i of dword r has those of k = 16h + 4v + i at bit 2v.
+    """
+    rows, padded = codes.shape
+    nibbles = _tile4(codes & np.uint8(15)).reshape(rows // 16, padded // 32, 4, 16, 4)
+    upper = (codes >> np.uint8(4)).reshape(rows // 16, 16, padded // 32, 2, 4, 4)
+    above = _join(upper.transpose(4, 0, 2, 3, 1, 5))
+    return np.concatenate([nibbles, above], axis=2).reshape(rows // 16, padded * 3 // 16, 16, 4)
+
+
+def _untile6(tiles: U8) -> U8:
+    count = len(tiles)
+    groups = tiles.reshape(count, -1, 6, 16, 4)
+    nibbles = _untile4(groups[:, :, :4].reshape(count, -1, 16, 4))
+    above = _split(groups[:, :, 4:]).transpose(1, 4, 2, 3, 0, 5)
+    return nibbles | (above.reshape(nibbles.shape) << np.uint8(4))
+
+
+def _join(upper: U8) -> U8:
+    """Four arrays of two bits, [4, ...], into the bytes of one, from bit 0 up."""
+    joined: U8 = upper[0] | (upper[1] << np.uint8(2)) | (upper[2] << np.uint8(4)) | (upper[3] << np.uint8(6))
+    return joined
+
+
+def _split(joined: U8) -> U8:
+    """The inverse of `_join`."""
+    return np.stack([(joined >> np.uint8(2 * v)) & np.uint8(3) for v in range(4)])
+
+
+def _row8(codes: U8) -> U8:
+    """As it is, there and back."""
+    return codes
+
+
+def _row6(codes: U8) -> U8:
+    """[N, Kp] -> [N, 3Kp/4]; each block of 32 is 16 bytes as `_row4` has them and 8 with the bits above: byte j has those
+    of k = 8v + j at bit 2v.
+    """
+    rows, padded = codes.shape
+    nibbles = _row4(codes & np.uint8(15)).reshape(rows, padded // 32, 16)
+    above = _join((codes >> np.uint8(4)).reshape(rows, padded // 32, 4, 8).transpose(2, 0, 1, 3))
+    return np.concatenate([nibbles, above], axis=2).reshape(rows, padded * 3 // 4)
+
+
+def _unrow6(packed: U8) -> U8:
+    rows = len(packed)
+    blocks = packed.reshape(rows, -1, 24)
+    nibbles = _unrow4(blocks[:, :, :16].reshape(rows, -1))
+    above = _split(blocks[:, :, 16:]).transpose(1, 2, 0, 3)
+    return nibbles | (above.reshape(nibbles.shape) << np.uint8(4))
 
 
 def _row4(nibbles: U8) -> U8:
@@ -127,3 +183,20 @@ def _unlines4(lines: U8) -> U8:
     rows, nbytes = lines.shape
     by_pair = lines.reshape(rows, nbytes // 64, 16, 4).swapaxes(2, 3)
     return np.stack([by_pair & 15, by_pair >> 4], axis=3).reshape(rows, nbytes * 2)
+
+
+def _lines6(codes: U8) -> U8:
+    """[K, Np] -> [K, 3Np/4]: all lines of `_lines4`, then 32 bytes for each: byte 2d + m has the bits above of outputs
+    128b + 16i + d at bit 2v, where i = 4(v // 2) + 2m + v % 2.
+    """
+    rows, padded = codes.shape
+    upper = (codes >> np.uint8(4)).reshape(rows, padded // 128, 2, 2, 2, 16)  # i: v // 2, m, v % 2
+    above = _join(upper.transpose(2, 4, 0, 1, 5, 3).reshape(4, rows, padded // 128, 16, 2))
+    return np.concatenate([_lines4(codes & np.uint8(15)), above.reshape(rows, padded // 4)], axis=1)
+
+
+def _unlines6(lines: U8) -> U8:
+    rows, nbytes = lines.shape
+    nibbles = _unlines4(lines[:, : nbytes * 2 // 3])
+    above = _split(lines[:, nbytes * 2 // 3 :].reshape(rows, -1, 16, 2)).reshape(2, 2, rows, -1, 16, 2)
+    return nibbles | (above.transpose(2, 3, 0, 5, 1, 4).reshape(nibbles.shape) << np.uint8(4))

@@ -252,7 +252,12 @@ class ModelFile:
         known = isinstance(encoding, str) and encoding in ENCODINGS and layout in LAYOUTS
         if not known or not is_allowed(name, encoding, layout):
             word = "a form that it may not have" if known else "the unknown form"
-            raise self._fail(f"tensor {name} has {word}: {quoted(str(encoding))}, {quoted(str(layout))}")
+            raise FormatError(
+                f"{self.path}: tensor {name} has {word}: {quoted(str(encoding))}, {quoted(str(layout))}",
+                hint=None
+                if known
+                else "a newer rwkvcli may know it: upgrade, or quantize the checkpoint again",
+            )
         try:
             specs = parts_of(encoding, layout, shape)
         except InvalidRequest as error:

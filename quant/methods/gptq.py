@@ -1,6 +1,6 @@
-"""4-bit codes chosen one input after the other, each making good for the errors of those before it.
+"""Codes of 4 or 6 bits chosen one input after the other, each making good for the errors of those before it.
 
-GPTQ (arXiv 2210.17323) with a learned table and searched group scales. With H the mean of x xᵀ over calibration tokens
+GPTQ (arXiv 2210.17323) with a learned table (of 4 bits) and searched group scales. With H the mean of x xᵀ over calibration tokens
 and Hinv = Uᵀ U (U upper triangular), rounding input k with an error e moves the weights of the inputs after it by
 -e U[k, j] / U[k, k]: what then lessens the error of the output most. Inputs are taken in their order, since groups are.
 """
@@ -15,7 +15,7 @@ from quant.arrays import F32, F64, I8, U8, Array
 from quant.codecs import grouped as common
 from quant.codecs import layouts, q4
 from quant.codecs.grouped import Grouped
-from quant.formats import ENCODINGS, KN, padded_length
+from quant.formats import ENCODINGS, KN, Encoding, padded_length
 from quant.methods import codebook, nearest
 
 DAMPING = 0.01
@@ -41,18 +41,19 @@ class Hessians(Protocol):
 
 
 def encode(w: F32, hessian: F32, encoding: str, layout: str) -> dict[str, Array]:
-    """The parts of a 4-bit `encoding` for float32 w [N, K] and the hessian [K, K] of its inputs.
+    """The parts of an `encoding` of 4 or 6 bits for float32 w [N, K] and the hessian [K, K] of its inputs.
 
     The same bytes wherever the linear algebra under numpy gives the same bits, so on one machine.
     """
     upper = inverse_root(hessian)
-    group = ENCODINGS[encoding].group
+    kind = ENCODINGS[encoding]
+    group = kind.group
     weight: F32 = (1 / np.square(np.diag(upper))).astype(
         np.float32
     )  # what an error costs, all else made good
     weight /= weight.mean()
     solve = _by_inputs if layout == KN else _by_outputs
-    found = solve(w, upper.astype(np.float32), weight, group)
+    found = solve(w, upper.astype(np.float32), weight, kind)
     padded = padded_length(encoding, layout, (w.shape[0], w.shape[1]))
     codes: U8 = np.zeros((len(found.codes), padded), np.uint8)
     codes[:, : found.codes.shape[1]] = found.codes
@@ -74,14 +75,15 @@ def inverse_root(hessian: F32) -> F64:
     return root
 
 
-def _by_outputs(w: F32, upper: F32, weight: F32, group: int) -> Grouped:
+def _by_outputs(w: F32, upper: F32, weight: F32, kind: Encoding) -> Grouped:
     """Groups along the inputs: a group's scale is searched when its turn comes."""
     n, k = w.shape
+    group = kind.group
     left: F32 = w.copy()
     codes: U8 = np.zeros((n, k), np.uint8)
     scales: I8 = np.zeros((n, -(-k // group)), np.int8)
-    table = codebook.learn(w, group, columns=weight)
-    entries, lookup = q4.entries(table), nearest.Lookup(q4.entries(table))
+    table = codebook.learn(w, group, columns=weight) if kind.bits == 4 else None
+    lookup = _grid(table)
     top = np.abs(w).max(axis=1)
     live = top >= nearest.TINY
     size = nearest.divisor(top, live)
@@ -101,7 +103,7 @@ def _by_outputs(w: F32, upper: F32, weight: F32, group: int) -> Grouped:
             scales[:, begin // group] = root
             factor = rows * (root.astype(np.int32) * np.abs(root.astype(np.int32))).astype(np.float32)
             for column in range(begin, stop):
-                codes[:, column], lost = _nearest(left[:, column], factor, lookup, entries)
+                codes[:, column], lost = _nearest(left[:, column], factor, lookup)
                 lost /= upper[column, column]
                 left[:, column + 1 : end] -= lost[:, None] * upper[column, column + 1 : end]
                 errors[:, column - panel] = lost
@@ -109,23 +111,24 @@ def _by_outputs(w: F32, upper: F32, weight: F32, group: int) -> Grouped:
     return Grouped(codes, scales, rows, k, table)
 
 
-def _by_inputs(w: F32, upper: F32, weight: F32, group: int) -> Grouped:
+def _by_inputs(w: F32, upper: F32, weight: F32, kind: Encoding) -> Grouped:
     """Groups along the outputs (layout kn): a panel's scales are searched when its turn comes."""
     n, k = w.shape
+    group = kind.group
     left: F32 = np.ascontiguousarray(w.T)
-    table = codebook.learn(left, group, by_row=weight)
-    entries, lookup = q4.entries(table), nearest.Lookup(q4.entries(table))
+    table = codebook.learn(left, group, by_row=weight) if kind.bits == 4 else None
+    lookup = _grid(table)
     codes: U8 = np.zeros((k, n), np.uint8)
     scales: I8 = np.zeros((k, -(-n // group)), np.int8)
     rows: F32 = np.zeros(k, np.float32)
     errors: F32 = np.zeros((PANEL, n), np.float32)
     for panel in range(0, k, PANEL):
         end = min(panel + PANEL, k)
-        fit = nearest.fit4(left[panel:end], group, table)
+        fit = nearest.fit(left[panel:end], group, lookup)
         scales[panel:end], rows[panel:end] = fit.scales, fit.rows
         padded = np.repeat(common.factors(Grouped(fit.codes, fit.scales, fit.rows, n)), group, axis=1)[:, :n]
         for row in range(panel, end):
-            codes[row], lost = _nearest(left[row], padded[row - panel], lookup, entries)
+            codes[row], lost = _nearest(left[row], padded[row - panel], lookup)
             lost /= upper[row, row]
             left[row + 1 : end] -= upper[row, row + 1 : end, None] * lost
             errors[row - panel] = lost
@@ -133,7 +136,11 @@ def _by_inputs(w: F32, upper: F32, weight: F32, group: int) -> Grouped:
     return Grouped(codes, scales, rows, n, table)
 
 
-def _largest_scale(unit: F32, lookup: nearest.Lookup, weight: F32, group: int) -> F32:
+def _grid(table: U8 | None) -> nearest.Grid:
+    return nearest.SIX_BITS if table is None else nearest.Lookup(q4.entries(table))
+
+
+def _largest_scale(unit: F32, lookup: nearest.Grid, weight: F32, group: int) -> F32:
     """[N]: the largest scale that any group of each row of `unit` [N, K] wants."""
     largest: F32 = np.zeros(len(unit), np.float32)
     for run in nearest.groups_of(unit.shape[1], group):
@@ -142,10 +149,10 @@ def _largest_scale(unit: F32, lookup: nearest.Lookup, weight: F32, group: int) -
     return largest
 
 
-def _nearest(values: F32, factor: F32, lookup: nearest.Lookup, entries: F32) -> tuple[U8, F32]:
+def _nearest(values: F32, factor: F32, lookup: nearest.Grid) -> tuple[U8, F32]:
     """Codes of `values` [n] for the factors of their groups [n], and what is lost; code 0 where the factor is 0."""
     usable = factor != 0
     code = lookup.indices(values * (nearest.ONE / nearest.divisor(factor, usable)))
     code[~usable] = 0
-    lost: F32 = values - factor * entries[code]
+    lost: F32 = values - factor * lookup.levels[code]
     return code, lost

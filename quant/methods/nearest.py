@@ -1,4 +1,4 @@
-"""Codes and scales for given tables, row by row, without data.
+"""Codes and scales for given grids of levels, row by row, without data.
 
 Groups are worked on side by side: an array of groups is [k, groups], and sums run over ascending k in
 float32, so that the order of additions is the same for any width of vector registers.
@@ -7,13 +7,13 @@ float32, so that the order of additions is the same for any width of vector regi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from quant.arrays import F32, F64, I8, U8
-from quant.codecs import q4
+from quant.codecs import q6
 
 TINY = np.float32(1e-30)
 """Rows whose largest weight is below this are zero: their scales would be denormal numbers."""
@@ -29,8 +29,11 @@ TABLE: U8 = np.array([1, 16, 27, 36, 44, 51, 57, 63, 68, 73, 79, 86, 94, 103, 11
 """The fixed 4-bit table, where learning starts: what it converges to on normally distributed weights."""
 
 _STEPS = (0.80, 0.87, 0.93, 1.0, 1.06, 1.12, 1.19, 1.25)
-_CANDIDATES: F32 = np.array([sign * step / 63 for step in _STEPS for sign in (1, -1)], np.float32)
-"""Scales to try, as shares of the group's largest weight; both signs, as tables are not symmetric."""
+_STEPS6 = (0.955, 0.985, 1.0, 1.016, 1.032, 1.067, 1.123, 1.185)
+
+
+def _candidates(steps: tuple[float, ...], end: int) -> F32:
+    return np.array([sign * step / end for step in steps for sign in (1, -1)], np.float32)
 
 
 class Fit(NamedTuple):
@@ -105,16 +108,14 @@ def fit8(block: F32, group: int) -> Fit:
     return Fit(codes, scales, rows, *stats.result())
 
 
-def fit4(block: F32, group: int, table: U8, importance: F32 | None = None) -> Fit:
-    """q4 nibbles for `block` [R, L] and a table [16]: searched scales, then the best of two rounded ones.
+def fit(block: F32, group: int, lookup: Grid, importance: F32 | None = None) -> Fit:
+    """Codes of 4 or 6 bits for `block` [R, L]: searched scales, then the best of the rounded ones near them.
 
     `importance` [L]: how much errors in each column count for both; None: all alike.
     """
     count, length = block.shape
     codes = np.empty((count, length), np.uint8)
     scales = np.zeros((count, -(-length // group)), np.int8)
-    entries = q4.entries(table)
-    lookup = Lookup(entries)
     top = np.abs(block).max(axis=1)
     live = top >= TINY
     unit: F32 = block / divisor(top, live)[:, None]
@@ -138,10 +139,53 @@ def fit4(block: F32, group: int, table: U8, importance: F32 | None = None) -> Fi
         )
         square = root.astype(np.int32) * np.abs(root.astype(np.int32))
         factor = np.repeat(rows, width) * square.astype(np.float32)
-        stats.add(run.gather(block), factor * entries[code], count)
+        stats.add(run.gather(block), factor * lookup.levels[code], count)
         scales[:, run.indices] = root.reshape(count, width)
         codes[:, run.columns] = code.T.reshape(count, -1)
     return Fit(codes, scales, rows, *stats.result())
+
+
+class Grid(Protocol):
+    """What codes stand for, and how scales for it are searched."""
+
+    levels: F32
+    """What each code stands for, ascending."""
+    candidates: F32
+    """Scales to try, as shares of the group's largest weight; both signs, as grids are not symmetric."""
+    neighbours: range
+    """Which roots near a wanted scale are tried: 0 is the one below it."""
+
+    def indices(self, values: F32) -> U8:
+        """The code of the nearest level, for any shape."""
+        ...
+
+    def entries(self, values: F32) -> F32:
+        """The nearest level itself, for any shape."""
+        ...
+
+
+class SixBits:
+    """All whole numbers in -32..31; the higher one on a tie."""
+
+    levels = q6.LEVELS
+    candidates = _candidates(_STEPS6, 32)
+    neighbours = range(-4, 6)
+
+    def indices(self, values: F32) -> U8:
+        """Code 0..63 of the nearest number, for any shape."""
+        inside = np.fmin(np.fmax(values, q6.LEVELS[0]), q6.LEVELS[-1])
+        inside += np.float32(q6.ZERO + 0.5)
+        codes: U8 = inside.astype(np.uint8)
+        return codes
+
+    def entries(self, values: F32) -> F32:
+        """The nearest number itself, for any shape."""
+        found: F32 = self.indices(values).astype(np.float32)
+        found -= np.float32(q6.ZERO)
+        return found
+
+
+SIX_BITS = SixBits()
 
 
 class Lookup:
@@ -149,9 +193,12 @@ class Lookup:
 
     GRID = 8
     """Entries are multiples of 1 / GRID within -64..64, so midpoints are multiples of half of that."""
+    candidates = _candidates(_STEPS, 63)
+    neighbours = range(2)
 
     def __init__(self, entries: F32) -> None:
         """`entries`: float32 [16]."""
+        self.levels = entries
         middles = (entries[1:] + entries[:-1]) * np.float32(0.5)
         self._fine = np.float32(2 * self.GRID)
         self._limit = np.float32(2 * self.GRID * 64)
@@ -176,7 +223,7 @@ class Lookup:
         return fine.astype(np.uint16)
 
 
-def search(x: F32, lookup: Lookup, importance: F32 | None = None) -> F32:
+def search(x: F32, lookup: Grid, importance: F32 | None = None) -> F32:
     """The scale, with sign, that suits each group of `x` [k, n] best: float32 [n], 0 for groups of zeros.
 
     Weights are within -1..1. For every candidate: codes, then the scale that is best for these codes in
@@ -199,7 +246,7 @@ def search(x: F32, lookup: Lookup, importance: F32 | None = None) -> F32:
         best[better] = gain[better]
         scale[better] = fitted[better]
 
-    for factor in _CANDIDATES:
+    for factor in lookup.candidates:
         attempt(reach * factor)
     scale[~live] = 0  # what was fitted to them may have no reciprocal
     attempt(divisor(scale, scale != 0))
@@ -208,15 +255,14 @@ def search(x: F32, lookup: Lookup, importance: F32 | None = None) -> F32:
 
 
 def round_scales(
-    x: F32, wanted: F32, step: F32, lookup: Lookup, importance: F32 | None = None
+    x: F32, wanted: F32, step: F32, lookup: Grid, importance: F32 | None = None
 ) -> tuple[I8, U8]:
-    """Signed roots [n] and nibbles [k, n] for groups `x` [k, n] of wanted scale [n], in units of `step` [n].
+    """Signed roots [n] and codes [k, n] for groups `x` [k, n] of wanted scale [n], in units of `step` [n].
 
-    Tries the two neighbouring roots; a group whose error they do not lessen becomes zero.
+    Tries the neighbouring roots; a group whose error they do not lessen becomes zero.
     """
     ratio = np.abs(wanted) / divisor(step, step > 0)
     low = np.minimum(np.floor(np.sqrt(ratio)), TOP8)
-    high = np.minimum(low + np.float32(1), TOP8)
     sign = np.where(wanted < 0, np.float32(-1), np.float32(1))
 
     def attempt(root: F32) -> tuple[F32, U8]:
@@ -226,13 +272,21 @@ def round_scales(
         cross, square = _correlate(x, entries, importance)
         return (factor + factor) * cross - (factor * factor) * square, code
 
-    gain_low, code_low = attempt(low)
-    gain_high, code_high = attempt(high)
-    up = gain_high > gain_low
-    dead = np.where(up, gain_high, gain_low) <= 0
+    def near(away: int) -> F32:
+        found: F32 = np.clip(low + np.float32(away), np.float32(0), TOP8)
+        return found
+
+    size = near(lookup.neighbours[0])
+    best, code = attempt(size)
+    for away in lookup.neighbours[1:]:
+        other = near(away)
+        gain, codes = attempt(other)
+        better = gain > best
+        best, size = np.where(better, gain, best), np.where(better, other, size)
+        code[:, better] = codes[:, better]
+    dead = best <= 0
     dead |= wanted == 0
-    root = (np.where(up, high, low) * sign).astype(np.int8)
-    code = np.where(up, code_high, code_low)
+    root = (size * sign).astype(np.int8)
     root[dead] = 0
     dead |= root == 0
     code[:, dead] = 0

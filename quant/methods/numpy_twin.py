@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quant.arrays import F32, F64, I8, U8, Array
-from quant.codecs import layouts
+from quant.codecs import layouts, q4, q8
 from quant.codecs.grouped import BLOCK, Grouped
 from quant.errors import InvalidRequest
 from quant.formats import KN, encoding_of, padded_length
@@ -29,16 +29,16 @@ class NumpyEncoder:
         values: F32 = w.T if layout == KN else w
         count, length = values.shape
         padded = padded_length(encoding, layout, shape)
-        four = kind.bits == 4
         table: U8 | None = None
         columns, by_row = (None, importance) if layout == KN else (importance, None)
-        if four:
+        if kind.bits == 4:
             table = (
                 codebook.learn(values, kind.group, columns=columns, by_row=by_row)
                 if self.method == "codebook"
                 else nearest.TABLE
             )
-        codes: U8 = np.full((count, padded), 0 if four else 128, np.uint8)
+        grid = nearest.Lookup(q4.entries(table)) if table is not None else nearest.SIX_BITS
+        codes: U8 = np.full((count, padded), q8.ZERO if kind.bits == 8 else 0, np.uint8)
         scales: I8 = np.zeros((count, padded // kind.group), np.int8)
         rows: F32 = np.zeros(count, np.float32)
         error: F64 = np.zeros(count)
@@ -51,8 +51,8 @@ class NumpyEncoder:
             with np.errstate(over="ignore"):  # squares of absurdly large weights
                 fit = (
                     nearest.fit8(block, kind.group)
-                    if table is None
-                    else nearest.fit4(block, kind.group, table, columns)
+                    if kind.bits == 8
+                    else nearest.fit(block, kind.group, grid, columns)
                 )
             codes[part, :length] = fit.codes
             scales[part, : fit.scales.shape[1]] = fit.scales

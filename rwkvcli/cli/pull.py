@@ -30,6 +30,7 @@ class Kind(StrEnum):
     """What `--quantize` takes."""
 
     int8 = "int8"
+    int6 = "int6"
     int4 = "int4"
 
 
@@ -50,7 +51,7 @@ def pull(
         typer.Option(
             "--quantize",
             metavar="FORMAT",
-            help="Make a model file of it: int8 or int4, and keep that.",
+            help="Make a model file of it: int8, int6 or int4, and keep that.",
             show_default=False,
         ),
     ] = None,

@@ -36,6 +36,7 @@ class Kind(StrEnum):
     """What `--to` takes."""
 
     int8 = "int8"
+    int6 = "int6"
     int4 = "int4"
     nf4 = "nf4"
     bf16 = "bf16"
@@ -78,7 +79,9 @@ def quantize(
     ] = None,
     to: Annotated[
         Kind | None,
-        typer.Option("--to", metavar="FORMAT", help="int8, int4, nf4, bf16, f16 or f32.", show_default=False),
+        typer.Option(
+            "--to", metavar="FORMAT", help="int8, int6, int4, nf4, bf16, f16 or f32.", show_default=False
+        ),
     ] = None,
     out: Annotated[
         str | None, typer.Option("-o", "--out", metavar="OUT", help="Default: ./<name>-<format>.safetensors.")
@@ -102,7 +105,7 @@ def quantize(
         typer.Option(
             "--recipe",
             metavar="NAME",
-            help="default: as small as usual 4-bit files; best: larger, and closer to SRC.",
+            help="default: as small as usual files of so many bits; best: larger, and closer to SRC.",
         ),
     ] = Recipe.default,
     tensor: Annotated[
@@ -170,8 +173,8 @@ def quantize(
 
     The file holds everything that `rwkv generate` needs, in the layout that the processor reads. Stdout is
     its path; sizes and errors by class of tensors go to stderr. An interrupted run leaves nothing behind, or with
-    --resume a hidden file beside OUT that the same command goes on from. FORMAT is q8g32 (int8), q4g16 (int4), q4g32,
-    nf4, bf16, f16 or f32. What
+    --resume a hidden file beside OUT that the same command goes on from. FORMAT is q8g32 (int8), q6g32 (int6), q6g16,
+    q4g16 (int4), q4g32, nf4, bf16, f16 or f32. What
     --eval measures (as `rwkv perplexity --base SRC` does, with the same --ctx) is told too, and kept in the file, where
     `rwkv show` finds it. A file that misses a limit of --fail-over is written all the same.
 

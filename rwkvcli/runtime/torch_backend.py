@@ -266,14 +266,14 @@ class TorchModel:
             return None
         if entry.layout != "kn":
             return lambda x: blocks.round_activations(x) @ weight.T
+        from quant.codecs import levels
         from quant.codecs.layouts import unpack
 
         grouped = unpack(source.parts(name), entry.encoding, entry.layout, entry.shape)
         roots = grouped.scales.astype(np.float32)
         group = grouped.codes.shape[1] // grouped.scales.shape[1]
         scales = np.repeat(roots * np.abs(roots), group, axis=1)[:, : grouped.length]
-        table = np.arange(256) - 128 if grouped.codebook is None else grouped.codebook.astype(np.int64) - 64
-        codes = table[grouped.codes[:, : grouped.length]]
+        codes = levels(grouped, entry.encoding)[grouped.codes[:, : grouped.length]]
         return blocks.ChannelBlocks(
             torch.tensor(grouped.rows, device=self.device),
             torch.tensor(scales, device=self.device),

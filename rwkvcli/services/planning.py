@@ -76,7 +76,7 @@ def check(choices: Choices, kind: str) -> None:
         _check_nf4(choices)
     if choices.budgeted and kind != "int4":
         raise UsageError(
-            f"{kind} has one size", hint="--target-bpw and --max-size choose among the formats of int4"
+            f"{kind} has one size", hint="--to int4 with --target-bpw or --max-size mixes int4, int6 and int8"
         )
     if choices.budgeted and choices.recipe != "default":
         raise UsageError("a recipe and a size are two ways to say the same", hint="leave one out")

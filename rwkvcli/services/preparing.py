@@ -51,7 +51,7 @@ class Preparation:
         self._on_progress, self._should_stop = on_progress, should_stop
         self._windows: Windows | None = None
         self._framing: dict[str, Any] = {}
-        self._gptq = choices.method == "gptq" and kind == "int4"
+        self._gptq = choices.method == "gptq" and kind in ("int6", "int4")
         self.threads = threads or default_threads()
         method = "nearest" if choices.method == "nearest" else "codebook"
         self.encoder = NativeEncoder(self.threads, method, cpu_level())
@@ -148,6 +148,7 @@ class Preparation:
         """The view of the text that GPTQ needs; None for other methods."""
         if not self._gptq or self._windows is None:
             return None
+        from quant.formats import ENCODINGS
         from quant.recipe import class_of
         from rwkvcli.runtime.backend import UNUSED_EPS
 
@@ -155,7 +156,9 @@ class Preparation:
         wanted = [
             name
             for name, item in self.planning.plan.items()
-            if item.encoding.startswith("q4") and class_of(name) in ("att", "ffn", "head")
+            if ENCODINGS[item.encoding].weighted
+            and not ENCODINGS[item.encoding].form
+            and class_of(name) in ("att", "ffn", "head")
         ]
         return _torch_hessians()(
             self._weights,

@@ -1,4 +1,4 @@
-"""The C++ engine on int8, int4 and nf4 model files against float64 arithmetic on the same dequantized weights.
+"""The C++ engine on int8, int6, int4 and nf4 model files against float64 arithmetic on the same dequantized weights.
 
 Before an integer product the engine rounds activations (to 8 bits per 32 channels; for a kn matrix to 16 bits per 16
 active channels), which the PyTorch backend can imitate. Then
@@ -21,7 +21,15 @@ from rwkvcli.runtime.torch_backend import TorchModel  # noqa: E402
 
 torch.set_num_threads(1)
 
-KINDS = [("int8", "tile"), ("int8", "kn"), ("int4", "tile"), ("int4", "kn"), ("nf4", "tile")]
+KINDS = [
+    ("int8", "tile"),
+    ("int8", "kn"),
+    ("int6", "tile"),
+    ("int6", "kn"),
+    ("int4", "tile"),
+    ("int4", "kn"),
+    ("nf4", "tile"),
+]
 TOKENS, LENGTH = 48, 4
 NO_FLIP = 1e-6
 """Float32's rounding, of the logits' range; medians were at most 1.4e-7."""

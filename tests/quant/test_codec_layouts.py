@@ -11,19 +11,21 @@ from quant.errors import InvalidRequest
 from quant.formats import ENCODINGS, padded_length, parts_of, rows_and_length, stored_bytes
 
 SHAPES = [(1, 8), (17, 24), (16, 32), (5, 96), (33, 224), (130, 480), (64, 40), (3, 1)]
-COMBINATIONS = [(e, lay) for e in ("q8g32", "q4g32", "q4g16") for lay in ("t16x4", "row", "kn")]
+QUANTIZED = ("q8g32", "q6g32", "q6g16", "q4g32", "q4g16")
+COMBINATIONS = [(e, lay) for e in QUANTIZED for lay in ("t16x4", "row", "kn")]
 
 
 def random_grouped(encoding: str, layout: str, shape: tuple[int, int], seed: int) -> Grouped:
     random = np.random.default_rng(seed)
     rows, length = rows_and_length(layout, shape)
     padded, group = padded_length(encoding, layout, shape), ENCODINGS[encoding].group
-    four = ENCODINGS[encoding].bits == 4
-    codes = np.full((rows, padded), 0 if four else 128, np.uint8)
-    codes[:, :length] = random.integers(0 if four else 1, 16 if four else 256, (rows, length))
+    bits = ENCODINGS[encoding].bits
+    four, eight = bits == 4, bits == 8
+    codes = np.full((rows, padded), 128 if eight else 0, np.uint8)
+    codes[:, :length] = random.integers(1 if eight else 0, 1 << bits, (rows, length))
     scales = np.zeros((rows, padded // group), np.int8)
     used = -(-length // group)
-    scales[:, :used] = random.integers(-127 if four else 0, 128, (rows, used))
+    scales[:, :used] = random.integers(0 if eight else -127, 128, (rows, used))
     book = np.sort(random.choice(np.arange(1, 128), 16, replace=False)).astype(np.uint8) if four else None
     return Grouped(codes, scales, random.random(rows, np.float32), length, book)
 
@@ -32,25 +34,41 @@ def up(value: int, multiple: int) -> int:
     return (value + multiple - 1) // multiple * multiple
 
 
-def code_at(parts: dict[str, np.ndarray], encoding: str, layout: str, n: int, k: int) -> int:
-    """The code of weight [n, k], by the text of FORMAT.md."""
+def code_at(parts: dict[str, np.ndarray], encoding: str, layout: str, rows: int, at: tuple[int, int]) -> int:
+    """The code of weight [n, k] = `at` in a matrix of `rows` rows, by the text of FORMAT.md."""
+    n, k = at
     q = parts["q"]
-    four = encoding.startswith("q4")
-    if layout == "t16x4" and not four:
+    bits = int(encoding[1])
+    if layout == "t16x4" and bits == 8:
         return int(q[n // 16, k // 4, n % 16, k % 4])
     if layout == "t16x4":
-        byte = int(q[n // 16, k // 8, n % 16, k % 4])
-        return byte >> 4 if k % 8 >= 4 else byte & 15
-    if layout == "row" and not four:
+        lines = {4: 4, 6: 6}[bits]
+        byte = int(q[n // 16, k // 32 * lines + k % 32 // 8, n % 16, k % 4])
+        nibble = byte >> 4 if k % 8 >= 4 else byte & 15
+        if bits == 4:
+            return nibble
+        above = int(q[n // 16, k // 32 * 6 + 4 + k % 32 // 16, n % 16, k % 4])
+        return nibble + 16 * (above >> 2 * (k % 16 // 4) & 3)
+    if layout == "row" and bits == 8:
         return int(q[n, k])
     if layout == "row":
-        byte = int(q[n, 16 * (k // 32) + k % 16])
-        return byte >> 4 if k % 32 >= 16 else byte & 15
+        byte = int(q[n, {4: 16, 6: 24}[bits] * (k // 32) + k % 16])
+        nibble = byte >> 4 if k % 32 >= 16 else byte & 15
+        if bits == 4:
+            return nibble
+        return nibble + 16 * (int(q[n, 24 * (k // 32) + 16 + k % 8]) >> 2 * (k % 32 // 8) & 3)
     record = q[k].tobytes()
-    per_line = 128 if four else 64
+    per_line = 64 if bits == 8 else 128
     line, i, d = n // per_line, n % per_line // 16, n % 16
     dword = int.from_bytes(record[64 * line + 4 * d : 64 * line + 4 * d + 4], "little")
-    return dword >> 4 * i & 15 if four else dword >> 8 * i & 255
+    if bits == 8:
+        return dword >> 8 * i & 255
+    nibble = dword >> 4 * i & 15
+    if bits == 4:
+        return nibble
+    begin = up(rows, 128) // 2 + 32 * line + 2 * d
+    word = int.from_bytes(record[begin : begin + 2], "little")
+    return nibble + 16 * (word >> [0, 2, 8, 10, 4, 6, 12, 14][i] & 3)
 
 
 def scale_at(parts: dict[str, np.ndarray], encoding: str, layout: str, rows: int, at: tuple[int, int]) -> int:
@@ -61,8 +79,7 @@ def scale_at(parts: dict[str, np.ndarray], encoding: str, layout: str, rows: int
         return int(parts["s"][n // 16, k // group, n % 16])
     if layout == "row":
         return int(parts["s"][n, k // group])
-    four = encoding.startswith("q4")
-    codes = up(rows, 128) // 2 if four else up(rows, 64)
+    codes = {8: up(rows, 64), 6: up(rows, 128) // 4 * 3, 4: up(rows, 128) // 2}[int(encoding[1])]
     return int(parts["q"][k].view(np.int8)[codes + n // group])
 
 
@@ -77,11 +94,12 @@ def test_every_element_lies_where_the_format_says(encoding: str, layout: str, sh
     for n in range(shape[0]):
         for k in range(shape[1]):
             row, at = (k, n) if kn else (n, k)
-            code = code_at(parts, encoding, layout, n, k)
+            code = code_at(parts, encoding, layout, shape[0], (n, k))
             scale = scale_at(parts, encoding, layout, shape[0], (n, k))
             assert code == grouped.codes[row, at]
             assert scale == grouped.scales[row, at // group]
-            number = code - 128 if grouped.codebook is None else int(grouped.codebook[code]) - 64
+            zero = 128 if encoding == "q8g32" else 32
+            number = code - zero if grouped.codebook is None else int(grouped.codebook[code]) - 64
             factor = np.float32(parts["d"][row]) * np.float32(scale * abs(scale))
             assert values[n, k] == factor * np.float32(number)
 
@@ -107,7 +125,7 @@ def test_parts_are_as_announced_and_unpack_gives_back_what_was_packed(
     assert np.array_equal(back.rows, grouped.rows)
 
 
-@pytest.mark.parametrize("encoding", ["q8g32", "q4g32", "q4g16"])
+@pytest.mark.parametrize("encoding", QUANTIZED)
 def test_padding_is_neutral(encoding: str) -> None:
     grouped = random_grouped(encoding, "t16x4", (17, 24), seed=1)
     parts = layouts.pack(grouped, encoding, "t16x4", (17, 24))
@@ -115,7 +133,7 @@ def test_padding_is_neutral(encoding: str) -> None:
     for n in range(32):
         for k in range(32):
             if n >= 17 or k >= 24:
-                assert code_at(parts, encoding, "t16x4", n, k) == neutral
+                assert code_at(parts, encoding, "t16x4", 17, (n, k)) == neutral
     assert not parts["s"][1, :, 1:].any()
     assert not parts["d"][17:].any()
 
@@ -126,6 +144,9 @@ def test_padding_is_neutral(encoding: str) -> None:
         ("q4g32", (2048, 64), 1088),
         ("q4g16", (2048, 64), 1152),
         ("q8g32", (2048, 64), 2112),
+        ("q6g32", (2048, 64), 1600),
+        ("q6g16", (2048, 64), 1664),
+        ("q6g32", (40, 3), 128),
         ("q4g32", (40, 3), 128),
     ],
 )

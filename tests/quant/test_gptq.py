@@ -26,7 +26,7 @@ def output_error(w: np.ndarray, stored: np.ndarray, hessian: np.ndarray) -> floa
 
 
 @pytest.mark.parametrize("layout", [TILE, KN])
-@pytest.mark.parametrize("encoding", ["q4g32", "q4g16"])
+@pytest.mark.parametrize("encoding", ["q4g32", "q4g16", "q6g32"])
 @pytest.mark.parametrize("shape", [(40, 144), (37, 75)])
 def test_the_output_loses_less(encoding: str, layout: str, shape: tuple[int, int]) -> None:
     w, hessian = case(*shape)
@@ -34,7 +34,7 @@ def test_the_output_loses_less(encoding: str, layout: str, shape: tuple[int, int
     assert [(part, parts[part].dtype.itemsize, parts[part].shape) for part in parts] == [
         (spec.part, 4 if spec.dtype == "F32" else 1, spec.shape) for spec in parts_of(encoding, layout, shape)
     ]
-    assert q4.are_codebooks(parts["cb"])
+    assert ("cb" in parts) == (encoding != "q6g32") and ("cb" not in parts or q4.are_codebooks(parts["cb"]))
     importance = (np.diag(hessian) / np.diag(hessian).mean() + 0.01).astype(np.float32)
     plain = numpy_encoder().encode(w, encoding, layout, importance)
     ours, theirs = (output_error(w, decode(p, encoding, layout, shape), hessian) for p in (parts, plain))
@@ -44,20 +44,23 @@ def test_the_output_loses_less(encoding: str, layout: str, shape: tuple[int, int
 
 
 @pytest.mark.parametrize("layout", [TILE, KN])
-def test_codes_are_those_of_the_definition(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("encoding", ["q4g16", "q6g16"])
+def test_codes_are_those_of_the_definition(
+    encoding: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Round one input after the other; after each, move the others to the least error of the output that is left.
 
     By the definition, with the inverse of what is left of the hessian computed anew at every step.
     """
     monkeypatch.setattr(gptq, "PANEL", 32)
     w, hessian = case(24, 75, 3)
-    parts = gptq.encode(w, hessian, "q4g16", layout)
-    grouped = layouts.unpack(parts, "q4g16", layout, w.shape)
+    parts = gptq.encode(w, hessian, encoding, layout)
+    grouped = layouts.unpack(parts, encoding, layout, w.shape)
     factor = np.repeat(factors(grouped), 16, axis=1)[:, : grouped.length].astype(np.float64)
     codes = grouped.codes[:, : grouped.length]
     if layout == KN:
         factor, codes = factor.T, codes.T
-    entries = q4.entries(parts["cb"]).astype(np.float64)
+    entries = (q4.entries(parts["cb"]) if "cb" in parts else np.arange(-32, 32)).astype(np.float64)
     damped = hessian.astype(np.float64)
     damped += 0.01 * np.diag(damped).mean() * np.eye(len(damped))
     left = w.astype(np.float64)

@@ -24,7 +24,7 @@ from quant.recipe import (
 from quant.sampling import losses, plan_within, rows_of
 from quant.sources import source_of
 from quant.synthetic import synthetic_arch
-from quant.yardstick import q4_k_m_bytes
+from quant.yardstick import q4_k_m_bytes, q6_k_bytes
 
 SIZES = {"0.1B": (12, 768), "0.4B": (24, 1024), "1.5B": (24, 2048), "2.9B": (32, 2560), "7B": (32, 4096)}
 
@@ -43,6 +43,28 @@ def test_the_default_is_no_larger_than_q4_k_m(size: str) -> None:
     assert best["blocks.1.ffn.key.weight"].encoding == best["blocks.1.att.key.weight"].encoding == "q4g16"
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_int6_is_no_larger_than_q6_k(size: str) -> None:
+    layers, width = SIZES[size]
+    arch = synthetic_arch("7", layers, width, 65536)
+    default, best = make_plan(arch, "int6"), make_plan(arch, "int6", recipe="best")
+    assert 0.93 * q6_k_bytes(arch) < estimated_bytes(default) <= q6_k_bytes(arch)
+    assert estimated_bytes(default) < estimated_bytes(best) < estimated_bytes(make_plan(arch, "int8"))
+    assert (
+        default["blocks.1.att.value.weight"].encoding
+        == default["blocks.1.ffn.key.weight"].encoding
+        == "q6g32"
+    )
+    assert (default["emb.weight"].encoding, default["head.weight"].encoding) == (
+        "q6g32" if size == "0.1B" else "q8g32", "q8g32",
+    )  # fmt: skip
+    assert default["blocks.1.att.w1"].encoding == "q8g32"
+    assert (best["blocks.1.att.output.weight"].encoding, best["blocks.1.att.key.weight"].encoding) == (
+        "q8g32",
+        "q6g16",
+    )
+
+
 def test_the_size_of_q4_k_m() -> None:
     """Published files: 1.5B has 990 MB. By hand for a tiny model: the rules of llama.cpp, tensor by tensor."""
     arch = synthetic_arch("7", 24, 2048, 65536)
@@ -56,6 +78,8 @@ def test_the_size_of_q4_k_m() -> None:
         if class_of(name) == "vectors"
     )
     assert q4_k_m_bytes(small) == int((matrices + low_rank + vectors) / 8)
+    matrices = (2 * 300 * 256 + 12 * 256 * 256) * 6.5625
+    assert q6_k_bytes(small) == int((matrices + low_rank + vectors) / 8)
     narrow = synthetic_arch("7", 1, 64, 256, ranks=(8, 8, 8, 8))  # 64 is no multiple of 256, 4 * 64 is
     assert (
         q4_k_m_bytes(narrow)
@@ -70,6 +94,7 @@ def encodings(*words: str, kind: str = "int4") -> dict[str, str]:
 
 def test_overrides() -> None:
     plain, made = encodings(), encodings(r"att\.(value|output)=int8", "output=q4g32", "head=bf16", "emb=int4")
+    assert encodings("att.key=int6")["blocks.1.att.key.weight"] == "q6g32"
     changed = {name for name in plain if plain[name] != made[name]}
     assert changed == {
         "emb.weight", "head.weight", *(f"blocks.{i}.att.{x}.weight" for i in "01" for x in ("value", "output")),
@@ -203,4 +228,5 @@ def test_what_is_measured_is_what_is_lost(tmp_path: Path) -> None:
     importance = np.linspace(0.1, 3, 48, dtype=np.float32)
     found = losses(values, numpy_encoder(), importance)
     assert 2e-3 < found["q4g16"] < found["q4g32"] < 1e-2 and found["q8g32"] < 6e-5
+    assert 1e-4 < found["q6g16"] < found["q6g32"] < 1e-3
     assert losses(np.zeros((16, 32), np.float32), numpy_encoder(), None) == dict.fromkeys(found, 0.0)
