@@ -16,21 +16,22 @@ constexpr int kPairs = 2;
 constexpr int kOutputStride = kUnitRows + 4;
 
 /// The weights of a unit and one group of 32 inputs, as one lane needs them.
-template <bool kIsQ4, int kGroup>
+template <int kForm, int kGroup>
 struct Fragments {
     static constexpr int kTerms = kActGroup / kGroup; ///< integer sums that end up in different products
-    static constexpr int kLoads = kIsQ4 && kTerms == 1 ? 1 : 2;
+    static constexpr int kNibbles = kForm != kForm8 && kTerms == 1 ? 1 : 2; ///< loads of them, or of bytes
+    static constexpr int kLoads = kForm == kForm6 ? 2 * kNibbles : kNibbles;
 
     uint4 codes[kLoads];
     unsigned scales[kTerms];
 };
 
 /// Where a lane's weights lie.
-template <bool kIsQ4, int kGroup>
+template <int kForm, int kGroup>
 class UnitWeights {
-    using F = Fragments<kIsQ4, kGroup>;
+    using F = Fragments<kForm, kGroup>;
     static constexpr int kLine = kTileRows * 4; ///< bytes: a word of every row
-    static constexpr int kBytes = kTileRows * kActGroup / (kIsQ4 ? 2 : 1);
+    static constexpr int kBytes = kTileRows * kActGroup / 8 * kCodeBits<kForm>;
 
   public:
     /// A tile that is not there is the one before again.
@@ -38,16 +39,21 @@ class UnitWeights {
         const int lane = int(threadIdx.x % 32), i = lane / 4, j = lane % 4;
         const int tiles = w.n_pad / kTileRows, tile = 2 * unit + i / 4;
         const size_t first = size_t(tile < tiles ? tile : tiles - 1) * size_t(w.k_pad / kActGroup);
-        const int line = !kIsQ4 ? 2 * j : F::kTerms == 1 ? j : j / 2;
+        const int line = kForm == kForm8 ? 2 * j : F::kTerms == 1 ? j : j / 2;
+        above_ = unsigned((4 + (F::kTerms == 1 ? j / 2 : 0) - line) * kLine);
         codes_ = w.q + first * kBytes + size_t(line * kLine + i % 4 * 16);
         scales_ = w.s + first * F::kTerms * kTileRows + size_t(i % 4 * 4);
     }
     __device__ __forceinline__ void load(int g, F& to) const {
         // q8: the next four inputs; groups of 16: the second group
-        constexpr int kSecond = kIsQ4 ? 2 * kLine : kLine;
+        constexpr int kSecond = kForm == kForm8 ? kLine : 2 * kLine;
 #pragma unroll
-        for (int i = 0; i < F::kLoads; ++i)
+        for (int i = 0; i < F::kNibbles; ++i)
             to.codes[i] = load16(codes_ + size_t(g) * kBytes + i * kSecond);
+        if constexpr (kForm == kForm6) // then the bits above them
+#pragma unroll
+            for (int i = 0; i < F::kNibbles; ++i)
+                to.codes[F::kNibbles + i] = load16(codes_ + size_t(g) * kBytes + above_ + i * kLine);
 #pragma unroll
         for (int term = 0; term < F::kTerms; ++term)
             to.scales[term] = __ldg(reinterpret_cast<const unsigned*>(
@@ -57,6 +63,7 @@ class UnitWeights {
   private:
     const uint8_t* codes_;
     const int8_t* scales_;
+    unsigned above_; ///< q6: from the nibbles to the bits above them
 };
 
 /// Half of a word of 4-bit codes: the lower four, or the upper ones.
@@ -67,9 +74,9 @@ __device__ __forceinline__ uint32_t look_up_half(const uint32_t* codebook, uint3
 }
 
 /// The same, decoded.
-template <bool kIsQ4, int kGroup>
+template <int kForm, int kGroup>
 struct Weights32 {
-    using F = Fragments<kIsQ4, kGroup>;
+    using F = Fragments<kForm, kGroup>;
     uint32_t a[kPairs][4]; ///< of groups of 16, a[..][2] and a[..][3] belong to the second
     float s[F::kTerms][4];
 
@@ -83,7 +90,14 @@ struct Weights32 {
         for (int row = 0; row < 4; ++row) {
             uint32_t& low = a[row / 2][row % 2];
             uint32_t& high = a[row / 2][2 + row % 2];
-            if constexpr (!kIsQ4) { // codes around 128 become signed
+            if constexpr (kForm == kForm6 && F::kTerms == 1) {
+                const uint32_t nibbles = word(0, row), above = word(1, row) >> 4 * odd;
+                low = six_bits(nibbles, above), high = six_bits(nibbles >> 4, above >> 2);
+            } else if constexpr (kForm == kForm6) {
+                const int j = int(threadIdx.x % 4);
+                low = six_bits(word(0, row) >> 4 * odd, word(2, row) >> 2 * j);
+                high = six_bits(word(1, row) >> 4 * odd, word(3, row) >> 2 * j);
+            } else if constexpr (kForm == kForm8) { // codes around 128 become signed
                 low = word(0, row) ^ 0x80808080u;
                 high = word(1, row) ^ 0x80808080u;
             } else if constexpr (F::kTerms == 1) {
@@ -122,9 +136,12 @@ struct Weights32 {
 };
 
 /// 32 inputs of a column, in an order in which lane 4 i + j finds its 8 bytes at 8 j.
-template <bool kIsQ4, int kGroup>
+template <int kForm, int kGroup>
 __device__ __forceinline__ void arrange(uint4& low, uint4& high) {
-    if constexpr (kIsQ4) { // the codebook's bytes come as 0 4 1 5, 2 6 3 7
+    if constexpr (kForm == kForm6 && kGroup == 16) {
+        const uint4 a = low, b = high;
+        low = make_uint4(a.x, b.x, a.y, b.y), high = make_uint4(a.z, b.z, a.w, b.w);
+    } else if constexpr (kForm == kForm4) { // the codebook's bytes come as 0 4 1 5, 2 6 3 7
         const auto turn = [](uint4 x) {
             return make_uint4(__byte_perm(x.x, x.y, 0x5140), __byte_perm(x.x, x.y, 0x7362),
                               __byte_perm(x.z, x.w, 0x5140), __byte_perm(x.z, x.w, 0x7362));
@@ -136,17 +153,21 @@ __device__ __forceinline__ void arrange(uint4& low, uint4& high) {
 }
 
 /// The lane's 8 bytes of 32 inputs in the usual order.
-template <bool kIsQ4, int kGroup>
+template <int kForm, int kGroup>
 __device__ __forceinline__ uint2 arranged(const int8_t* x) {
     const int j = int(threadIdx.x % 4);
     const auto eight = [&](int which) { return __ldg(reinterpret_cast<const uint2*>(x) + which); };
-    if constexpr (!kIsQ4)
+    if constexpr (kForm == kForm8 || (kForm == kForm6 && kGroup == 32))
         return eight(j);
-    if constexpr (kIsQ4 && kGroup == 32) {
+    if constexpr (kForm == kForm6 && kGroup == 16) {
+        const auto four = [&](int which) { return __ldg(reinterpret_cast<const unsigned*>(x) + which); };
+        return make_uint2(four(j), four(4 + j));
+    }
+    if constexpr (kForm == kForm4 && kGroup == 32) {
         const uint2 in = eight(j);
         return make_uint2(__byte_perm(in.x, in.y, 0x5140), __byte_perm(in.x, in.y, 0x7362));
     }
-    if constexpr (kIsQ4 && kGroup == 16) {
+    if constexpr (kForm == kForm4 && kGroup == 16) {
         const uint2 first = eight(j / 2), second = eight(2 + j / 2);
         const unsigned order = j % 2 == 0 ? 0x5140u : 0x7362u;
         return make_uint2(__byte_perm(first.x, first.y, order), __byte_perm(second.x, second.y, order));
@@ -230,17 +251,6 @@ __device__ __noinline__ void finish_columns(const Product& p, int unit, int firs
                                  : 0.0f;
         }
     }
-}
-
-/// For every format of tiles: f<is q4, group>().
-template <class F>
-__device__ __forceinline__ void with_format(const DeviceMatrix& w, F f) {
-    if (w.encoding == Encoding::kQ8)
-        f.template operator()<false, 32>();
-    else if (w.group == 32)
-        f.template operator()<true, 32>();
-    else
-        f.template operator()<true, 16>();
 }
 
 /// What a block does, of a grid of `columns` (blocks of columns, side by side) times the list's units: leaves

@@ -26,13 +26,13 @@ struct VectorPlan {
 };
 
 /// One lane's weights: four rows, one group of inputs.
-template <bool kIsQ4, int kGroup>
+template <int kForm, int kGroup>
 struct LaneWeights {
-    static constexpr int kTerms = kActGroup / kGroup, kPieces = kIsQ4 ? 4 : 8;
+    static constexpr int kTerms = kActGroup / kGroup, kPieces = kCodeBits<kForm>;
     static constexpr unsigned kGroupBytes = kPieces * 4 * kTileRows;
     uint4 stored[kPieces];
     unsigned scales[kTerms];
-    int codes[kIsQ4 ? 8 : 1][4]; ///< by fours, row: of eight inputs 0 4 1 5, 2 6 3 7
+    int codes[kForm == kForm8 ? 1 : 8][4]; ///< by fours, row: of eight inputs 0 4 1 5, 2 6 3 7; q6: in order
 
     /// group: of all groups of the matrix, tile after tile
     __device__ __forceinline__ void load(const DeviceMatrix& w, unsigned group, int lane_rows) {
@@ -47,7 +47,23 @@ struct LaneWeights {
     }
 
     __device__ __forceinline__ void unpack(const DeviceMatrix& w) {
-        if constexpr (kIsQ4)
+        if constexpr (kForm == kForm6)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const uint4 &nibbles = stored[i], &above = stored[4 + i / 2];
+                const auto row = [&](int r, uint32_t four, uint32_t bits) {
+                    bits >>= i % 2 * 4;
+                    codes[2 * i][r] = int(six_bits(four, bits));
+                    codes[2 * i + 1][r] = int(six_bits(four >> 4, bits >> 2));
+                    pin(codes[2 * i][r]);
+                    pin(codes[2 * i + 1][r]);
+                };
+                row(0, nibbles.x, above.x);
+                row(1, nibbles.y, above.y);
+                row(2, nibbles.z, above.z);
+                row(3, nibbles.w, above.w);
+            }
+        if constexpr (kForm == kForm4)
 #pragma unroll
             for (int i = 0; i < kPieces; ++i) {
                 look_up(w.codebook, stored[i].x, &codes[2 * i][0], &codes[2 * i + 1][0]);
@@ -68,9 +84,12 @@ struct LaneWeights {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const uint4 in = *reinterpret_cast<const uint4*>(x + half * 16);
-            if constexpr (kIsQ4) {
-                const int b[4] = {int(__byte_perm(in.x, in.y, 0x5140)), int(__byte_perm(in.x, in.y, 0x7362)),
-                                  int(__byte_perm(in.z, in.w, 0x5140)), int(__byte_perm(in.z, in.w, 0x7362))};
+            if constexpr (kForm != kForm8) {
+                constexpr bool kTurned = kForm == kForm4;
+                const int b[4] = {int(kTurned ? __byte_perm(in.x, in.y, 0x5140) : in.x),
+                                  int(kTurned ? __byte_perm(in.x, in.y, 0x7362) : in.y),
+                                  int(kTurned ? __byte_perm(in.z, in.w, 0x5140) : in.z),
+                                  int(kTurned ? __byte_perm(in.z, in.w, 0x7362) : in.w)};
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
 #pragma unroll
@@ -141,10 +160,10 @@ __device__ __forceinline__ float add_terms(float total, const float* pairs, int 
 __device__ __forceinline__ int least(int a, int b) { return a < b ? a : b; }
 
 /// `count` tiles of a product from `first` on.
-template <int kTiles, bool kIsQ4, int kGroup>
+template <int kTiles, int kForm, int kGroup>
 __device__ __forceinline__ void vector_tiles(const Product& p, int first, int count, float* shared) {
     using Plan = VectorPlan<kTiles, kGroup>;
-    using Weights = LaneWeights<kIsQ4, kGroup>;
+    using Weights = LaneWeights<kForm, kGroup>;
     constexpr int kTerms = Plan::kTerms, kChunk = Plan::kChunk;
     const DeviceMatrix& w = p.w;
     const int groups = w.k_pad / kActGroup, end = least(first + count, w.n_pad / kTileRows);
@@ -262,12 +281,9 @@ __global__ void __launch_bounds__(kVectorThreads, 2)
     float* shared = shared_memory<float>();
     if (p.w.layout == Layout::kTile) {
         const int count = list.tiles[which];
-        if (p.w.encoding == Encoding::kQ8)
-            vector_tiles<kTiles, false, 32>(p, unit * count, count, shared);
-        else if (p.w.group == 32)
-            vector_tiles<kTiles, true, 32>(p, unit * count, count, shared);
-        else
-            vector_tiles<kTiles, true, 16>(p, unit * count, count, shared);
+        with_format(p.w, [&]<int kForm, int kGroup>() {
+            vector_tiles<kTiles, kForm, kGroup>(p, unit * count, count, shared);
+        });
         return;
     }
     wait_for_previous();

@@ -18,15 +18,15 @@ struct NarrowShared {
 };
 static_assert(sizeof(NarrowShared) <= kSharedLimit);
 
-template <bool kIsQ4, int kGroup>
+template <int kForm, int kGroup>
 __device__ __forceinline__ void narrow_unit(const Product& p, int unit, int t0, int rows,
                                             NarrowShared& shared) {
-    using F = Fragments<kIsQ4, kGroup>;
+    using F = Fragments<kForm, kGroup>;
     constexpr int kChunk = kNarrowTerms / F::kTerms, kEach = kChunk / kNarrowWarps; ///< groups; of a warp
     const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32), i = lane / 4, j = lane % 4;
     const int groups = p.w.k_pad / kActGroup;
     const auto row_of = [&](int column) { return size_t(t0 + column < rows ? t0 + column : rows - 1); };
-    const UnitWeights<kIsQ4, kGroup> weights(p.w, unit);
+    const UnitWeights<kForm, kGroup> weights(p.w, unit);
     const int8_t* x = p.x.q + row_of(i) * size_t(p.x.k_pad);
     // A thread adds up output `lane` of column `warp`.
     const float* x_scales = p.x.scale + row_of(warp) * size_t(groups);
@@ -39,7 +39,7 @@ __device__ __forceinline__ void narrow_unit(const Product& p, int unit, int t0, 
         for (int each = 0; each < kEach; ++each) {
             const int mine = begin + each * kNarrowWarps + warp, g = mine < groups ? mine : groups - 1;
             weights.load(g, coming[each]);
-            inputs[each] = arranged<kIsQ4, kGroup>(x + size_t(g) * kActGroup);
+            inputs[each] = arranged<kForm, kGroup>(x + size_t(g) * kActGroup);
         }
     };
     load(0);
@@ -52,7 +52,7 @@ __device__ __forceinline__ void narrow_unit(const Product& p, int unit, int t0, 
             const int g = each * kNarrowWarps + warp;
             if (g >= count)
                 continue;
-            const Weights32<kIsQ4, kGroup> w(coming[each], p.w.codebook);
+            const Weights32<kForm, kGroup> w(coming[each], p.w.codebook);
             float sums[F::kTerms][2][4];
             w.times(inputs[each],
                     [&](int term, int row, int column, int sum) { sums[term][column][row] = float(sum); });
@@ -93,8 +93,8 @@ __global__ void __launch_bounds__(kNarrowThreads, 2)
     narrow_products(const __grid_constant__ ProductList list, int rows) {
     with_product(list, (rows + kNarrowColumns - 1) / kNarrowColumns,
                  [&](const Product& p, int unit, int columns) {
-                     with_format(p.w, [&]<bool kIsQ4, int kGroup>() {
-                         narrow_unit<kIsQ4, kGroup>(p, unit, columns * kNarrowColumns, rows,
+                     with_format(p.w, [&]<int kForm, int kGroup>() {
+                         narrow_unit<kForm, kGroup>(p, unit, columns * kNarrowColumns, rows,
                                                     *shared_memory<NarrowShared>());
                      });
                  });

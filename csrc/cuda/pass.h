@@ -50,7 +50,7 @@ struct Pass {
     void gathered_product(const Product& p) {
         if (p.w.layout != Layout::kKn)
             return products({p});
-        const int half_lines = 2 * (p.w.n_pad / (p.w.encoding == Encoding::kQ4 ? 128 : 64));
+        const int half_lines = 2 * (p.w.n_pad / line_outputs(p.w.encoding));
         if (rows == 1) {
             const int shares = sparse_shares(half_lines, s.sparse_terms.blocks, multiprocessors);
             return launch(early, sparse_step, {unsigned(half_lines * shares)}, kSparseStepThreads,

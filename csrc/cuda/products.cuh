@@ -27,6 +27,34 @@ __device__ __forceinline__ void look_up(const uint32_t* codebook, uint32_t codes
                             __byte_perm(codebook[2], codebook[3], three >> 16), upper_half >> 16));
 }
 
+/// Forms of integer matrices, for templates.
+constexpr int kForm8 = 0, kForm4 = 1, kForm6 = 2;
+template <int kForm>
+constexpr int kCodeBits = kForm == kForm8   ? 8
+                          : kForm == kForm6 ? 6
+                                            : 4;
+
+/// For every form of integer matrices: f<form, group>().
+template <class F>
+__device__ __forceinline__ void with_format(const DeviceMatrix& w, F f) {
+    if (w.encoding == Encoding::kQ8)
+        f.template operator()<kForm8, 32>();
+    else if (w.encoding == Encoding::kQ6 && w.group == 32)
+        f.template operator()<kForm6, 32>();
+    else if (w.encoding == Encoding::kQ6)
+        f.template operator()<kForm6, 16>();
+    else if (w.group == 32)
+        f.template operator()<kForm4, 32>();
+    else
+        f.template operator()<kForm4, 16>();
+}
+
+/// Four 6-bit codes as signed bytes: the low nibble of each byte, below its two lowest bits of `above`.
+__device__ __forceinline__ uint32_t six_bits(uint32_t nibbles, uint32_t above) {
+    const uint32_t codes = (nibbles & 0x0f0f0f0fu) | (above & 0x03030303u) << 4;
+    return ((codes | 0x80808080u) - 0x20202020u) ^ 0x80808080u; // byte by byte: nothing is borrowed
+}
+
 __device__ __forceinline__ uint4 load16(const void* p) { return __ldg(static_cast<const uint4*>(p)); }
 
 template <Encoding E>

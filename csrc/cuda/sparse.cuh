@@ -78,21 +78,35 @@ constexpr int kSparseThreads = 1024; // few blocks, and every warp has to hide t
 constexpr int kSparseChunk = 96;     ///< blocks of channels whose sums meet in shared memory
 static_assert(kSparseChunk % (kSparseThreads / 32) == 0); // a warp goes on where it would have
 
+/// The eight 6-bit codes of a word of nibbles and the 16 bits above them, as signed bytes: of outputs 0 to 3
+/// and of 4 to 7.
+__device__ __forceinline__ void six_bit_outputs(uint32_t nibbles, uint32_t above, uint32_t* low,
+                                                uint32_t* high) {
+    const uint32_t both = above | above << 12; // of each byte the upper two pairs, 16 bits further up
+    const uint32_t even = six_bits(nibbles, both), odd = six_bits(nibbles >> 4, both >> 2);
+    *low = __byte_perm(even, odd, 0x5140);
+    *high = __byte_perm(even, odd, 0x7362);
+}
+
 /// Half a line of 64 bytes: what a warp makes of sixteen channels of it at a time.
-template <bool kIsQ4, int kGroup>
+template <int kForm, int kGroup>
 struct HalfLine {
-    static constexpr int kPerWord = kIsQ4 ? 8 : 4, kOutputs = 8 * kPerWord;
+    static constexpr int kPerWord = kForm == kForm8 ? 4 : 8, kOutputs = 8 * kPerWord;
     static constexpr int kLineOutputs = 2 * kOutputs, kGroups = kLineOutputs / kGroup;
     int line, half;
-    size_t first_scale, first_code; ///< in a record; the code is the lane's
+    size_t first_scale, first_code, first_above; ///< in a record; codes, and the bits above, are the lane's
 
     __device__ __forceinline__ HalfLine(const DeviceMatrix& w, int line_, int half_)
-        : line(line_), half(half_), first_scale(size_t(w.n_pad) / (kIsQ4 ? 2 : 1) + size_t(line_) * kGroups),
-          first_code(size_t(line_) * 64 + size_t(half_) * 32 + size_t(threadIdx.x % 8) * 4) {}
+        : line(line_), half(half_),
+          first_scale(size_t(w.n_pad) / 8 * kCodeBits<kForm> + size_t(line_) * kGroups),
+          first_code(size_t(line_) * 64 + size_t(half_) * 32 + size_t(threadIdx.x % 8) * 4),
+          first_above(size_t(w.n_pad) / 2 + size_t(line_) * 32 + size_t(half_) * 16 +
+                      size_t(threadIdx.x % 8) * 2) {}
 
     /// A lane's: four channels' codes of one word; and of one channel every second scale.
     struct Codes {
         uint32_t words[4];
+        uint16_t above[kForm == kForm6 ? 4 : 1]; ///< q6: the bits above the words' nibbles
         int8_t scales[(kGroups + 1) / 2];
 
         __device__ __forceinline__ void load(const DeviceMatrix& w, const HalfLine& at, const int* channels) {
@@ -103,6 +117,11 @@ struct HalfLine {
             for (int i = 0; i < 4; ++i)
                 words[i] = __ldg(reinterpret_cast<const uint32_t*>(
                     w.q + size_t(record[i]) * size_t(w.stride) + at.first_code));
+            if constexpr (kForm == kForm6)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    above[i] = __ldg(reinterpret_cast<const uint16_t*>(
+                        w.q + size_t(record[i]) * size_t(w.stride) + at.first_above));
             const uint8_t* from =
                 w.q + size_t(channels[lane % kBlockChannels]) * size_t(w.stride) + at.first_scale;
 #pragma unroll
@@ -140,7 +159,13 @@ struct HalfLine {
                 sum[first + 2] = __dp2a_lo(pair_of(first + 2), high, sum[first + 2]);
                 sum[first + 3] = __dp2a_hi(pair_of(first + 3), high, sum[first + 3]);
             };
-            if constexpr (kIsQ4) {
+            if constexpr (kForm == kForm6) {
+                uint32_t a_low, a_high, b_low, b_high;
+                six_bit_outputs(a, codes.above[2 * pair], &a_low, &a_high);
+                six_bit_outputs(b, codes.above[2 * pair + 1], &b_low, &b_high);
+                add(0, a_low, b_low);
+                add(4, a_high, b_high);
+            } else if constexpr (kForm == kForm4) {
                 int a_low, a_high, b_low, b_high;
                 look_up(w.codebook, a, &a_low, &a_high);
                 look_up(w.codebook, b, &b_low, &b_high);
@@ -180,10 +205,10 @@ __device__ __forceinline__ void finish_half_line(const Product& p, const Line& l
 }
 
 /// Half a line for all active channels of a row.
-template <bool kIsQ4, int kGroup>
+template <int kForm, int kGroup>
 __device__ __forceinline__ void half_line(const Product& p, const SparseRows& active, int line_, int half,
                                           int t, float* shared) {
-    using Line = HalfLine<kIsQ4, kGroup>;
+    using Line = HalfLine<kForm, kGroup>;
     constexpr int kOutputs = Line::kOutputs, kWarps = kSparseThreads / 32;
     const int warp = int(threadIdx.x / 32);
     float* sums = shared; // [kSparseChunk][kOutputs]
@@ -226,12 +251,8 @@ __global__ void __launch_bounds__(kSparseThreads)
     sparse_product(const __grid_constant__ Product p, SparseRows active) {
     const int line = int(blockIdx.x) / 2, half = int(blockIdx.x) % 2, t = int(blockIdx.y);
     float* shared = shared_memory<float>();
-    if (p.w.encoding == Encoding::kQ8)
-        half_line<false, 32>(p, active, line, half, t, shared);
-    else if (p.w.group == 32)
-        half_line<true, 32>(p, active, line, half, t, shared);
-    else
-        half_line<true, 16>(p, active, line, half, t, shared);
+    with_format(p.w,
+                [&]<int kForm, int kGroup>() { half_line<kForm, kGroup>(p, active, line, half, t, shared); });
 }
 
 } // namespace rwkv::cuda

@@ -90,10 +90,10 @@ __device__ __forceinline__ int list_share(const Acts& x, const float* d, int sha
     return blocks;
 }
 
-template <bool kIsQ4, int kGroup>
+template <int kForm, int kGroup>
 __device__ __forceinline__ void sparse_share(const Product& p, const SparseTerms& terms, int half_line,
                                              int share, int shares, SparseStepShared& shared) {
-    using Line = HalfLine<kIsQ4, kGroup>;
+    using Line = HalfLine<kForm, kGroup>;
     constexpr int kWarps = kSparseStepThreads / 32;
     const DeviceMatrix& w = p.w;
     const int thread = int(threadIdx.x), lane = thread % 32, warp = thread / 32;
@@ -159,12 +159,9 @@ __global__ void __launch_bounds__(kSparseStepThreads)
         if (i % 32 == 0)
             prefetch(p.w.d + i);
     wait_for_previous();
-    if (p.w.encoding == Encoding::kQ8)
-        sparse_share<false, 32>(p, terms, half_line, share, shares, shared);
-    else if (p.w.group == 32)
-        sparse_share<true, 32>(p, terms, half_line, share, shares, shared);
-    else
-        sparse_share<true, 16>(p, terms, half_line, share, shares, shared);
+    with_format(p.w, [&]<int kForm, int kGroup>() {
+        sparse_share<kForm, kGroup>(p, terms, half_line, share, shares, shared);
+    });
 }
 
 } // namespace rwkv::cuda

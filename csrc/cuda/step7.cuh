@@ -23,10 +23,10 @@ struct StepShared {
 };
 
 /// A tile of a product, by a warp. Its first groups are unpacked before the inputs are there.
-template <bool kIsQ4, int kGroup>
+template <int kForm, int kGroup>
 struct WarpTile {
     static constexpr int kTerms = kActGroup / kGroup;
-    LaneWeights<kIsQ4, kGroup> weights;
+    LaneWeights<kForm, kGroup> weights;
     float row_scale; ///< of lanes 0 to 15
 
     __device__ __forceinline__ void load(const Product& p, int tile, int begin) {
@@ -57,10 +57,10 @@ struct WarpTile {
 };
 
 /// One warp's tile of the second factors, to `outputs`; waits for the kernels before.
-template <bool kIsQ4, int kGroup>
+template <int kForm, int kGroup>
 __device__ __forceinline__ void second_factor(const Product& p, int tile, float* terms, float* outputs) {
     const int lane = int(threadIdx.x % 32);
-    WarpTile<kIsQ4, kGroup> work;
+    WarpTile<kForm, kGroup> work;
     work.load(p, tile, 0);
     wait_for_previous();
     const float y = work.product(p, tile, terms);
@@ -102,12 +102,10 @@ __global__ void __launch_bounds__(kStepThreads)
     float* outputs = shared.outputs[which] + warp % kTiles * kTileRows;
     if (which == 3 && !p.v_gate.data)
         wait_for_previous();
-    else if (factor.w.encoding == Encoding::kQ8)
-        second_factor<false, 32>(factor, tile, shared.terms[warp], outputs);
-    else if (factor.w.group == 32)
-        second_factor<true, 32>(factor, tile, shared.terms[warp], outputs);
     else
-        second_factor<true, 16>(factor, tile, shared.terms[warp], outputs);
+        with_format(factor.w, [&]<int kForm, int kGroup>() {
+            second_factor<kForm, kGroup>(factor, tile, shared.terms[warp], outputs);
+        });
     float receptance = 0, key = 0, value = 0, first = 0, gate = 0, bonus = 0;
     if (has_channel) {
         receptance = p.r.data[c], key = p.k.data[c], value = p.v.data[c];

@@ -11,7 +11,7 @@ int round_up(int value, int multiple) { return (value + multiple - 1) / multiple
 void describe(const rwkv_cuda_matrix& from, DeviceMatrix& to) {
     if (from.n == 0)
         return;
-    require(from.encoding >= 0 && from.encoding <= int(Encoding::kQ4) && from.layout >= 0 &&
+    require(from.encoding >= 0 && from.encoding <= int(Encoding::kQ6) && from.layout >= 0 &&
                 from.layout <= int(Layout::kKn) && from.n > 0 && from.k > 0,
             Fault::kFormat, "impossible matrix");
     to.encoding = Encoding(from.encoding);
@@ -29,13 +29,13 @@ void describe(const rwkv_cuda_matrix& from, DeviceMatrix& to) {
                 "impossible float matrix");
         q = n * k * (to.encoding == Encoding::kF32 ? 4 : 2);
     } else {
-        const bool q4 = to.encoding == Encoding::kQ4;
-        const size_t per_byte = q4 ? 2 : 1;
-        require(to.group == 32 || (q4 && to.group == 16), Fault::kFormat, "impossible group");
-        cb = q4 ? 16 : 0;
+        const auto code_bytes = [&](size_t weights) { return weights / 8 * size_t(code_bits(to.encoding)); };
+        require(to.group == 32 || (to.encoding != Encoding::kQ8 && to.group == 16), Fault::kFormat,
+                "impossible group");
+        cb = to.encoding == Encoding::kQ4 ? 16 : 0;
         if (to.layout == Layout::kKn) {
-            require(to.n_pad == round_up(to.n, q4 ? 128 : 64) && to.k_pad == to.k &&
-                        to.stride == round_up(to.n_pad / int(per_byte) + to.n_pad / to.group, 64),
+            require(to.n_pad == round_up(to.n, line_outputs(to.encoding)) && to.k_pad == to.k &&
+                        to.stride == round_up(int(code_bytes(n)) + to.n_pad / to.group, 64),
                     Fault::kFormat, "impossible records");
             q = k * size_t(to.stride);
             d = k * 4;
@@ -43,7 +43,7 @@ void describe(const rwkv_cuda_matrix& from, DeviceMatrix& to) {
             const bool tile = to.layout == Layout::kTile;
             require(to.k_pad == round_up(to.k, 32) && to.n_pad == (tile ? round_up(to.n, kTileRows) : to.n),
                     Fault::kFormat, "impossible padding");
-            q = n * k / per_byte;
+            q = code_bytes(n * k);
             s = n * k / size_t(to.group);
             d = n * 4;
         }

@@ -26,7 +26,7 @@ struct WidePlan {
 };
 
 /// A thread's share of what a block brings to shared memory: groups of one column.
-template <int kTiles, bool kIsQ4, int kGroup>
+template <int kTiles, int kForm, int kGroup>
 class Bringer {
     using Plan = WidePlan<kTiles>;
 
@@ -48,7 +48,7 @@ class Bringer {
     }
     /// As groups `first` .. + kStep - 1 of a buffer.
     __device__ __forceinline__ void store(uint8_t* buffer, int first) {
-        arrange<kIsQ4, kGroup>(low_, high_);
+        arrange<kForm, kGroup>(low_, high_);
         const int at = (first + mine_) * Plan::kColumns + column_;
         reinterpret_cast<uint4*>(buffer)[2 * at] = low_;
         reinterpret_cast<uint4*>(buffer)[2 * at + 1] = high_;
@@ -63,17 +63,17 @@ class Bringer {
     float scale_;
 };
 
-template <int kTiles, bool kIsQ4, int kGroup>
+template <int kTiles, int kForm, int kGroup>
 __device__ __forceinline__ void wide_units(const Product& p, int first_unit, int t0, int rows,
                                            uint8_t* shared) {
     using Plan = WidePlan<kTiles>;
-    using F = Fragments<kIsQ4, kGroup>;
+    using F = Fragments<kForm, kGroup>;
     constexpr int kAhead = 2; ///< groups of weights that are under way
     const int lane = int(threadIdx.x % 32), i = lane / 4, j = lane % 4;
     const int unit = first_unit + int(threadIdx.x / 32), groups = p.w.k_pad / kActGroup;
     const bool works = unit * kUnitRows < p.w.n;
-    const UnitWeights<kIsQ4, kGroup> weights(p.w, unit);
-    Bringer<kTiles, kIsQ4, kGroup> bringer(p.x, t0, rows);
+    const UnitWeights<kForm, kGroup> weights(p.w, unit);
+    Bringer<kTiles, kForm, kGroup> bringer(p.x, t0, rows);
     float total[kTiles][4][2];
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile)
@@ -82,7 +82,7 @@ __device__ __forceinline__ void wide_units(const Product& p, int first_unit, int
             total[tile][row][0] = total[tile][row][1] = 0.0f;
 
     const auto multiply = [&](const F& fragments, const uint8_t* buffer, int group) {
-        const Weights32<kIsQ4, kGroup> w(fragments, p.w.codebook);
+        const Weights32<kForm, kGroup> w(fragments, p.w.codebook);
         const uint8_t* x = buffer + (group * Plan::kColumns + i) * kActGroup + 8 * j;
         const float* scales =
             reinterpret_cast<const float*>(buffer + Plan::kCodes) + group * Plan::kColumns + 2 * j;
@@ -174,8 +174,8 @@ __global__ void __launch_bounds__(kWideThreads, 3)
     using Plan = WidePlan<kTiles>;
     with_product(list, (rows + Plan::kColumns - 1) / Plan::kColumns,
                  [&](const Product& p, int units, int columns) {
-                     with_format(p.w, [&]<bool kIsQ4, int kGroup>() {
-                         wide_units<kTiles, kIsQ4, kGroup>(p, units * kWideWarps, columns * Plan::kColumns,
+                     with_format(p.w, [&]<int kForm, int kGroup>() {
+                         wide_units<kTiles, kForm, kGroup>(p, units * kWideWarps, columns * Plan::kColumns,
                                                            rows, shared_memory<uint8_t>());
                      });
                  });

@@ -23,15 +23,14 @@ rwkv_cuda_matrix matrix(const Matrix& m) {
         c.q_bytes = m.bytes();
         return c;
     }
-    const bool q4 = m.encoding == Encoding::kQ4;
-    c.cb_bytes = q4 ? 16 : 0;
+    c.cb_bytes = m.encoding == Encoding::kQ4 ? 16 : 0;
     if (m.layout == Layout::kKn) {
         c.q_bytes = size_t(m.k) * size_t(m.stride);
         c.d_bytes = size_t(m.k) * sizeof(float);
         return c;
     }
     const size_t elements = size_t(m.n_pad) * size_t(m.k_pad);
-    c.q_bytes = q4 ? elements / 2 : elements;
+    c.q_bytes = m.code_bytes(elements);
     c.s_bytes = elements / size_t(m.group);
     c.d_bytes = size_t(m.n_pad) * sizeof(float);
     return c;

@@ -138,7 +138,7 @@ int main(int argc, char** argv) {
                 config.n_layer);
     std::vector<std::string> encodings(argv + std::min(argc, 3), argv + argc);
     if (encodings.empty())
-        encodings = {"q8g32", "q8g32/kn", "q4g16", "q4g16/kn", "q4g32", "q4g32/kn"};
+        encodings = {"q8g32", "q8g32/kn", "q6g32", "q6g32/kn", "q4g16", "q4g16/kn", "q4g32", "q4g32/kn"};
     for (const std::string& encoding : encodings) {
         const size_t name = encoding.find('/');
         measure(config, encoding.substr(0, name), name != std::string::npos, copies);

@@ -16,6 +16,8 @@ KINDS = [
     ("bf16", "auto"),
     ("int8", "tile"),
     ("int8", "kn"),
+    ("int6", "tile"),
+    ("int6", "kn"),
     ("int4", "tile"),
     ("int4", "kn"),
 ]
