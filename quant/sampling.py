@@ -41,7 +41,8 @@ def plan_within(
     too large, is not above 0.
 
     What a matrix loses is its relative squared error, with a calibration that of its output as far as the inputs' sizes
-    tell. What `overrides` match stays as it is planned. `size_of(plan)`: how large a file is, for messages.
+    tell; that of embedding and head counts as often as there are layers, since they stand before and behind all of them
+    (docs/quality.md). What `overrides` match stays as it is planned. `size_of(plan)`: how large a file is, for messages.
     `on_progress(tensor, tensors done, in all)`. Raises InvalidRequest, with the smallest size, if that is too large.
     """
     fixed = [override.pattern for override in overrides]
@@ -64,7 +65,8 @@ def plan_within(
             on_progress(name, number, len(chosen))
         importance = calibration.importance(name) if calibration is not None else None
         errors = losses(rows_of(source, name), encoder, importance)
-        options[name] = [Option(e, _as(plan, name, e).nbytes, errors[e]) for e in ENCODINGS]
+        times = source.arch.n_layer if class_of(name) in ("emb", "head") else 1
+        options[name] = [Option(e, _as(plan, name, e).nbytes, times * errors[e]) for e in ENCODINGS]
     room = sum(each[-1].nbytes for each in options.values())
     while True:
         found = choose(options, room)

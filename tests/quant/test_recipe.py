@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from quant_models import checkpoint, odd_arch
 
+from quant import sampling
 from quant.budget import Option, choose, hull
 from quant.checkpoints import open_checkpoint
 from quant.errors import InvalidRequest
@@ -218,6 +219,21 @@ def test_a_plan_for_a_size(tmp_path: Path) -> None:
         assert all(i.encoding == "q8g32" for n, i in found.items() if class_of(n) in ("att", "ffn", "emb"))
         with pytest.raises(InvalidRequest, match=r"too small: this model cannot be smaller than \d+ kB"):
             plan_within(source, plan, lambda _: 1, encoder=numpy_encoder("nearest"))
+
+
+def test_embedding_and_head_count_for_every_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arch = odd_arch("7")
+    told: dict[str, list[Option]] = {}
+    monkeypatch.setattr(sampling, "losses", lambda *_: dict.fromkeys(sampling.ENCODINGS, 0.25))
+    monkeypatch.setattr(
+        sampling, "choose", lambda options, room: told.update(options) or choose(options, room)
+    )
+    with open_checkpoint(checkpoint(tmp_path / "m.pth", arch)) as opened:
+        plan_within(source_of(opened), make_plan(arch, "int4"), lambda _: 0, encoder=numpy_encoder("nearest"))
+    assert arch.n_layer == 2
+    errors = {name: {option.error for option in options} for name, options in told.items()}
+    assert errors.pop("emb.weight") == errors.pop("head.weight") == {0.5}
+    assert len(errors) == 12 and all(each == {0.25} for each in errors.values())
 
 
 def test_what_is_measured_is_what_is_lost(tmp_path: Path) -> None:
