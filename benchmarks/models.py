@@ -73,7 +73,7 @@ def pth(folder: Path, shape: Shape) -> Path:
 
 
 def ours(folder: Path, shape: Shape, kind: str) -> Path:
-    """This engine's file: int8, int4, bf16, f16 or f32."""
+    """This engine's file: int8, int6, int4, bf16, f16 or f32."""
     path = folder / f"{shape.stem}-{kind}.safetensors"
     if not path.exists():
         with open_checkpoint(checkpoint(folder, shape)) as source:

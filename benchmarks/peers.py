@@ -39,7 +39,7 @@ def peers(library: Path | None) -> dict[str, Peer]:
         ggml = _Ggml(library)
         for name in GGML:
             found[name] = lambda w, _, name=name: ggml.made(w, name, None)  # type: ignore[misc]
-        for name in ("Q4_K", "Q5_K"):
+        for name in ("Q4_K", "Q5_K", "Q6_K"):
             found[f"{name}, importance"] = lambda w, h, name=name: ggml.made(w, name, h)  # type: ignore[misc]
     else:
         for name in GGUF_MAKES:

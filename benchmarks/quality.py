@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -34,6 +35,10 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "f32": ("f32", {}),
     "f16": ("f16", {}),
     "int8": ("int8", {}),
+    "int6": ("int6", {}),
+    "int6, calibrated": ("int6", {"text": True}),
+    "int6, gptq": ("int6", {"text": True, "method": "gptq"}),
+    "int6 best": ("int6", {"recipe": "best"}),
     "int4": ("int4", {}),
     "int4, groups of 32": ("int4", {"tensors": (f"{ALL4}=q4g32",)}),
     "int4, groups of 16": ("int4", {"tensors": (f"{ALL4}=q4g16",)}),
@@ -41,6 +46,8 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "int4, calibrated": ("int4", {"text": True}),
     "int4, gptq": ("int4", {"text": True, "method": "gptq"}),
     "int4 best": ("int4", {"recipe": "best"}),
+    "int4 to int8, 6 bits": ("int4", {"target_bpw": 6.0}),
+    "int4 to int8, 6 bits, gptq": ("int4", {"target_bpw": 6.0, "text": True, "method": "gptq"}),
     "nf4": ("nf4", {}),
 }
 """{what it is called: (kind, choices; `text`: with the text to calibrate with)}. Without bitsandbytes nf4 is left out."""
@@ -81,13 +88,18 @@ def measured(path: Path, base: Path, text: bytes, ctx: int | None) -> dict[str, 
 
 
 def rows(
-    source: Path, epsilon: float | None, text: bytes, ctx: int | None, calibrate: bytes
+    source: Path,
+    epsilon: float | None,
+    text: bytes,
+    ctx: int | None,
+    calibrate: bytes,
+    wanted: re.Pattern[str],
 ) -> Iterator[dict[str, Any]]:
-    """Every format of one model, measured."""
+    """Every format of one model whose name `wanted` finds, measured."""
     with tempfile.TemporaryDirectory() as folder:
         base = made(source, Path(folder) / "base.safetensors", "f32", epsilon)
         for name, (kind, choices) in FORMATS.items():
-            if choices.get("text") and not calibrate:
+            if not wanted.search(name) or (choices.get("text") and not calibrate):
                 continue
             if kind == "nf4" and find_spec("bitsandbytes") is None:
                 continue
@@ -147,6 +159,9 @@ def main() -> None:
         "--ggml", type=Path, metavar="LIBRARY", help="libggml-base of llama.cpp, for its K formats"
     )
     parser.add_argument("--density-bytes", type=int, default=20_000, help="text for the density of the FFN")
+    parser.add_argument(
+        "--formats", type=re.compile, default=re.compile(""), metavar="REGEX", help="only those"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     if (args.books is None) == (args.text is None):
@@ -160,7 +175,7 @@ def main() -> None:
         epsilon = float(epsilon_text) if epsilon_text else None
         print(f"\n{source.stem}\n\n{HEAD}\n|---|" + "---:|" * (HEAD.count("|") - 2), flush=True)
         results = []
-        for row in rows(source, epsilon, text, args.ctx, calibrate):
+        for row in rows(source, epsilon, text, args.ctx, calibrate, args.formats):
             print(table_row(row), flush=True)
             print(f"{source.stem} {row['format']} done, {default_threads()} threads", file=sys.stderr)
             results.append(row)
@@ -180,8 +195,10 @@ def main() -> None:
                         lambda path, kind: made(source, path, kind, epsilon),  # noqa: B023
                         lambda path, base: measured(path, base, text, args.ctx),
                     ),
-                    "peers": compare(base, Path(folder), text, args.ctx, calibrate, TOKENS, args.ggml),
-                    "sensitivity": sensitivity(base, Path(folder), text, args.ctx),
+                    "peers": compare(
+                        base, Path(folder), text, args.ctx, calibrate, TOKENS, args.ggml, args.formats
+                    ),
+                    "sensitivity": sensitivity(base, Path(folder), text, args.ctx, args.formats),
                 }
     if args.json:
         args.json.write_text(json.dumps(everything, indent=1) + "\n")

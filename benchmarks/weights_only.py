@@ -7,21 +7,25 @@ but the format differs, and formats that no engine here runs can be compared. (O
 from __future__ import annotations
 
 import io
+import math
+import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.peers import F32, Made, Peer, peers
+from quant.budget import Option, choose
 from quant.calibration import Calibration
 from quant.codecs import decode
 from quant.container.reader import ModelFile
-from quant.formats import TILE, stored_bytes
+from quant.formats import ENCODINGS, TILE, stored_bytes
 from quant.methods import gptq
 from quant.recipe import class_of
+from quant.sampling import losses, rows_of
 from quant.sources import source_of
 from rwkvcli import Model
 from rwkvcli.runtime.machine import default_threads
@@ -29,9 +33,14 @@ from rwkvcli.services import evaluation
 from rwkvcli.services.calibrating import Windows, gather, read_windows
 from rwkvcli.services.encoding import NativeEncoder
 
+Maker = Callable[[str, F32, F32 | None], Made]
+"""(name, float32 matrix [N, K], importance [K]) -> what it becomes."""
 Weights = Callable[[str], F32 | None]
 """How much errors at each input of a matrix count."""
-HEAD = "| format | bits per weight | weight error | output error | ratio to f32 | KL mean |"
+OURS = ("q4g32", "q4g16", "q6g32", "q6g16", "q8g32")
+MIXED = (5.5, 6.5625)
+"""Bits per weight, those of Q5_K and Q6_K, that mixtures of ours are made for."""
+HEAD = "| format | bits per weight | weight error | output error | ratio to f32 | KL mean | KL from the 65th token on |"
 
 
 def compare(
@@ -42,27 +51,33 @@ def compare(
     calibrate: bytes,
     tokens: int,
     library: Path | None,
+    wanted: re.Pattern[str],
 ) -> list[dict[str, Any]]:
     """Every format on all matrices of attention and FFN of the float32 model `base`; prints a table.
 
-    Errors are relative squared ones: of the weights, and of the outputs as far as the sizes of the inputs tell.
+    `wanted`: those whose names it finds. Errors are relative squared ones: of the weights, and of the outputs as far as the sizes of the inputs tell.
     """
     windows = read_windows(io.BytesIO(calibrate or text), "text", Model.load(base).tokenizer, tokens)
     calibration = gather(base, windows, threads=default_threads())
     print(f"\n{HEAD}\n|---|" + "---:|" * (HEAD.count("|") - 2), flush=True)
     found = []
     forms: dict[str, Callable[[], Iterator[tuple[str, F32, Made]]]] = {}
-    for encoding in ("q4g32", "q4g16", "q8g32"):
-        forms[f"ours, {encoding}"] = lambda e=encoding: _each(base, _ours(e), None)  # type: ignore[misc]
-        if encoding != "q8g32" and calibrate:
-            forms[f"ours, {encoding}, calibrated"] = lambda e=encoding: _each(
-                base, _ours(e), calibration.importance
+    choices = {encoding: dict.fromkeys(_names(base), encoding) for encoding in OURS}
+    for bits in MIXED:
+        choices[f"mixed to {bits:.2f}"] = _mixture(base, bits, calibration if calibrate else None)
+    for label, chosen in choices.items():
+        forms[f"ours, {label}"] = lambda c=chosen: _each(base, _ours(c), None)  # type: ignore[misc]
+        if label != "q8g32" and calibrate:
+            forms[f"ours, {label}, calibrated"] = lambda c=chosen: _each(
+                base, _ours(c), calibration.importance
             )  # type: ignore[misc]
-            forms[f"ours, {encoding}, gptq"] = lambda e=encoding: _by_gptq(base, e, windows)  # type: ignore[misc]
+            forms[f"ours, {label}, gptq"] = lambda c=chosen: _by_gptq(base, c, windows)  # type: ignore[misc]
     for name, peer in peers(library).items():
         if "importance" not in name or calibrate:
-            forms[name] = lambda p=peer: _each(base, p, lambda n: _squares(calibration, n))  # type: ignore[misc]
+            forms[name] = lambda p=peer: _each(base, _same(p), lambda n: _squares(calibration, n))  # type: ignore[misc]
     for name, form in forms.items():
+        if not wanted.search(name):
+            continue
         try:
             row = _measured(base, folder, form(), text, ctx, calibration)
         except ValueError as error:
@@ -74,7 +89,9 @@ def compare(
     return found
 
 
-def sensitivity(base: Path, folder: Path, text: bytes, ctx: int | None) -> list[dict[str, Any]]:
+def sensitivity(
+    base: Path, folder: Path, text: bytes, ctx: int | None, wanted: re.Pattern[str]
+) -> list[dict[str, Any]]:
     """What q4g32 costs in one kind of matrix of all blocks, and what giving it 8 bits would save; prints a table."""
     print("\n| matrix | KL mean | KL per MB saved against q8g32 |\n|---|---:|---:|", flush=True)
     found = []
@@ -83,9 +100,10 @@ def sensitivity(base: Path, folder: Path, text: bytes, ctx: int | None) -> list[
             _leaf(name) for name in model.plan if class_of(name) in ("att", "ffn", "emb", "head")
         )
         shapes = {name: plan.shape for name, plan in model.plan.items()}
-    for leaf in leaves:
+    for leaf in filter(wanted.search, leaves):
         names = [name for name in shapes if _leaf(name) == leaf]
-        row = _measured(base, folder, _each(base, _ours("q4g32"), None, names), text, ctx, None)
+        peer = _ours(dict.fromkeys(names, "q4g32"))
+        row = _measured(base, folder, _each(base, peer, None, names), text, ctx, None)
         saved = sum(
             stored_bytes("q8g32", TILE, shapes[n]) - stored_bytes("q4g32", TILE, shapes[n]) for n in names
         )
@@ -107,31 +125,58 @@ def _squares(calibration: Calibration, name: str) -> F32:
     return result
 
 
-def _ours(encoding: str) -> Peer:
+def _names(base: Path) -> list[str]:
+    """The matrices that are compared."""
+    with ModelFile.open(base) as model:
+        return [name for name in model.plan if class_of(name) in ("att", "ffn")]
+
+
+def _mixture(base: Path, bits: float, calibration: Calibration | None) -> dict[str, str]:
+    """{matrix: encoding}, as `rwkv quantize --target-bpw` would choose them if these matrices were all."""
+    encoder = NativeEncoder(default_threads())
+    options, weights = {}, 0
+    with ModelFile.open(base) as model:
+        source = source_of(model)
+        for name in _names(base):
+            shape = model.plan[name].shape
+            importance = calibration.importance(name) if calibration is not None else None
+            lost = losses(rows_of(source, name), encoder, importance)
+            options[name] = [Option(e, stored_bytes(e, TILE, shape), lost[e]) for e in lost]
+            weights += math.prod(shape)
+    found = choose(options, int(bits * weights / 8))
+    return {name: option.encoding for name, option in found.items()}
+
+
+def _ours(encodings: Mapping[str, str]) -> Maker:
     encoder = NativeEncoder(default_threads())
 
-    def make(w: F32, importance: F32 | None) -> Made:
+    def make(name: str, w: F32, importance: F32 | None) -> Made:
+        encoding, shape = encodings[name], (w.shape[0], w.shape[1])
         parts = encoder.encode(w, encoding, TILE, importance)
-        shape = (w.shape[0], w.shape[1])
         return Made(decode(parts, encoding, TILE, shape), stored_bytes(encoding, TILE, shape))
 
     return make
 
 
+def _same(peer: Peer) -> Maker:
+    """Whatever the matrix is called."""
+    return lambda name, w, importance: peer(w, importance)
+
+
 def _each(
-    base: Path, peer: Peer, weights: Weights | None, names: Iterable[str] | None = None
+    base: Path, make: Maker, weights: Weights | None, names: Iterable[str] | None = None
 ) -> Iterator[tuple[str, F32, Made]]:
     with ModelFile.open(base) as model:
-        for name in names or [name for name in model.plan if class_of(name) in ("att", "ffn")]:
+        for name in names or _names(base):
             w = model.decode(name).copy()
-            yield name, w, peer(w, None if weights is None else weights(name))
+            yield name, w, make(name, w, None if weights is None else weights(name))
 
 
-def _by_gptq(base: Path, encoding: str, windows: Windows) -> Iterator[tuple[str, F32, Made]]:
+def _by_gptq(base: Path, encodings: Mapping[str, str], windows: Windows) -> Iterator[tuple[str, F32, Made]]:
     from rwkvcli.runtime.torch_hessians import TorchHessians
 
     with ModelFile.open(base) as model:
-        names = [name for name in model.plan if class_of(name) in ("att", "ffn")]
+        names = _names(base)
         view = TorchHessians(
             source_of(model),
             windows.ids,
@@ -144,8 +189,12 @@ def _by_gptq(base: Path, encoding: str, windows: Windows) -> Iterator[tuple[str,
             w = model.decode(name).copy()
             hessian = view.of(name)
             assert hessian is not None
-            shape = (w.shape[0], w.shape[1])
-            values = decode(gptq.encode(w, hessian, encoding, TILE), encoding, TILE, shape)
+            encoding, shape = encodings[name], (w.shape[0], w.shape[1])
+            if ENCODINGS[encoding].weighted:
+                parts = gptq.encode(w, hessian, encoding, TILE)
+            else:
+                parts = NativeEncoder(default_threads()).encode(w, encoding, TILE)
+            values = decode(parts, encoding, TILE, shape)
             view.replace(name, values)
             yield name, w, Made(values, stored_bytes(encoding, TILE, shape))
 
@@ -181,4 +230,10 @@ def _measured(
 
 def _told(row: dict[str, Any]) -> str:
     base = row["base"]
-    return f"{base['ratio']:.5f} ± {base['ratio_stderr']:.5f} | {base['kl']['mean']:.3g}"
+    later = base["drift"][
+        1:
+    ]  # what stands at the beginning of a window can differ by chance (docs/quality.md)
+    tokens = sum(part["tokens"] for part in later)
+    kl = sum(part["tokens"] * part["kl"] for part in later) / tokens if tokens else math.nan
+    ratio = f"{base['ratio']:.5f} ± {base['ratio_stderr']:.5f}"
+    return f"{ratio} | {base['kl']['mean']:.3g} | {kl:.3g}"
