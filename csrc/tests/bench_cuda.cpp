@@ -1,5 +1,6 @@
 // How fast a GPU decodes and reads prompts, on random weights of a real model's shape, beside what it copies.
-// usage: rwkv_cuda_bench [channels] [layers] [encoding ...], an encoding as "q4g32" or "q4g32/kn"
+// usage: rwkv_cuda_bench [channels] [layers] [encoding ...], an encoding as "q4g32", "q4g32/kn" or
+// "q4g32/sparse": kn, and an eighth of ffn.value's channels active, as in trained models, instead of half
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -55,10 +56,10 @@ double copy_rate() {
     return 2 * double(bytes) / time / 1e9;
 }
 
-void measure(const Config& full, const std::string& encoding, bool kn, double copies) {
+void measure(const Config& full, const std::string& encoding, const std::string& layout, double copies) {
     Config two = full; // blocks from the second on are that block again
     two.n_layer = 2;
-    ModelWriter writer(two, encoding, kn);
+    ModelWriter writer(two, encoding, layout != "tile", layout == "sparse" ? 4 : 1);
     writer.write(temporary());
     const MappedFile file(temporary());
     const Weights weights(file, two, writer.specs, cpu::choose(""));
@@ -104,11 +105,10 @@ void measure(const Config& full, const std::string& encoding, bool kn, double co
         return count / median_seconds(20, step);
     };
     const double batch8 = batch_rate(8), batch64 = batch_rate(64);
-    // Random weights leave about half of the channels of ffn.value active; trained ones a tenth to a fifth.
     std::printf(
-        "%-6s %-4s  %7.1f tokens/s decoding, %6.3f ms, all weights at %6.0f GB/s (%3.0f %% of copies); "
+        "%-6s %-6s  %7.1f tokens/s decoding, %6.3f ms, all weights at %6.0f GB/s (%3.0f %% of copies); "
         "%8.0f tokens/s of a prompt; batches of 8: %6.0f tokens/s, of 64: %6.0f\n",
-        encoding.c_str(), kn ? "kn" : "tile", 1 / token, token * 1e3, double(bytes) / token / 1e9,
+        encoding.c_str(), layout.c_str(), 1 / token, token * 1e3, double(bytes) / token / 1e9,
         100 * double(bytes) / token / 1e9 / copies, 1024 / prompt, batch8, batch64);
     for (rwkv_cuda_state* each : states)
         rwkv_cuda_free_state(each);
@@ -138,9 +138,10 @@ int main(int argc, char** argv) {
                 config.n_layer);
     std::vector<std::string> encodings(argv + std::min(argc, 3), argv + argc);
     if (encodings.empty())
-        encodings = {"q8g32", "q8g32/kn", "q6g32", "q6g32/kn", "q4g16", "q4g16/kn", "q4g32", "q4g32/kn"};
+        encodings = {"q8g32", "q8g32/kn", "q8g32/sparse", "q6g32", "q4g32", "q4g32/kn", "q4g32/sparse"};
     for (const std::string& encoding : encodings) {
         const size_t name = encoding.find('/');
-        measure(config, encoding.substr(0, name), name != std::string::npos, copies);
+        measure(config, encoding.substr(0, name),
+                name == std::string::npos ? "tile" : encoding.substr(name + 1), copies);
     }
 }

@@ -194,6 +194,37 @@ TEST(odd_models_give_the_bits_of_the_cpu_engine) {
         }
 }
 
+// What a race checker has the patience for: single tokens, a prompt, a batch, in both layouts.
+TEST(few_steps_give_the_bits_of_the_cpu_engine) {
+    for (const bool kn : {false, true}) {
+        const Config config = config_of(Version::k7, 1, 64, 64, 128, 50);
+        Reference reference(config, "q4g32", kn);
+        const size_t v = size_t(config.vocab_size), count = 70;
+        std::vector<int32_t> tokens(count);
+        for (size_t i = 0; i < count; ++i)
+            tokens[i] = int32_t(i * 7 % v);
+        std::vector<float> expected(count * v), found(count * v);
+        State state(config);
+        reference.cpu->forward(tokens, state, expected.data(), true, {});
+        Gpu gpu(reference);
+        GpuState prompt(gpu), step(gpu), other(gpu);
+        feed(gpu, tokens, prompt, found.data(), true);
+        CHECK(same(found, expected), "a prompt");
+        CHECK(same(prompt.values(), values_of(state)), "the state after a prompt");
+        for (size_t t = 0; t < 2; ++t) {
+            feed(gpu, std::span(&tokens[t], 1), step, found.data(), false);
+            CHECK(same(found.data(), &expected[t * v], v), "token %zu", t);
+        }
+        rwkv_cuda_state* batch[2] = {step.state, other.state};
+        const int32_t next[2] = {tokens[2], tokens[0]};
+        char reason[256] = "";
+        CHECK(rwkv_cuda_forward_batch(gpu.model, next, batch, 2, found.data(), reason, sizeof reason) ==
+                  RWKV_CUDA_OK,
+              "%s", reason);
+        CHECK(same(&found[0], &expected[2 * v], v) && same(&found[v], &expected[0], v), "a batch");
+    }
+}
+
 TEST(usual_head_sizes_give_the_bits_of_the_cpu_engine) {
     for (const Version version : kVersions) {
         compare(config_of(version, 2, 128, 64, 192, 50), "q4g16", false);
