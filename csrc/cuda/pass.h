@@ -58,8 +58,14 @@ struct Pass {
         }
         launch(find_active, {unsigned(rows)}, kFindThreads, kFindThreads / 32 * sizeof(int), stream, p.x,
                p.w.d, s.sparse);
-        launch(sparse_product, {unsigned(half_lines), unsigned(rows)}, kSparseThreads, kSparseShared, stream,
-               p, s.sparse);
+        const auto product = [&]<int kThreads>() {
+            launch(sparse_product<kThreads>, {unsigned(half_lines), unsigned(rows)}, kThreads,
+                   SparsePlan<kThreads>::kShared, stream, p, s.sparse);
+        };
+        if (half_lines * rows >= 8 * multiprocessors)
+            product.template operator()<kManySparseThreads>();
+        else
+            product.template operator()<kSparseThreads>();
     }
 
     /// s.att_out from the recurrence's inputs.

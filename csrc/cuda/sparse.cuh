@@ -74,9 +74,19 @@ __global__ void __launch_bounds__(kFindThreads) find_active(Acts x, const float*
     }
 }
 
-constexpr int kSparseThreads = 1024; // few blocks, and every warp has to hide the way to memory
-constexpr int kSparseChunk = 96;     ///< blocks of channels whose sums meet in shared memory
-static_assert(kSparseChunk % (kSparseThreads / 32) == 0); // a warp goes on where it would have
+/// Threads of a block: many where there are few blocks, and every warp has to hide the way to memory; few
+/// where other blocks work while some wait for their sums.
+constexpr int kSparseThreads = 1024, kManySparseThreads = 128;
+
+template <int kThreads>
+struct SparsePlan {
+    static constexpr int kWarps = kThreads / 32;
+    static constexpr int kChunk =
+        kThreads == kSparseThreads ? 96 : 64; ///< blocks of channels whose sums meet
+    static constexpr size_t kShared = size_t(kChunk * kSparseOutputs) * sizeof(float) +
+                                      size_t(kWarps * 8 * kBlockChannels) * sizeof(int16_t);
+    static_assert(kChunk % kWarps == 0 && kShared <= kSharedLimit); // a warp goes on where it would have
+};
 
 /// The eight 6-bit codes of a word of nibbles and the 16 bits above them, as signed bytes: of outputs 0 to 3
 /// and of 4 to 7.
@@ -108,9 +118,12 @@ struct HalfLine {
         uint32_t words[4];
         uint16_t above[kForm == kForm6 ? 4 : 1]; ///< q6: the bits above the words' nibbles
         int8_t scales[(kGroups + 1) / 2];
+        float factor; ///< of that channel
 
-        __device__ __forceinline__ void load(const DeviceMatrix& w, const HalfLine& at, const int* channels) {
+        __device__ __forceinline__ void load(const DeviceMatrix& w, const HalfLine& at, const int* channels,
+                                             const float* factors) {
             const int lane = int(threadIdx.x % 32), quarter = lane / 8;
+            factor = factors[lane % kBlockChannels];
             const int4 mine = *reinterpret_cast<const int4*>(channels + quarter * 4);
             const int record[4] = {mine.x, mine.y, mine.z, mine.w};
 #pragma unroll
@@ -132,15 +145,14 @@ struct HalfLine {
 
     /// Calls store(output of the half line, sum) for all; `scaled`: [kGroups][16], the warp's own.
     template <class F>
-    __device__ __forceinline__ void sum(const DeviceMatrix& w, const Codes& codes, const float* factors,
-                                        int16_t* scaled, F store) const {
+    __device__ __forceinline__ void sum(const DeviceMatrix& w, const Codes& codes, int16_t* scaled,
+                                        F store) const {
         const int lane = int(threadIdx.x % 32), word = lane % 8, quarter = lane / 8;
         const int place = lane % kBlockChannels;
-        const float factor = factors[place];
 #pragma unroll
         for (int i = 0; i < (kGroups + 1) / 2; ++i) // activations times scales, as pairs of 16-bit integers
             scaled[(2 * i + lane / kBlockChannels) * kBlockChannels + place] =
-                int16_t(__float2int_rn(factor * square_law(codes.scales[i])));
+                int16_t(__float2int_rn(codes.factor * square_law(codes.scales[i])));
         __syncwarp();
         int sum[kPerWord] = {};
 #pragma unroll
@@ -175,13 +187,19 @@ struct HalfLine {
                 add(0, a ^ 0x80808080u, b ^ 0x80808080u);
             }
         }
+        // Four lanes have parts of the same sums: each gives away those that others finish. Quarter q
+        // finishes the sums 4 i + q.
+        const bool odd = quarter % 2 == 1, upper = quarter / 2 == 1;
+        int pairs[kPerWord / 2];
 #pragma unroll
-        for (int i = 0; i < kPerWord; ++i) {
-            sum[i] += __shfl_xor_sync(kAllLanes, sum[i], 8);
-            sum[i] += __shfl_xor_sync(kAllLanes, sum[i], 16);
-            if (quarter == i % 4)
-                store(i * 8 + word, float(sum[i]));
-        }
+        for (int i = 0; i < kPerWord / 2; ++i)
+            pairs[i] = (odd ? sum[2 * i + 1] : sum[2 * i]) +
+                       __shfl_xor_sync(kAllLanes, odd ? sum[2 * i] : sum[2 * i + 1], 8);
+#pragma unroll
+        for (int i = 0; i < kPerWord / 4; ++i)
+            store((4 * i + quarter) * 8 + word,
+                  float((upper ? pairs[2 * i + 1] : pairs[2 * i]) +
+                        __shfl_xor_sync(kAllLanes, upper ? pairs[2 * i] : pairs[2 * i + 1], 16)));
         __syncwarp(); // before the next block's products with scales
     }
 
@@ -205,15 +223,15 @@ __device__ __forceinline__ void finish_half_line(const Product& p, const Line& l
 }
 
 /// Half a line for all active channels of a row.
-template <int kForm, int kGroup>
+template <int kThreads, int kForm, int kGroup>
 __device__ __forceinline__ void half_line(const Product& p, const SparseRows& active, int line_, int half,
                                           int t, float* shared) {
     using Line = HalfLine<kForm, kGroup>;
-    constexpr int kOutputs = Line::kOutputs, kWarps = kSparseThreads / 32;
+    constexpr int kOutputs = Line::kOutputs, kWarps = SparsePlan<kThreads>::kWarps,
+                  kChunk = SparsePlan<kThreads>::kChunk;
     const int warp = int(threadIdx.x / 32);
-    float* sums = shared; // [kSparseChunk][kOutputs]
-    int16_t* scaled =
-        reinterpret_cast<int16_t*>(shared + kSparseChunk * kOutputs) + warp * 8 * kBlockChannels;
+    float* sums = shared; // [kChunk][kOutputs]
+    int16_t* scaled = reinterpret_cast<int16_t*>(shared + kChunk * kOutputs) + warp * 8 * kBlockChannels;
     const int blocks = active.blocks[t];
     const int32_t* channels = active.channels + size_t(t) * size_t(active.stride);
     const float* factors = active.factors + size_t(t) * size_t(active.stride);
@@ -221,15 +239,16 @@ __device__ __forceinline__ void half_line(const Product& p, const SparseRows& ac
     const Line line(p.w, line_, half);
     typename Line::Codes coming{}; // while the block before is worked on
     if (warp < blocks)
-        coming.load(p.w, line, channels + warp * kBlockChannels);
+        coming.load(p.w, line, channels + warp * kBlockChannels, factors + warp * kBlockChannels);
     float total = 0.0f;
-    for (int begin = 0; begin < blocks; begin += kSparseChunk) {
-        const int end = begin + kSparseChunk < blocks ? begin + kSparseChunk : blocks;
+    for (int begin = 0; begin < blocks; begin += kChunk) {
+        const int end = begin + kChunk < blocks ? begin + kChunk : blocks;
         for (int block = begin + warp; block < end; block += kWarps) {
             const typename Line::Codes now = coming;
             if (block + kWarps < blocks)
-                coming.load(p.w, line, channels + (block + kWarps) * kBlockChannels);
-            line.sum(p.w, now, factors + block * kBlockChannels, scaled,
+                coming.load(p.w, line, channels + (block + kWarps) * kBlockChannels,
+                            factors + (block + kWarps) * kBlockChannels);
+            line.sum(p.w, now, scaled,
                      [&](int output, float sum) { sums[(block - begin) * kOutputs + output] = sum; });
         }
         __syncthreads();
@@ -243,16 +262,15 @@ __device__ __forceinline__ void half_line(const Product& p, const SparseRows& ac
     finish_half_line(p, line, t, int(threadIdx.x), total);
 }
 
-constexpr size_t kSparseShared =
-    size_t(kSparseChunk) * 64 * sizeof(float) + kSparseThreads / 32 * 8 * kBlockChannels * sizeof(int16_t);
-
 /// Grid: half lines of a record, rows.
-__global__ void __launch_bounds__(kSparseThreads)
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads)
     sparse_product(const __grid_constant__ Product p, SparseRows active) {
     const int line = int(blockIdx.x) / 2, half = int(blockIdx.x) % 2, t = int(blockIdx.y);
     float* shared = shared_memory<float>();
-    with_format(p.w,
-                [&]<int kForm, int kGroup>() { half_line<kForm, kGroup>(p, active, line, half, t, shared); });
+    with_format(p.w, [&]<int kForm, int kGroup>() {
+        half_line<kThreads, kForm, kGroup>(p, active, line, half, t, shared);
+    });
 }
 
 } // namespace rwkv::cuda

@@ -3,6 +3,8 @@
 // the last of them to be done adds all their sums up in order. Which one that is changes nothing.
 #pragma once
 
+#include <algorithm>
+
 #include "cuda/sparse.cuh"
 
 namespace rwkv::cuda {
@@ -11,10 +13,10 @@ constexpr int kSparseStepThreads = 512;
 constexpr int kSparseStepChunk = 96;   ///< blocks of channels that are added up at once
 constexpr int kMostSharedBlocks = 160; ///< blocks of channels that a block of threads takes, at most
 
-/// Blocks of threads for half a line: two for each multiprocessor in all, and never too many channels for
-/// one.
+/// Blocks of threads for half a line: at most two for each multiprocessor in all, so that all run at once,
+/// and never too many channels for one.
 inline int sparse_shares(int half_lines, int blocks, int multiprocessors) {
-    const int wanted = (2 * multiprocessors + half_lines - 1) / half_lines;
+    const int wanted = std::max(2 * multiprocessors / half_lines, 1);
     const int needed = (blocks + kMostSharedBlocks - 1) / kMostSharedBlocks;
     return wanted > needed ? wanted : needed;
 }
@@ -80,7 +82,8 @@ __device__ __forceinline__ int list_share(const Acts& x, const float* d, int sha
         const float a = present ? x.f[channel] * d[channel] : 0.0f;
         const BlockFactor factor = block_factor(a);
         if (here) {
-            shared.own.channels[i] = channel;
+            if (!present)
+                shared.own.channels[i] = channel;
             shared.own.factors[i] = factor.factor;
             if (place == 0)
                 shared.steps[block] = factor.step;
@@ -103,7 +106,10 @@ __device__ __forceinline__ void sparse_share(const Product& p, const SparseTerms
     float* steps = terms.steps + size_t(half_line) * size_t(terms.blocks);
     const Line line(w, half_line / 2, half_line % 2);
     typename Line::Codes coming{};
-    const auto fetch = [&](int block) { coming.load(w, line, shared.own.channels + block * kBlockChannels); };
+    const auto fetch = [&](int block) {
+        coming.load(w, line, shared.own.channels + block * kBlockChannels,
+                    shared.own.factors + block * kBlockChannels);
+    };
     const int count = end - begin;
     if (warp < count)
         fetch(warp);
@@ -111,10 +117,9 @@ __device__ __forceinline__ void sparse_share(const Product& p, const SparseTerms
         const typename Line::Codes now = coming;
         if (block + kWarps < count)
             fetch(block + kWarps);
-        line.sum(w, now, shared.own.factors + block * kBlockChannels, shared.scaled[warp],
-                 [&](int output, float sum) {
-                     sums[size_t(begin + block) * kSparseOutputs + size_t(output)] = sum;
-                 });
+        line.sum(w, now, shared.scaled[warp], [&](int output, float sum) {
+            sums[size_t(begin + block) * kSparseOutputs + size_t(output)] = sum;
+        });
         if (lane == 0)
             steps[begin + block] = shared.steps[block];
     }
