@@ -9,6 +9,7 @@
 namespace rwkv::cuda {
 
 constexpr int kVectorThreads = kProductThreads<1>;
+constexpr int kVectorBlocks = 3; ///< of a multiprocessor: 80 registers are enough for a lane's weights
 constexpr int kVectorPitch = 2 * kTileRows + 4; ///< floats of a term's sums and scales, off powers of two
 constexpr int kPrefetchChunks = 3;              ///< that are asked for ahead of the one that is loaded
 
@@ -262,7 +263,7 @@ __device__ __forceinline__ void vector_tiles(const Product& p, int first, int co
 /// Grid: units of all products, then a block for the state that is left behind. A unit is `list.tiles` tiles,
 /// taken kTiles at once, or 32 rows of floats. Quantized outputs need two tiles at once.
 template <int kTiles>
-__global__ void __launch_bounds__(kVectorThreads, 2)
+__global__ void __launch_bounds__(kVectorThreads, kVectorBlocks)
     vector_products(const __grid_constant__ ProductList list) {
     let_next_start();
     const int position = int(blockIdx.x);
