@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 
 #include "core/os.h"
@@ -160,6 +161,23 @@ inline std::string temporary() {
     };
     static const File file;
     return file.path;
+}
+
+/// All of a state on the CPU, or on two devices.
+template <class S>
+std::vector<float> values_of(const S& state) {
+    std::vector<float> all;
+    for (const State::Entry& entry : state.export_entries())
+        all.insert(all.end(), entry.values.begin(), entry.values.end());
+    return all;
+}
+
+/// Bit for bit.
+inline bool same(const float* a, const float* b, size_t n) {
+    return std::memcmp(a, b, n * sizeof(float)) == 0;
+}
+inline bool same(const std::vector<float>& a, const std::vector<float>& b) {
+    return a.size() == b.size() && same(a.data(), b.data(), a.size());
 }
 
 } // namespace rwkv::test

@@ -83,19 +83,6 @@ struct GpuState {
     const Gpu& gpu_;
 };
 
-std::vector<float> values_of(const State& state) {
-    std::vector<float> all;
-    for (const State::Entry& entry : state.export_entries())
-        all.insert(all.end(), entry.values.begin(), entry.values.end());
-    return all;
-}
-
-bool same(const std::vector<float>& a, const std::vector<float>& b) {
-    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
-bool same(const float* a, const float* b, size_t n) { return std::memcmp(a, b, n * sizeof(float)) == 0; }
-
 void feed(const Gpu& gpu, std::span<const int32_t> tokens, GpuState& state, float* logits, bool all) {
     char reason[256] = "";
     const rwkv_cuda_status status =

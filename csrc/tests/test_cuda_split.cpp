@@ -37,18 +37,6 @@ struct Case {
     TensorSpecs specs;
 };
 
-template <class S>
-std::vector<float> values_of(const S& state) {
-    std::vector<float> all;
-    for (const State::Entry& entry : state.export_entries())
-        all.insert(all.end(), entry.values.begin(), entry.values.end());
-    return all;
-}
-
-bool same(const std::vector<float>& a, const std::vector<float>& b) {
-    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
 std::vector<float> row(const std::vector<float>& logits, size_t t) {
     return {logits.begin() + long(t * kVocab), logits.begin() + long((t + 1) * kVocab)};
 }
