@@ -13,7 +13,10 @@ from quant.errors import FormatError, SourceNotFound, UnsupportedModel
 __all__ = ["Checkpoint", "is_checkpoint_folder", "open_checkpoint"]
 
 _SUFFIXES = (".pth", ".safetensors", ".st", ".gguf", ".bin")
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_STANDARD = (
+    "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin"
+)  # fmt: skip
+"""What a model's folder is opened by, the best first; a file alone only beside a config.json."""
 _HF_NAME = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 """Files that a config.json in the same folder speaks of; of others it may know nothing."""
 _LEGACY_TORCH = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
@@ -96,14 +99,12 @@ def _inside(folder: Path) -> Path:
 
 def _candidate(folder: Path) -> Path | None:
     """What to open in a folder; None if that is not clear."""
-    for name in _INDEXES:
-        if (folder / name).is_file():
+    described = (folder / "config.json").is_file()
+    for name in _STANDARD:
+        if (described or name.endswith(".index.json")) and (folder / name).is_file():
             return folder / name
-    if not (folder / "config.json").is_file():
-        return None
-    weights = _weights_in(folder)
-    standard = [item for item in weights if item.name in ("model.safetensors", "pytorch_model.bin")]
-    return standard[0] if standard else weights[0] if len(weights) == 1 else None
+    weights = _weights_in(folder) if described else []
+    return weights[0] if len(weights) == 1 else None
 
 
 def _weights_in(folder: Path) -> list[Path]:

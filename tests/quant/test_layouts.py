@@ -302,6 +302,10 @@ def test_folders_in_the_format_of_torch(models: Mapping[str, Tensors], tmp_path:
     check_equal(lone, models["7"], "fla")
     with open_checkpoint(lone / "pytorch_model.bin") as opened:
         assert opened.group_norm_eps == 8e-5
+    # the same weights in several files of the one format and in one of the other: the one
+    one.rename(folder / "model.safetensors")
+    with open_checkpoint(folder) as opened:
+        assert opened.format == "safetensors"
 
 
 def test_what_torch_itself_saves_of_a_module(models: Mapping[str, Tensors], tmp_path: Path) -> None:
