@@ -232,13 +232,11 @@ def _arguments(verb: str, before: Sequence[str]) -> Sequence[str]:
             return _values_of_setting(before[1])
         return list(KEYS) if len(before) == 1 and before[0] != "list" else []
     if verb in ("chat", "sessions"):
-        from rwkvcli.services.sessions import names
-
         if verb == "chat":
-            return [*names(), *_models()] if not before else []
+            return [*_sessions(), *_models()] if not before else []
         if not before:
             return ["list", "export", "rm"]
-        return names() if before[0] != "list" else []
+        return _sessions() if before[0] != "list" else []
     if verb in ("rm", "verify"):  # what was brought here
         from rwkvcli.services.store import names_here
 
@@ -262,6 +260,17 @@ def _values_of_setting(key: str) -> Sequence[str]:
         return ["yes", "no"]
     *verb, name = key.split(".")
     return KEYS[key].choices or _values_of(verb[0] if verb else None, name.replace("-", "_"))
+
+
+def _sessions() -> list[str]:
+    """Conversations; none where their place cannot be read, which the command itself will tell."""
+    from rwkvcli.errors import UsageError
+    from rwkvcli.services.sessions import names
+
+    try:
+        return names()
+    except UsageError:
+        return []
 
 
 def _models() -> list[str]:

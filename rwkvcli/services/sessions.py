@@ -81,12 +81,17 @@ class Summary:
 
 
 def names() -> list[str]:
-    """Every session, by name."""
-    return sorted(path.parent.name for path in sessions_path().glob(f"*/{_POINTER}"))
+    """Every session, by name. Raises UsageError for a place that is no folder, or that cannot be read."""
+    with PLACE.in_use():
+        try:
+            folders = list(sessions_path().iterdir())
+        except FileNotFoundError:
+            return []
+    return sorted(folder.name for folder in folders if (folder / _POINTER).is_file())
 
 
 def summaries() -> list[Summary]:
-    """Every session, the latest last. One that cannot be read is listed with an empty model."""
+    """Every session, the latest last. One that cannot be read is listed with an empty model. Raises as names()."""
     found = [_summary(sessions_path() / name) for name in names()]
     return sorted(found, key=lambda session: (session.updated, session.name))
 

@@ -130,6 +130,15 @@ def test_model_files_of_the_home_folder_and_of_the_root(here: Path, monkeypatch:
     assert f"/{here.parts[1]}/" in model_files("/")
 
 
+def test_a_place_of_conversations_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("RWKV_SESSIONS", str(tmp_path / "file"))
+    assert suggestions(["sessions", "rm", ""]) == []
+    assert "demo" in suggestions(["chat", "d"])
+
+
 def test_models_are_names_and_files_at_once(here: Path) -> None:
     names = ["demo", "owner/repo-x:small.pth", "owner/repo-x:sub/m.safetensors"]
     for words in (["generate", "-m", ""], ["show", ""], ["quantize", ""], ["export", ""], ["chat", ""]):

@@ -88,6 +88,9 @@ def test_a_conversation_that_cannot_be_kept_does_not_begin(tmp_path: Path) -> No
             f"error: RWKV_SESSIONS={asked}: {reason}\n"
             "hint: RWKV_SESSIONS names the folder for conversations; --no-save keeps none\n"
         )
+        for more in ((), ("--json",)):
+            listed = rwkv_inside("sessions", "list", *more, cwd=tmp_path, env={"RWKV_SESSIONS": asked})
+            assert (listed.code, listed.out, listed.err) == (2, "", done.err)
     unnamed = rwkv_inside("chat", *CHAT[2:], stdin="Hello\n", cwd=tmp_path, env={"RWKV_SESSIONS": "file"})
     assert unnamed.code == 0  # nothing of it is kept
     assert (tmp_path / "file").read_text() == "x"
