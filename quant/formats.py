@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from quant.arrays import round_up
 from quant.errors import InvalidRequest
+from quant.sizes import round_up
 
 Shape = tuple[int, ...]
 

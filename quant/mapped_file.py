@@ -1,4 +1,4 @@
-"""A read-only memory mapping of a whole file, and numpy views into it."""
+"""A read-only memory mapping of a whole file, and views into it: numpy is imported for arrays alone."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from quant.errors import FormatError, SourceNotFound
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 HASH_CHUNK = 1 << 22
 """Bytes given to SHA-256 between two progress calls."""
@@ -72,6 +72,8 @@ class MappedFile:
 
         No copy, perhaps unaligned.
         """
+        import numpy as np
+
         wanted = np.dtype(dtype)
         self._check(offset, offset + count * wanted.itemsize)
         if count == 0:

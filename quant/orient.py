@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple
 
 from quant.arch import Arch, Shape, expected
-from quant.arrays import F32
+
+if TYPE_CHECKING:
+    from quant.arrays import F32
 
 MIX_ORDER = "wkvrg"
 """In which order v6's `time_maa_w2` [5, Dm, C] holds its five matrices."""
@@ -62,6 +62,8 @@ def logical_tensors(arch: Arch) -> dict[str, Logical]:
 
 def turned(values: F32, item: Logical) -> F32:
     """The logical tensor, C-contiguous, of the checkpoint's (shaped as `quant.arch.expected` says)."""
+    import numpy as np
+
     if item.turn is Turn.PICK:
         values = values[item.matrix]
     if item.turn is not Turn.KEEP:
@@ -71,6 +73,8 @@ def turned(values: F32, item: Logical) -> F32:
 
 def restored(parts: Sequence[F32], item: Logical) -> F32:
     """The checkpoint's tensor of its logical ones: the inverse of `turned`. `item` is what they have in common."""
+    import numpy as np
+
     if item.turn is Turn.PICK:
         return np.stack([part.T for part in parts])
     return np.ascontiguousarray(parts[0].T) if item.turn is Turn.TRANSPOSE else parts[0]

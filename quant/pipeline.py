@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quant.arch import Arch
-from quant.arrays import F32, Array, round_up
+from quant.arrays import F32, Array
 from quant.atomic import new_file
 from quant.calibration import Calibration
 from quant.checkpoints import Checkpoint
@@ -35,6 +35,7 @@ from quant.methods.gptq import Hessians
 from quant.metrics import ClassReport, Loss, Losses, TensorReport, by_class, measure, to_json
 from quant.recipe import Plan, Planned, make_plan
 from quant.resume import Journal, digest_of
+from quant.sizes import round_up
 from quant.sources import Source, source_of
 
 BLOCK = 1 << 23

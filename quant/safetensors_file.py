@@ -13,13 +13,13 @@ import struct
 from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quant.errors import FormatError, quoted
 from quant.mapped_file import MappedFile
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 MAX_HEADER = 100_000_000
 """Longest header accepted, in bytes (the same limit as the reference implementation's)."""
@@ -106,6 +106,8 @@ class SafetensorsFile:
         numpy has neither bf16 (given as uint16) nor 8-bit floats (given as uint8); 4 and 6-bit floats:
         FormatError.
         """
+        import numpy as np
+
         info = self.info(name)
         kind = _NUMPY.get(info.dtype)
         if kind is None:

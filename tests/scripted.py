@@ -47,7 +47,7 @@ class ScriptModel:
     def new_state(self) -> ScriptState:
         return ScriptState()
 
-    def forward(self, tokens: list[int], state: ScriptState) -> NDArray[np.float32]:
+    def evaluate(self, tokens: list[int], state: ScriptState) -> NDArray[np.float32]:
         state.seen.extend(tokens)
         state.pause = None
         if len(tokens) > 1:
@@ -60,4 +60,4 @@ class ScriptModel:
         return logits
 
     def forward_batch(self, tokens: list[Any], states: list[ScriptState]) -> NDArray[np.float32]:
-        return np.stack([self.forward(list(one), state) for one, state in zip(tokens, states, strict=True)])
+        return np.stack([self.evaluate(list(one), state) for one, state in zip(tokens, states, strict=True)])

@@ -30,11 +30,6 @@ TensorSpecs specs_from(const std::vector<SpecTuple>& tensors) {
     return specs;
 }
 
-std::span<const int32_t> one_dimensional(const Tokens& tokens) {
-    require(tokens.ndim() == 1, Fault::kArgument, "tokens must be a one-dimensional array of int32");
-    return {tokens.data(), size_t(tokens.size())};
-}
-
 std::function<bool()> interruption() {
     const auto threads = py::module_::import("threading");
     if (!threads.attr("current_thread")().is(threads.attr("main_thread")()))

@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bindings/buffers.h"
 #include "core/check.h"
 #include "model/config.h"
 #include "model/state.h"
@@ -19,7 +20,6 @@
 
 namespace rwkv::bindings {
 
-using Tokens = pybind11::array_t<int32_t, pybind11::array::c_style>;
 using Floats = pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>;
 /// (name, encoding, layout, shape, parts as (name, offset, bytes))
 using SpecTuple = std::tuple<std::string, std::string, std::string, std::vector<int>,
@@ -27,8 +27,6 @@ using SpecTuple = std::tuple<std::string, std::string, std::string, std::vector<
 
 Config config_from(const pybind11::dict& d);
 TensorSpecs specs_from(const std::vector<SpecTuple>& tensors);
-/// Throws Error(kArgument) for any other array.
-std::span<const int32_t> one_dimensional(const Tokens& tokens);
 /// What asks Python whether a signal handler raised (Ctrl-C), at most every 50 ms: it needs the GIL. Empty on
 /// threads other than the main one, where handlers never run.
 std::function<bool()> interruption();
@@ -36,37 +34,36 @@ std::function<bool()> interruption();
 pybind11::dict arrays_of(const std::vector<State::Entry>& entries);
 
 template <class M, class S>
-pybind11::array_t<float> forward(M& model, const Tokens& tokens, S& state, bool all_logits) {
+pybind11::object forward(M& model, const pybind11::buffer& tokens, S& state, bool all_logits) {
     namespace py = pybind11;
-    const auto ids = one_dimensional(tokens);
+    const Vector<int32_t> ids(tokens, "tokens", "int32");
     const auto vocab = py::ssize_t(model.config().vocab_size);
-    py::array_t<float> logits(all_logits ? std::vector<py::ssize_t>{tokens.size(), vocab}
-                                         : std::vector<py::ssize_t>{vocab});
-    float* out = logits.mutable_data();
+    const auto count = py::ssize_t(ids.all().size());
+    const NewFloats logits(all_logits ? std::vector<py::ssize_t>{count, vocab}
+                                      : std::vector<py::ssize_t>{vocab});
     const auto poll = interruption();
     try {
         const py::gil_scoped_release released;
-        model.forward(ids, state, out, all_logits, poll);
+        model.forward(ids.all(), state, logits.data, all_logits, poll);
     } catch (const Cancelled&) {
         throw py::error_already_set();
     }
-    return logits;
+    return logits.array;
 }
 
 template <class M, class S>
-pybind11::array_t<float> forward_batch(M& model, const Tokens& tokens, const std::vector<S*>& states) {
+pybind11::object forward_batch(M& model, const pybind11::buffer& tokens, const std::vector<S*>& states) {
     namespace py = pybind11;
-    const auto ids = one_dimensional(tokens);
-    py::array_t<float> logits({py::ssize_t(states.size()), py::ssize_t(model.config().vocab_size)});
-    float* out = logits.mutable_data();
+    const Vector<int32_t> ids(tokens, "tokens", "int32");
+    const NewFloats logits({py::ssize_t(states.size()), py::ssize_t(model.config().vocab_size)});
     const auto poll = interruption();
     try {
         const py::gil_scoped_release released;
-        model.forward_batch(ids, states, out, poll);
+        model.forward_batch(ids.all(), states, logits.data, poll);
     } catch (const Cancelled&) {
         throw py::error_already_set();
     }
-    return logits;
+    return logits.array;
 }
 
 /// Pointers into the arrays of a dict, which `kept` keeps.

@@ -3,11 +3,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
+#include <cstring>
+#include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "bindings/buffers.h"
 #include "bindings/register.h"
 #include "core/check.h"
 #include "text/penalties.h"
@@ -57,6 +61,26 @@ py::array_t<double> divergence_of_rows(const Matrix& base, const Matrix& logits)
     return result;
 }
 
+/// Of float32: whether it is a number.
+constexpr auto kFinite = [](float x) { return std::abs(x) <= std::numeric_limits<float>::max(); };
+/// The same, nor below zero.
+constexpr auto kScale = [](float x) { return x >= 0 && x <= std::numeric_limits<float>::max(); };
+
+/// Whether all float32 of some bytes, which may lie anywhere, are what `good` tells.
+template <class Good>
+bool all_of_bytes(const py::buffer& values, Good good) {
+    const Vector<uint8_t> bytes(values, "values", "bytes");
+    const std::span<const uint8_t> all = bytes.all();
+    require(all.size() % sizeof(float) == 0, Fault::kArgument, "values must be the bytes of float32");
+    size_t bad = 0; // counted, so that the compiler makes vectors of it
+    for (size_t at = 0; at < all.size(); at += sizeof(float)) {
+        float value = 0;
+        std::memcpy(&value, all.data() + at, sizeof value);
+        bad += !good(value);
+    }
+    return bad == 0;
+}
+
 } // namespace
 
 void register_text(py::module_& m) {
@@ -98,22 +122,26 @@ void register_text(py::module_& m) {
     m.def("uniform", &uniform, py::arg("seed"), py::arg("index"),
           "Draw number `index` of `seed`: float64 in [0, 1). Both in [0, 2**64).");
 
+    m.def(
+        "are_finite", [](const py::buffer& values) { return all_of_bytes(values, kFinite); },
+        py::arg("values"), "Whether no float32 of these bytes is NaN or infinite.");
+    m.def(
+        "are_scales", [](const py::buffer& values) { return all_of_bytes(values, kScale); },
+        py::arg("values"), "The same, nor below zero.");
+
     m.def("score", &score_rows, py::arg("logits").noconvert(), py::arg("targets"),
           "Of float32 logits [T, V]: ln p of targets [T] (float64) and the first largest (int32).");
     m.def("divergence", &divergence_of_rows, py::arg("base").noconvert(), py::arg("logits").noconvert(),
           "KL divergence in nats of every row, float64 [T], of float32 logits [T, V] from those of `base`.");
 
-    using Logits = py::array_t<float, py::array::c_style>;
     py::class_<Sampler>(m, "Sampler", "Draws tokens; see csrc/text/sampler.h for the rules.")
         .def(py::init([](const std::string& level) { return Sampler(cpu::choose(level.c_str())); }),
              py::arg("level") = "", "`level`: the CPU level to use, or empty for the best.")
         .def(
             "sample",
-            [](Sampler& self, const Logits& logits, float temperature, int64_t top_k, double top_p,
+            [](Sampler& self, const py::buffer& logits, float temperature, int64_t top_k, double top_p,
                double draw, double min_p, double typical, bool temperature_first) {
-                require(logits.ndim() == 1, Fault::kArgument,
-                        "logits must be a one-dimensional array of float32");
-                return self.sample({logits.data(), static_cast<size_t>(logits.size())},
+                return self.sample(Vector<float>(logits, "logits", "float32").all(),
                                    {.temperature = temperature,
                                     .top_k = top_k,
                                     .top_p = top_p,
@@ -122,10 +150,26 @@ void register_text(py::module_& m) {
                                     .temperature_first = temperature_first},
                                    draw);
             },
-            py::arg("logits").noconvert(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
-            py::arg("draw"), py::arg("min_p") = 0.0, py::arg("typical") = 1.0,
-            py::arg("temperature_first") = false,
-            "The id that `draw` in [0, 1) falls on, of float32 logits [V].");
+            py::arg("logits"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("draw"),
+            py::arg("min_p") = 0.0, py::arg("typical") = 1.0, py::arg("temperature_first") = false,
+            "The id that `draw` in [0, 1) falls on, of float32 logits [V].")
+        .def(
+            "greedy",
+            [](const Sampler& self, const py::buffer& logits) {
+                return self.greedy(Vector<float>(logits, "logits", "float32").all());
+            },
+            py::arg("logits"),
+            "The id of the first NaN of float32 logits [V], else of the first of the largest.")
+        .def_static(
+            "bias",
+            [](const py::buffer& logits, const py::buffer& tokens, const py::buffer& added) {
+                const Vector<float> to(logits, "logits", "float32", true), what(added, "added", "float32");
+                const Vector<int32_t> where(tokens, "tokens", "int32");
+                add_to(to.all(), where.all(), what.all());
+            },
+            py::arg("logits"), py::arg("tokens"), py::arg("added"),
+            "Add float32 `added` [N] to those float32 logits [V] that the int32 `tokens` [N] name, in "
+            "place.");
 
     py::class_<Penalties>(m, "Penalties", "Counts of generated tokens; see csrc/text/penalties.h.")
         .def(
@@ -138,12 +182,10 @@ void register_text(py::module_& m) {
              "Let all counts decay, then add `weight` to that of `token`.")
         .def(
             "apply",
-            [](const Penalties& self, Logits& logits) {
-                require(logits.ndim() == 1, Fault::kArgument,
-                        "logits must be a one-dimensional array of float32");
-                self.apply({logits.mutable_data(), static_cast<size_t>(logits.size())});
+            [](const Penalties& self, const py::buffer& logits) {
+                self.apply(Vector<float>(logits, "logits", "float32", true).all());
             },
-            py::arg("logits").noconvert(), "Change float32 logits [V] in place.")
+            py::arg("logits"), "Change float32 logits [V] in place.")
         .def("counts", &Penalties::counts, "(token, count) in the order first seen.")
         .def("restore", &Penalties::restore, py::arg("counts"), "Take over what counts() returned.");
 }

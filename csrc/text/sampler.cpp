@@ -286,4 +286,33 @@ int32_t Sampler::sample(std::span<const float> logits, const SamplingOptions& op
     return ids_[first_above(scratch_, draw * sum)];
 }
 
+int32_t Sampler::greedy(std::span<const float> logits) const {
+    require(!logits.empty(), Fault::kFormat, "no logits to choose from");
+    const float top = op_.largest(logits.data(), static_cast<int>(logits.size()));
+    size_t found = logits.size();
+    for (size_t begin = 0; begin < logits.size(); begin += kBlock) {
+        const auto block = logits.subspan(begin, std::min(kBlock, logits.size() - begin));
+        int nans = 0, tops = 0; // counted, so that the compiler makes vectors of it
+        for (const float x : block) {
+            nans += x != x;
+            tops += x == top;
+        }
+        if (nans > 0) {
+            const auto nan = std::find_if(block.begin(), block.end(), [](float x) { return x != x; });
+            return static_cast<int32_t>(begin + size_t(nan - block.begin()));
+        }
+        if (tops > 0 && found == logits.size())
+            found = begin + size_t(std::find(block.begin(), block.end(), top) - block.begin());
+    }
+    return static_cast<int32_t>(found);
+}
+
+void add_to(std::span<float> logits, std::span<const int32_t> tokens, std::span<const float> added) {
+    require(tokens.size() == added.size(), Fault::kArgument, "one number for each token");
+    for (const int32_t token : tokens)
+        require(token >= 0 && size_t(token) < logits.size(), Fault::kArgument, "a token without logits");
+    for (size_t i = 0; i < tokens.size(); i++)
+        logits[size_t(tokens[i])] += added[i];
+}
+
 } // namespace rwkv

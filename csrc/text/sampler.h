@@ -39,6 +39,9 @@ class Sampler {
     /// -inf alone.
     int32_t sample(std::span<const float> logits, const SamplingOptions& options, double draw);
 
+    /// The first NaN among the logits, else the first of the largest. Throws Error(kFormat) for none.
+    int32_t greedy(std::span<const float> logits) const;
+
   private:
     void weigh(std::span<const float> logits, float top, float temperature);
     float floor_of_mass(double goal, double rest);
@@ -63,5 +66,9 @@ class Sampler {
     std::vector<float> away_;    // of candidates: how far their surprise is from the expected one
     std::vector<std::pair<float, float>> tied_; // distance and weight of those that the goal may lie on
 };
+
+/// Adds `added` [n] to the logits of `tokens` [n], one after the other. Throws Error(kArgument) for a token
+/// that has none, and changes nothing then.
+void add_to(std::span<float> logits, std::span<const int32_t> tokens, std::span<const float> added);
 
 } // namespace rwkv

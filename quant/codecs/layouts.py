@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from quant.arrays import I8, U8, Array, round_up
+from quant.arrays import I8, U8, Array
 from quant.codecs import q8
 from quant.codecs.grouped import Grouped
 from quant.formats import ROW, TILE, Shape, encoding_of, kn_record, padded_length, rows_and_length
+from quant.sizes import round_up
 
 
 def pack(grouped: Grouped, encoding: str, layout: str, shape: Shape) -> dict[str, Array]:

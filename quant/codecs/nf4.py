@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from quant import codebooks
 from quant.arrays import F32, U8
 from quant.codecs import grouped as common
 from quant.codecs.grouped import Grouped
@@ -30,8 +31,8 @@ VALUES: F32 = np.array(
 """What the codes stand for: quantiles of the normal distribution (arXiv 2305.14314), with a zero."""
 ZERO = 7
 """The code of zero."""
-CODEBOOK: U8 = np.array([1, 20, 31, 39, 46, 52, 58, 64, 69, 74, 80, 85, 92, 100, 110, 127], np.uint8)
-"""VALUES in whole numbers, plus 64: of all scalings the one that costs normally distributed weights least."""
+CODEBOOK: U8 = np.frombuffer(codebooks.NF4, np.uint8)
+"""VALUES in whole numbers, plus 64."""
 SPAN = np.float32(63.25)
 """What stands for 1.0 among them: a little more than 63, as most of the others were rounded up."""
 _TINY = np.float32(1e-30)
@@ -105,8 +106,3 @@ def from_grouped(grouped: Grouped) -> Blocks | None:
     codes.reshape(len(codes), -1, BLOCK)[scales[:, :, 0] == 0] = ZERO
     absmax: F32 = common.factors(grouped)[:, ::_GROUPS].reshape(-1) * SPAN
     return Blocks(codes, absmax)
-
-
-def are_codebooks(tables: U8) -> bool:
-    """Whether `tables`, one after another, are each CODEBOOK."""
-    return bool((tables.reshape(-1, len(CODEBOOK)) == CODEBOOK).all())

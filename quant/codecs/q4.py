@@ -18,15 +18,6 @@ def entries(codebook: U8) -> F32:
     return values
 
 
-def are_codebooks(codebooks: U8) -> bool:
-    """Whether `codebooks`, one after another, are each 16 strictly ascending bytes in 1..127."""
-    if codebooks.size % 16:
-        return False
-    books = codebooks.reshape(-1, 16).astype(np.int32)
-    in_range = (books[:, 0] >= 1) & (books[:, 15] <= 127)
-    return bool(in_range.all() and (np.diff(books) > 0).all())
-
-
 def decode(grouped: Grouped) -> F32:
     """float32 [R, L]."""
     assert grouped.codebook is not None

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from quant.arch import Arch
-from quant.arrays import round_up
 from quant.formats import ITEM_BYTES, Shape
+from quant.sizes import round_up
 
 FORMAT = "rwkvcli"
 FORMAT_VERSION = "0"

@@ -8,13 +8,10 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quant.arch import VERSIONS, Arch
-from quant.arrays import F32, Array
-from quant.codecs import decode, floats, nf4, q4
+from quant.codebooks import NF4, is_codebook
 from quant.container.header import (
     ALIGNMENT,
     FORMAT,
@@ -25,11 +22,15 @@ from quant.container.header import (
     TOKENIZER_TENSOR,
     TOKENIZERS,
 )
+from quant.container.values import ValueChecks, WithNumpy
 from quant.errors import FormatError, InvalidRequest, quoted
 from quant.formats import ENCODINGS, LAYOUTS, PartSpec, Shape, parts_of, stored_name
 from quant.orient import logical_tensors
 from quant.recipe import class_of, is_allowed
 from quant.safetensors_file import SafetensorsFile
+
+if TYPE_CHECKING:
+    from quant.arrays import F32, Array
 
 MAX_LAYERS = 1024
 MAX_DIM = 1 << 24
@@ -78,10 +79,12 @@ class ModelFile:
     tensors: dict[str, tuple[str, Shape]]
     """{stored name: (safetensors dtype, shape)} without padding, in file order."""
 
-    def __init__(self, file: SafetensorsFile, *, check_values: bool = True) -> None:
+    def __init__(
+        self, file: SafetensorsFile, *, check_values: bool = True, checks: ValueChecks | None = None
+    ) -> None:
         """Check `file`, which this object then owns. FormatError for what FORMAT.md does not allow.
 
-        `check_values`: look at scales, codebooks and vectors too, not at the header alone.
+        `check_values`: look at scales, codebooks and vectors too, not at the header alone; by `checks`, or by numpy.
         """
         self._file = file
         self.path = file.file.path
@@ -100,18 +103,20 @@ class ModelFile:
         }
         self._check_tensors()
         if check_values:
-            self._check_values()
+            self._check_values(checks or WithNumpy())
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, check_values: bool = True) -> ModelFile:
-        """Map and check the model file `path`; without `check_values` its header alone.
+    def open(
+        cls, path: str | os.PathLike[str], *, check_values: bool = True, checks: ValueChecks | None = None
+    ) -> ModelFile:
+        """Map and check the model file `path`; without `check_values` its header alone. `checks`: in place of numpy.
 
         Raises SourceNotFound (missing, a folder) and FormatError (corrupt, truncated, of an unknown version,
         or a checkpoint and not a model file).
         """
         file = SafetensorsFile(path)
         try:
-            return cls(file, check_values=check_values)
+            return cls(file, check_values=check_values, checks=checks)
         except BaseException:
             file.close()
             raise
@@ -137,11 +142,15 @@ class ModelFile:
 
     def decode(self, name: str) -> F32:
         """The logical tensor `name` as float32, row-major [N, K] or the vector's shape. Perhaps a view."""
+        from quant.codecs import decode
+
         plan = self._planned(name)
         return decode(self.parts(name), plan.encoding, plan.layout, plan.shape)
 
     def rows(self, name: str, begin: int, end: int) -> F32:
         """Rows [begin, end) of an unquantized tensor as float32; InvalidRequest for a quantized one."""
+        from quant.codecs import floats
+
         plan = self._planned(name)
         if ENCODINGS[plan.encoding].quantized:
             raise InvalidRequest(f"{self.path}: {name} is quantized; its rows cannot be taken one by one")
@@ -288,38 +297,26 @@ class ModelFile:
         if extra:
             raise self._fail(f"unexpected tensor {quoted(extra[0])}")
 
-    def _check_values(self) -> None:
+    def _check_values(self, checks: ValueChecks) -> None:
         """What is small and decides much: row scales, codebooks, vectors. A few MB even in large models."""
-        scales: dict[str, Array] = {}
-        codebooks: dict[str, Array] = {}
-        nf4_codebooks: dict[str, Array] = {}
-        vectors: dict[str, Array] = {}
         for name, plan in self.plan.items():
             if ENCODINGS[plan.encoding].quantized:
-                scales[name] = self._file.array(stored_name(name, "d"))
+                if not checks.are_scales(self._bytes_of(name, "d")):
+                    raise self._fail(f"tensor {name} has row scales that are negative, NaN or infinite")
                 if ENCODINGS[plan.encoding].bits == 4:
-                    books = nf4_codebooks if plan.encoding == "nf4" else codebooks
-                    books[name] = self._file.array(stored_name(name, "cb"))
-            elif class_of(name) == "vectors":
-                vectors[name] = self.decode(name).reshape(-1)
-        self._require(scales, _are_scales, "row scales that are negative, NaN or infinite")
-        self._require(codebooks, q4.are_codebooks, "a codebook that is not 16 ascending bytes in 1..127")
-        self._require(nf4_codebooks, nf4.are_codebooks, "a codebook that is not NF4's")
-        self._require(vectors, _are_finite, "values that are NaN or infinite")
+                    self._check_codebook(name, plan.encoding, bytes(self._bytes_of(name, "cb")))
+            elif class_of(name) == "vectors" and not checks.are_finite(self._bytes_of(name, "")):
+                raise self._fail(f"tensor {name} has values that are NaN or infinite")
 
-    def _require(self, arrays: Mapping[str, Array], good: Callable[[Array], bool], otherwise: str) -> None:
-        """All arrays at once, since there are many; one by one only to name the first that is not good."""
-        if arrays and not good(np.concatenate(list(arrays.values()))):
-            odd = next(name for name, array in arrays.items() if not good(array))
-            raise self._fail(f"tensor {odd} has {otherwise}")
+    def _check_codebook(self, name: str, encoding: str, table: bytes) -> None:
+        if encoding == "nf4":
+            if table != NF4:
+                raise self._fail(f"tensor {name} has a codebook that is not NF4's")
+        elif not is_codebook(table):
+            raise self._fail(f"tensor {name} has a codebook that is not 16 ascending bytes in 1..127")
 
-
-def _are_scales(values: Array) -> bool:
-    return bool((np.isfinite(values) & (values >= 0)).all())
-
-
-def _are_finite(values: Array) -> bool:
-    return bool(np.isfinite(values).all())
+    def _bytes_of(self, name: str, part: str) -> memoryview:
+        return self._file.buffer(stored_name(name, part))
 
 
 def is_model_file(metadata: Mapping[str, str]) -> bool:

@@ -15,10 +15,11 @@ from types import TracebackType
 
 import numpy as np
 
-from quant.arrays import Array, round_up
+from quant.arrays import Array
 from quant.atomic import Replacement
 from quant.container.header import ALIGNMENT, PAD_PREFIX, Entry, Placed, place, render
 from quant.errors import InvalidRequest, NoSpace, amount
+from quant.sizes import round_up
 
 
 def size_of(entries: Iterable[Entry], metadata: Mapping[str, str], reserve: int) -> int:

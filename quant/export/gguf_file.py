@@ -7,11 +7,11 @@ import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from quant.arrays import round_up
 from quant.atomic import whole_file
 from quant.checkpoints.ggml_blocks import TYPES
 from quant.checkpoints.write import encode
 from quant.export.outgoing import OutgoingStream
+from quant.sizes import round_up
 
 ALIGNMENT = 32
 _VERSION = 3

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from array import array
 
-Float32 = NDArray[np.float32]
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Float32: TypeAlias = NDArray[np.float32]
+    Logits: TypeAlias = memoryview[float] | Float32
+    """float32 [V] or [T, V]. The native engines give a memoryview, which `numpy.asarray` takes without a copy: a text is
+    generated without importing numpy, which takes longer than the first token of a small model."""
+    Ids: TypeAlias = array[int] | NDArray[np.int32]
+    """Token ids [T], 32 bits each."""
 
 UNUSED_EPS = 64e-5
 """RWKV-4 has no group norm; a backend's settings have its epsilon all the same."""
@@ -44,10 +52,10 @@ class Backend(Protocol):
 
     def new_state(self) -> BackendState: ...
 
-    def forward(self, tokens: NDArray[np.int32], state: Any, all_logits: bool = False) -> Float32:
+    def forward(self, tokens: Ids, state: Any, all_logits: bool = False) -> Logits:
         """Feed tokens [T >= 1] to the state, in place. float32 logits [V] of the last, or [T, V] of all."""
         ...
 
-    def forward_batch(self, tokens: NDArray[np.int32], states: Sequence[Any]) -> Float32:
+    def forward_batch(self, tokens: Ids, states: Sequence[Any]) -> Logits:
         """Feed one token to each of B different states. float32 logits [B, V]."""
         ...

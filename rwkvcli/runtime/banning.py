@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
@@ -44,6 +45,12 @@ class BannedStrings:
                     self._after[before] = np.union1d(self._after.get(before, ids), ids)
         self._longest = max(map(len, self._after), default=0)
         self._tail = b""
+
+    def strike(self, logits: memoryview[float]) -> None:
+        """Make the float32 `logits` [V] of what would complete a banned string now minus infinity."""
+        values = np.asarray(logits)
+        for ids in self.forbidden():
+            values[ids] = -math.inf
 
     def forbidden(self) -> list[Ids]:
         """Ids that would complete a banned string now."""

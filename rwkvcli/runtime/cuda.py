@@ -9,17 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rwkvcli import _kernels
 from rwkvcli.errors import DeviceUnavailable, FormatError, OutOfMemory, StateMismatch, UsageError
-from rwkvcli.runtime.backend import Float32
 from rwkvcli.runtime.device import cpu_level
 from rwkvcli.runtime.native import engine_arguments, too_many_threads
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from quant.container.reader import ModelFile
+    from rwkvcli.runtime.backend import Float32, Ids, Logits
 
 LIBRARY = "RWKV_CUDA_LIBRARY"
 """Environment variable with the path of a librwkv_cuda, for development; empty, there is none. With it `auto` is the CPU."""
@@ -193,12 +192,12 @@ class CudaModel:
         with _errors_of_the_device():
             return CudaState(self._model.new_state(), self._model)
 
-    def forward(self, tokens: NDArray[np.int32], state: CudaState, all_logits: bool = False) -> Float32:
+    def forward(self, tokens: Ids, state: CudaState, all_logits: bool = False) -> Logits:
         (inner,) = self._ours([state])
         with _errors_of_the_device(), _refusals():
             return self._model.forward(tokens, inner, all_logits)
 
-    def forward_batch(self, tokens: NDArray[np.int32], states: Sequence[CudaState]) -> Float32:
+    def forward_batch(self, tokens: Ids, states: Sequence[CudaState]) -> Logits:
         inner = self._ours(states)
         with _errors_of_the_device(), _refusals():
             return self._model.forward_batch(tokens, inner)

@@ -10,17 +10,15 @@ from rwkvcli.errors import UsageError
 from rwkvcli.runtime.streaming import StopMatcher, TextStream
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from rwkvcli.runtime.backend import Logits
     from rwkvcli.runtime.sampling import Sampler
     from rwkvcli.runtime.tokenizer import Tokenizer
 
 
-class Forward(Protocol):
+class Evaluator(Protocol):
     """What the loop needs of a model."""
 
-    def forward(self, tokens: list[int], state: Any) -> NDArray[np.float32]:
+    def evaluate(self, tokens: list[int], state: Any) -> Logits:
         """Feed tokens to the state, in place; float32 logits [V] of the last."""
         ...
 
@@ -80,7 +78,7 @@ class Continuation:
         """Whether as many tokens were drawn as may be: `end` is next."""
         return len(self._fed) + len(self.unfed) == self._max_tokens
 
-    def draw(self, logits: NDArray[np.float32]) -> Piece:
+    def draw(self, logits: Logits) -> Piece:
         """Draw the next token from float32 logits [V]. The piece has `finish` if that ends the text."""
         token = self._sampler(logits)
         if token == self._eos:
@@ -106,9 +104,9 @@ class Continuation:
 
 
 def decode(
-    model: Forward,
+    model: Evaluator,
     state: Any,
-    logits: NDArray[np.float32],
+    logits: Logits,
     tokenizer: Tokenizer,
     sampler: Sampler,
     max_tokens: int,
@@ -119,16 +117,16 @@ def decode(
     `max_tokens` -1 is until the model ends the text; 0 draws nothing. The token that ends a text is neither
     shown nor fed. When a piece comes, the tokens of all pieces before it have been fed to `state`, its own
     has not: a caller who stops there knows what the state contains. Raises UsageError for a bad
-    `max_tokens` or `stop` at once, FormatError from the sampler, and whatever `model.forward` raises.
+    `max_tokens` or `stop` at once, FormatError from the sampler, and whatever `model.evaluate` raises.
     """
     check_limits(max_tokens, stop)
     return _decoded(model, state, logits, Continuation(tokenizer, sampler, max_tokens, TextStream(stop)))
 
 
-def _decoded(model: Forward, state: Any, logits: NDArray[np.float32], run: Continuation) -> Iterator[Piece]:
+def _decoded(model: Evaluator, state: Any, logits: Logits, run: Continuation) -> Iterator[Piece]:
     while not run.full:
         if run.unfed:
-            logits = model.forward(list(run.unfed), state)
+            logits = model.evaluate(list(run.unfed), state)
             run.was_fed()
         piece = run.draw(logits)
         yield piece

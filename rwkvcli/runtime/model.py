@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import operator
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rwkvcli.errors import DeviceUnavailable, OutOfMemory, StateMismatch, UsageError
-from rwkvcli.runtime.backend import UNUSED_EPS, Backend, Float32
+from rwkvcli.runtime.backend import UNUSED_EPS, Backend
 from rwkvcli.runtime.device import cpu_level, parse_device
 from rwkvcli.runtime.machine import default_threads
 from rwkvcli.runtime.state import State, wrong_model
 from rwkvcli.runtime.state_file import Origin
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from quant.arch import Arch
     from quant.container.reader import ModelFile
+    from rwkvcli.runtime.backend import Float32, Ids, Logits
     from rwkvcli.runtime.sampling import Sampler
     from rwkvcli.runtime.templates import Template
     from rwkvcli.runtime.tokenizer import Tokenizer
@@ -62,12 +63,13 @@ class Model:
         DeviceUnavailable, OutOfMemory (of a GPU), MissingExtra, UsageError.
         """
         from quant.container.reader import ModelFile
+        from rwkvcli import _kernels
         from rwkvcli.runtime.placement import place
 
         parse_device(device)  # before the file is opened
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
-        file = ModelFile.open(demo_path() if str(path) == "demo" else Path(path))
+        file = ModelFile.open(demo_path() if str(path) == "demo" else Path(path), checks=_kernels)
         where = place(file, device, gpu_layers)
         why = where.why if device == "auto" else ""
         if where.kind == "torch":
@@ -116,6 +118,14 @@ class Model:
         over calls changes no bit of the result. Raises UsageError (no tokens, ids outside the vocabulary) and StateMismatch; the
         state is then as it was, also after Ctrl-C.
         """
+        import numpy as np
+
+        return np.asarray(self.evaluate(tokens, state, all_logits))
+
+    def evaluate(
+        self, tokens: Sequence[int] | NDArray[Any], state: State, all_logits: bool = False
+    ) -> Logits:
+        """The same without importing numpy: the logits are in whatever form the device gives them."""
         ids = self._ids(tokens)
         self._check(state)
         logits = self.backend.forward(ids, state.inner, all_logits)
@@ -127,6 +137,8 @@ class Model:
         self, tokens: Sequence[Sequence[int]] | Sequence[int], states: Sequence[State]
     ) -> Float32:
         """Feed one token to each of B different states: `forward_batch([t0, t1], [s0, s1])`. Logits [B, vocab]."""
+        import numpy as np
+
         flat, states = [_single(token) for token in tokens], list(states)
         if len(flat) != len(states):
             raise UsageError(f"{len(flat)} tokens for {len(states)} states")
@@ -136,7 +148,7 @@ class Model:
             )
         for state in states:
             self._check(state)
-        logits = self.backend.forward_batch(self._ids(flat), [state.inner for state in states])
+        logits = np.asarray(self.backend.forward_batch(self._ids(flat), [state.inner for state in states]))
         for state in states:
             state.tokens_seen += 1
             state.pause = None
@@ -193,14 +205,23 @@ class Model:
         pause = state.pause
         logits = pause.logits if not ids and pause is not None else None
         if logits is None:
-            logits = self.forward(ids, state)
+            logits = self.evaluate(ids, state)
         for piece in decode(self, state, logits, self.tokenizer, sampler, max_tokens, stop):
             if piece.finish is not None and piece.finish.unfed and piece.finish.stop is None:
-                self.forward(piece.finish.unfed, state)
+                self.evaluate(piece.finish.unfed, state)
             if piece.text:
                 yield piece.text
 
-    def _ids(self, tokens: Sequence[int] | NDArray[Any]) -> NDArray[np.int32]:
+    def _ids(self, tokens: Sequence[int] | NDArray[Any]) -> Ids:
+        if (
+            isinstance(tokens, list | tuple | array)
+            and tokens
+            and all(type(token) is int for token in tokens)
+        ):
+            self._check_range(min(tokens), max(tokens))
+            return array("i", tokens)
+        import numpy as np
+
         try:
             wide = np.asarray(tokens)
         except ValueError:
@@ -209,11 +230,13 @@ class Model:
             raise UsageError("no tokens")
         if wide.ndim != 1 or wide.dtype.kind not in "iu":
             raise UsageError("tokens must be a flat list of whole numbers")
-        low, high = int(wide.min()), int(wide.max())
+        self._check_range(int(wide.min()), int(wide.max()))
+        return wide.astype(np.int32)
+
+    def _check_range(self, low: int, high: int) -> None:
         if low < 0 or high >= self.config.vocab_size:
             bad = low if low < 0 else high
             raise UsageError(f"token {bad} is outside the vocabulary of {self.config.vocab_size}")
-        return wide.astype(np.int32)
 
     def _check(self, state: State) -> None:
         if not isinstance(state, State) or state.fingerprint != self.fingerprint:
@@ -238,6 +261,8 @@ def demo_path() -> Path:
 
 
 def _single(token: Any) -> int:
+    import numpy as np
+
     try:
         if isinstance(token, Sequence | np.ndarray):
             (token,) = token

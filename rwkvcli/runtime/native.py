@@ -8,17 +8,18 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quant.formats import ENCODINGS
 from rwkvcli import _kernels
 from rwkvcli.errors import DeviceUnavailable, FormatError, UsageError
-from rwkvcli.runtime.backend import UNUSED_EPS, BackendState, Float32
+from rwkvcli.runtime.backend import UNUSED_EPS, BackendState
 from rwkvcli.runtime.device import cpu_level
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from quant.container.reader import ModelFile
+    from rwkvcli.runtime.backend import Ids, Logits
 
 
 class NativeModel:
@@ -84,11 +85,11 @@ class NativeModel:
     def new_state(self) -> BackendState:
         return self._model.new_state()
 
-    def forward(self, tokens: NDArray[np.int32], state: Any, all_logits: bool = False) -> Float32:
+    def forward(self, tokens: Ids, state: Any, all_logits: bool = False) -> Logits:
         with _errors_of_the_engine():
             return self._model.forward(tokens, state, all_logits)
 
-    def forward_batch(self, tokens: NDArray[np.int32], states: Sequence[Any]) -> Float32:
+    def forward_batch(self, tokens: Ids, states: Sequence[Any]) -> Logits:
         with _errors_of_the_engine():
             return self._model.forward_batch(tokens, list(states))
 

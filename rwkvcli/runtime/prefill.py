@@ -6,16 +6,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rwkvcli.runtime.long_text import encode_long
 
 if TYPE_CHECKING:
+    from rwkvcli.runtime.backend import Logits
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.state import State
-
-Float32 = NDArray[np.float32]
 
 _FIRST, _LEAST, _MOST = 256, 32, 8192
 """Tokens fed together."""
@@ -32,16 +28,16 @@ def feed(
     text: Iterable[bytes],
     before: list[int],
     on_tokens: OnTokens | None = None,
-) -> Float32 | None:
+) -> Logits | None:
     """Feed the ids `before` and then the text that the pieces `text` make up. Returns float32 logits [V] of the last token.
 
     `on_tokens` is called after every call of the engine; what it raises ends the feeding there, with the state
     as told. None: there was nothing to feed.
     """
-    logits: Float32 | None = None
+    logits: Logits | None = None
     calls, fed, done = _Calls(model, state), 0, 0
     if before:
-        logits = model.forward(before, state)
+        logits = model.evaluate(before, state)
         fed = len(before)
     for ids, size in encode_long(model.tokenizer, text):
         for at, last in calls.feed(ids):
@@ -55,7 +51,7 @@ def feed(
 
 def feed_ids(
     model: Model, state: State, ids: Sequence[int], on_tokens: Callable[[int], None] | None = None
-) -> Float32:
+) -> Logits:
     """The same for ids that are known, at least one: float32 logits [V] of the last. `on_tokens`: (tokens fed)."""
     for at, last in _Calls(model, state).feed(ids):
         logits = last
@@ -70,14 +66,13 @@ class _Calls:
     def __init__(self, model: Model, state: State) -> None:
         self._model, self._state, self._chunk = model, state, _FIRST
 
-    def feed(self, ids: Sequence[int]) -> Iterator[tuple[int, Float32]]:
+    def feed(self, ids: Sequence[int]) -> Iterator[tuple[int, Logits]]:
         """Feed `ids`, and yield after every call how many of them were fed, and the logits [V] of the last."""
-        array = np.asarray(ids, np.int32)
         at = 0
-        while at < len(array):
+        while at < len(ids):
             begin = time.perf_counter()
-            part = array[at : at + self._chunk]
-            logits = self._model.forward(part, self._state)
+            part = ids[at : at + self._chunk]
+            logits = self._model.evaluate(part, self._state)
             seconds = time.perf_counter() - begin
             at += len(part)
             if len(part) == self._chunk:

@@ -17,20 +17,17 @@ from __future__ import annotations
 import math
 import operator
 import secrets
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from rwkvcli.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
+    from rwkvcli.runtime.backend import Logits
     from rwkvcli.runtime.banning import BannedStrings
     from rwkvcli.runtime.tokenizer import Tokenizer
-
-Float32: TypeAlias = NDArray[np.float32]
 
 ORDERS = ("rwkv", "temperature-first")
 _SEEDS = 2**64
@@ -185,8 +182,8 @@ class Sampler:
         for token in params.logit_bias:
             if token >= valid:
                 raise UsageError(f"logit_bias: token {token} is outside the vocabulary of {valid}")
-        self._biased = np.fromiter(params.logit_bias.keys(), np.intp, len(params.logit_bias))
-        self._bias = np.fromiter(params.logit_bias.values(), np.float32, len(params.logit_bias))
+        self._biased = array("i", params.logit_bias.keys())
+        self._bias = array("f", params.logit_bias.values())
         self._banned: BannedStrings | None = None
         if params.banned_strings:
             from rwkvcli.runtime.banning import BannedStrings
@@ -195,7 +192,7 @@ class Sampler:
                 raise UsageError("banned strings need the model's vocabulary")
             self._banned = BannedStrings(params.banned_strings, tokenizer)
         changes = self._penalties is not None or len(self._biased) > 0 or self._banned is not None
-        self._work: Float32 | None = np.empty(valid, np.float32) if changes else None
+        self._work = memoryview(bytearray(4 * valid)).cast("f") if changes else None
         self._tokenizer = tokenizer
         self.params = params
         self.valid = valid
@@ -203,7 +200,7 @@ class Sampler:
         """The seed in use, also when none was asked for: with it the run can be repeated."""
         self.draws = 0
 
-    def __call__(self, logits: Float32) -> int:
+    def __call__(self, logits: Logits) -> int:
         """The next token for float32 `logits` [V], which stay as they are. A greedy choice draws no number.
 
         Raises FormatError when no token can be chosen, since a logit is NaN or +inf, or all are -inf; and
@@ -211,7 +208,7 @@ class Sampler:
         """
         logits = self._changed(logits[: self.valid])
         if self.params.greedy:
-            token = int(np.argmax(logits))
+            token = self._native.greedy(logits)
             if not math.isfinite(logits[token]):
                 raise self._no_token(f"the model's largest logit is {logits[token]}", logits)
         else:
@@ -269,19 +266,18 @@ class Sampler:
             and isinstance(count, int | float) and math.isfinite(count)
         )  # fmt: skip
 
-    def _changed(self, logits: Float32) -> Float32:
+    def _changed(self, logits: Logits) -> Logits:
         """The logits after penalties, bias and bans."""
         if self._work is None:
             return logits
         work = self._work[: len(logits)]
-        np.copyto(work, logits)
+        work[:] = logits  # type: ignore[assignment]  # any buffer of float32
         if self._penalties is not None:
             self._penalties.apply(work)
         if len(self._biased):
-            work[self._biased] += self._bias
+            self._native.bias(work, self._biased, self._bias)
         if self._banned is not None:
-            for ids in self._banned.forbidden():
-                work[ids] = -math.inf
+            self._banned.strike(work)
         return work
 
     def _count(self, token: int) -> None:
@@ -293,7 +289,7 @@ class Sampler:
         if self._banned is not None:
             self._banned.push(token)
 
-    def _no_token(self, why: str, logits: Float32) -> FormatError | UsageError:
-        if self._work is not None and not np.isnan(logits).any() and np.max(logits) == -math.inf:
+    def _no_token(self, why: str, logits: Logits) -> FormatError | UsageError:
+        if self._work is not None and all(logit == -math.inf for logit in logits):
             return UsageError("no token is left to choose: all are banned")
         return FormatError(why, hint=_DAMAGED)

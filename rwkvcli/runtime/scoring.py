@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, TypeAlias
 
 from rwkvcli import _kernels
 from rwkvcli.errors import FormatError
-from rwkvcli.runtime.backend import Float32
 
-Float64 = NDArray[np.float64]
-Int32 = NDArray[np.int32]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rwkvcli.runtime.backend import Float32, Logits
+
+    Float64: TypeAlias = NDArray[np.float64]
+    Int32: TypeAlias = NDArray[np.int32]
 
 
 def score(logits: Float32, targets: Sequence[int] | Int32) -> tuple[Float64, Int32]:
@@ -24,10 +27,13 @@ def score(logits: Float32, targets: Sequence[int] | Int32) -> tuple[Float64, Int
         return _kernels.score(logits, targets)
 
 
-def likeliest(logits: Float32, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
-    """Of float32 logits [V]: the log-probability (nats) of `token`, and the `count` likeliest tokens with theirs, the
+def likeliest(given: Logits, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
+    """Of `given` float32 logits [V]: the log-probability (nats) of `token`, and the `count` likeliest tokens with theirs, the
     likeliest first, of equal ones the first. Raises FormatError for logits that are no numbers.
     """
+    import numpy as np
+
+    logits: Float32 = np.asarray(given)
     chosen = float(score(logits[None], [token])[0][0])
     count = min(count, len(logits))
     if not count:

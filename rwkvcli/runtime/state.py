@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rwkvcli.errors import FormatError, StateMismatch
 from rwkvcli.runtime.backend import BackendState
 from rwkvcli.runtime.state_file import LOGITS, Origin, Pause, StateFile, write_state
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from rwkvcli.runtime.model import Model
 
 

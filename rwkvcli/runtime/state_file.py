@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quant.container.header import arch_fields
 from quant.errors import SourceNotFound, quoted
 from quant.safetensors_file import SafetensorsFile
@@ -24,8 +21,7 @@ from rwkvcli.errors import FormatError, ModelNotFound, StateMismatch
 
 if TYPE_CHECKING:
     from quant.arch import Arch
-
-Float32 = NDArray[np.float32]
+    from rwkvcli.runtime.backend import Float32, Logits
 
 FORMAT = "rwkvcli-state"
 FORMAT_VERSION = "1"
@@ -59,7 +55,7 @@ class Origin:
 class Pause:
     """What a run needs beside the state to go on as if it had not been interrupted."""
 
-    logits: Float32 | None = None
+    logits: Logits | None = None
     """float32 [V] after the last token. None when nothing can be drawn before some text is fed."""
     sampler: Mapping[str, Any] | None = None
     """`Sampler.state()`; None: nothing was drawn."""
@@ -110,6 +106,8 @@ class StateFile:
 
     def arrays(self) -> dict[str, Float32]:
         """The state's arrays as read-only views of the file. FormatError: a value that is NaN or infinite."""
+        import numpy as np
+
         found: dict[str, Float32] = {}
         for name in self.shapes:
             array = self._file.array(name)
@@ -188,6 +186,8 @@ def write_state(
 
     Raises OSError when the folder cannot be written, and UsageError for a path that is no regular file.
     """
+    import numpy as np
+
     from quant.checkpoints.write import write_safetensors
 
     metadata = {
@@ -202,7 +202,7 @@ def write_state(
     if pause is not None:
         metadata["pause"] = _json(pause.to_json())
         if pause.logits is not None:
-            arrays[LOGITS] = pause.logits
+            arrays[LOGITS] = np.asarray(pause.logits)
     metadata["sha256"] = _digest(metadata, arrays)
     try:
         write_safetensors(path, arrays, metadata=metadata)
@@ -218,6 +218,8 @@ def _json(value: Any) -> str:
 
 def _digest(metadata: Mapping[str, str], arrays: Mapping[str, Float32]) -> str:
     """SHA-256 of everything that the file says, wherever it stands."""
+    import numpy as np
+
     shapes = {name: list(array.shape) for name, array in arrays.items()}
     digest = hashlib.sha256(_json([dict(metadata), shapes]).encode())
     for name in sorted(arrays):

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from rwkvcli.runtime import torch_blocks as blocks
-from rwkvcli.runtime.backend import Float32
 
 if TYPE_CHECKING:
     from quant.arch import Arch
+    from rwkvcli.runtime.backend import Float32
 
 Tensor = torch.Tensor
 Tokens = Sequence[int] | NDArray[np.integer[Any]]

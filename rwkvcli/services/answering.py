@@ -19,9 +19,7 @@ from rwkvcli.runtime.thoughts import Part, ThoughtSplitter
 __all__ = ["Answer", "Part"]
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from rwkvcli.runtime.backend import Logits
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.sampling import Sampler
     from rwkvcli.runtime.state import State
@@ -45,7 +43,7 @@ class Answer:
 
     model: Model
     state: State
-    logits: NDArray[np.float32]
+    logits: Logits
     template: Template
     think: str
     sampler: Sampler
@@ -105,7 +103,7 @@ class Answer:
         after = rest + self.template.answer.partition("{reply}")[2]
         added = self.model.tokenizer.encode(after) if after else []
         if unfed or added:
-            self.model.forward([*unfed, *added], self.state)
+            self.model.evaluate([*unfed, *added], self.state)
         self.ids += added
 
     def _told(self, parts: Sequence[Part]) -> Iterator[Part]:

@@ -345,6 +345,6 @@ class Conversation:
         if missing:
             state = state.copy() if state is not None else self.model.new_state()
             for past in reversed(missing):
-                self.model.forward(past.ids.tolist(), state)
+                self.model.evaluate(past.ids.tolist(), state)
             self._snapshots.keep(missing[0], state)
         return state if state is not None else self.model.new_state()

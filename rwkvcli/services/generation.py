@@ -12,7 +12,7 @@ from rwkvcli.errors import FormatError, UsageError
 from rwkvcli.runtime.thoughts import CLOSE, Part, ThoughtSplitter
 
 if TYPE_CHECKING:
-    from rwkvcli.runtime.backend import Float32
+    from rwkvcli.runtime.backend import Logits
     from rwkvcli.runtime.decoding import Continuation, Finish
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.state import State
@@ -162,7 +162,7 @@ class Generation:
         self._sampler = Sampler(params, tokenizer.vocab_size, tokenizer)
         self._stream = TextStream(self._stops())
         self._splitter = self._answer_splitter()
-        self._logits: Float32 | None = None
+        self._logits: Logits | None = None
         self._run: Continuation | None = None
         self._finish: Finish | None = None
         self._before: State | None = None
@@ -194,7 +194,7 @@ class Generation:
         while not self.done:
             self.check()
             if run.unfed and not run.full:
-                self.was_fed(self.model.forward(list(run.unfed), self.state))
+                self.was_fed(self.model.evaluate(list(run.unfed), self.state))
             yield from self.draw()
 
     def read(self) -> None:
@@ -229,7 +229,7 @@ class Generation:
         """Whether no more tokens will be drawn: the unfed one need not be fed."""
         return self._run is not None and self._run.full
 
-    def was_fed(self, logits: Float32) -> None:
+    def was_fed(self, logits: Logits) -> None:
         """The unfed token was fed to `state`, and gave float32 `logits` [V]."""
         assert self._run is not None
         self._run.was_fed()
@@ -275,9 +275,9 @@ class Generation:
             state, self._logits = self._before, None
             rest = self.model.tokenizer.encode_bytes(self._stream.before_stop())
             if rest:
-                self.model.forward(rest, state)
+                self.model.evaluate(rest, state)
         elif run.unfed:
-            self._logits = self.model.forward(list(run.unfed), state)
+            self._logits = self.model.evaluate(list(run.unfed), state)
             run.was_fed()
         text = self._stream.state()
         if self._splitter is not None:
@@ -350,7 +350,7 @@ class Generation:
             return self._splitter.push(text)
         return [Part(text)] if text else []
 
-    def _judged(self, logits: Float32, token: int, count: int) -> dict[str, Any]:
+    def _judged(self, logits: Logits, token: int, count: int) -> dict[str, Any]:
         """One of `logprobs`."""
         from rwkvcli.runtime.scoring import likeliest
 

@@ -56,7 +56,7 @@ class Reading:
         except OSError as error:
             raise SourceNotFound(f"{self._path}: {(error.strerror or str(error)).lower()}") from None
         except Cancelled:
-            self._model.forward(self._model.tokenizer.encode_bytes(_END), self.state)
+            self._model.evaluate(self._model.tokenizer.encode_bytes(_END), self.state)
             return False
         return True
 

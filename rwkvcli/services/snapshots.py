@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rwkvcli.errors import RwkvError
+from rwkvcli.services.fitting import state_bytes
 
 if TYPE_CHECKING:
     from rwkvcli.runtime.model import Model
@@ -35,7 +36,7 @@ class Snapshots:
     ) -> None:
         self.folder = folder
         self._model = model
-        self._size = sum(array.nbytes for array in model.new_state().to_numpy().values())
+        self._size = state_bytes(model.config)
         fitting = max(2, memory // self._size)
         self._in_memory = fitting if folder is None else min(fitting, IN_MEMORY)
         self._on_disk = max(4, disk // self._size)

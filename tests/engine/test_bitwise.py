@@ -57,7 +57,7 @@ def test_serial_prompt_splits_batches_and_threads(
         for threads in (1, 2, 5):
             model = NativeModel(file, threads, level)
             state = model.new_state()
-            whole = model.forward(TOKENS, state, True)
+            whole = np.asarray(model.forward(TOKENS, state, True))
             assert np.isfinite(whole).all()
             if expected is None:
                 expected, final = whole, state.to_numpy()
@@ -83,7 +83,7 @@ def test_serial_prompt_splits_batches_and_threads(
             states.append(model.new_state())
             if place:
                 model.forward(TOKENS[:place], states[-1])
-        together = model.forward_batch(TOKENS[places], states)
+        together = np.asarray(model.forward_batch(TOKENS[places], states))
         for row, place in zip(together, places, strict=True):
             np.testing.assert_array_equal(row, expected[place])
 

@@ -25,7 +25,7 @@ class Script:
         logits[self.text[position]] = 1
         return logits
 
-    def forward(self, tokens: list[int], state: list[int]) -> NDArray[np.float32]:
+    def evaluate(self, tokens: list[int], state: list[int]) -> NDArray[np.float32]:
         state.extend(tokens)
         return self.logits(len(state))
 
@@ -111,7 +111,7 @@ def test_going_on_after_the_length_is_the_uninterrupted_text() -> None:
     sampler = Sampler(SamplingParams(temperature=0), valid=256)
     first = list(decode(model, state, model.logits(0), ByteTokenizer(), sampler, 3))
     assert first[-1].finish is not None
-    logits = model.forward(list(first[-1].finish.unfed), state)
+    logits = model.evaluate(list(first[-1].finish.unfed), state)
     assert text_of(first + list(decode(model, state, logits, ByteTokenizer(), sampler, -1))) == "hello"
 
 

@@ -31,7 +31,7 @@ class Script:
         logits[self.tokens[min(position, len(self.tokens) - 1)]] = 1
         return logits
 
-    def forward(self, tokens: list[int], state: list[int]) -> NDArray[np.float32]:
+    def evaluate(self, tokens: list[int], state: list[int]) -> NDArray[np.float32]:
         state.extend(tokens)
         return self.logits(len(state))
 
