@@ -49,6 +49,15 @@ struct Product {
     Acts* quantized = nullptr; ///< where the outputs go as activations of the next product
 };
 
+/// The widest token_block of all levels: buffers hold whole blocks.
+constexpr int kWidestBlock = 8;
+
+/// A row and the one of the token before it.
+struct Shifted {
+    const float* now;
+    const float* previous;
+};
+
 /// Rows that a kn product takes at once.
 constexpr int kSparseTokens = 32;
 
@@ -65,14 +74,14 @@ struct KernelTable {
 
     /// y = (x - mean) / sqrt(var + eps) * weight + bias over n channels (population variance). y may be x.
     void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int n, float* y);
-    /// out = x + (prev - x) * mix
-    void (*shift_mix)(const float* x, const float* prev, const float* mix, int n, float* out);
+    /// Rows [t, t + count) of `acts` from now + (previous - now) * mix, n channels each.
+    void (*shift_acts)(const Shifted* rows, int count, const float* mix, int n, int t, Acts& acts);
     /// out = x + (prev - x) * (mix + delta), the data-dependent form of RWKV-6
     void (*shift_mix_delta)(const float* x, const float* prev, const float* mix, const float* delta, int n,
                             float* out);
-    /// Row `t` of `acts` from x[n], channels [begin, end); begin a multiple of 32, the padding is zeroed at
-    /// the end. Fills every form that `acts` has.
-    void (*set_acts)(const float* x, int t, int begin, int end, Acts& acts);
+    /// Rows [t, t + count) of `acts` from x, `stride` floats apart, channels [begin, end); begin a multiple
+    /// of 32, the padding is zeroed at the end. Fills every form that `acts` has.
+    void (*set_acts)(const float* x, size_t stride, int t, int count, int begin, int end, Acts& acts);
     /// Row `row` of an embedding as float32 [k].
     void (*embedding_row)(const Matrix& m, int row, float* out);
 
@@ -123,9 +132,6 @@ struct KernelTable {
 
 /// Logits whose weights are summed, and skipped, together.
 constexpr int kSoftmaxBlock = 128;
-
-/// The widest token_block of all levels: buffers hold whole blocks.
-constexpr int kWidestBlock = 8;
 
 /// Value rows of a head's state are padded to whole vectors of 16 floats.
 constexpr int state_stride(int head_size) { return (head_size + 15) / 16 * 16; }

@@ -43,8 +43,7 @@ void product(const Product& p, int begin, int end, int rows, uint8_t* scratch) {
         } else {
             float_unit<Encoding::kBf16>(w, n, count, *p.x, rows, y);
         }
-        for (int t = 0; t < rows; ++t)
-            finish_outputs(p, t, n, count, y + t * kUnitRows);
+        finish_rows(p, 0, rows, n, count, y, kUnitRows);
     }
 }
 
@@ -85,7 +84,7 @@ constexpr KernelTable make_table(const char* name) {
             kMaxTokens,
             product,
             layer_norm,
-            shift_mix,
+            shift_acts,
             shift_mix_delta,
             set_acts,
             embedding_row,

@@ -353,8 +353,25 @@ inline void finish_outputs(const Product& p, int t, int n, int count, float* y) 
         if (p.quantized)
             store_n(y + i, v, part);
     }
-    if (p.quantized)
-        set_acts(y, t, n, n + count, *p.quantized);
+}
+
+/// The same of tokens [t0, t0 + rows), whose outputs stand y_stride floats apart. What they change is fetched
+/// ahead.
+inline void finish_rows(const Product& p, int t0, int rows, int n, int count, float* y, size_t y_stride) {
+    constexpr int kAhead = 16; // rows
+    for (int done = 0; done < rows; done += kMaxTokens) {
+        const int here = rows - done < kMaxTokens ? rows - done : kMaxTokens;
+        float* block = y + size_t(done) * y_stride;
+        for (int t = 0; t < here; ++t) {
+            if (p.out && done + t + kAhead < rows)
+                for (int i = 0; i < count; i += 16)
+                    prefetch(reinterpret_cast<const uint8_t*>(
+                        p.out + size_t(t0 + done + t + kAhead) * p.out_stride + n + i));
+            finish_outputs(p, t0 + done + t, n, count, block + size_t(t) * y_stride);
+        }
+        if (p.quantized)
+            set_acts(block, y_stride, t0 + done, here, n, n + count, *p.quantized);
+    }
 }
 
 } // namespace

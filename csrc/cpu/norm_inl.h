@@ -47,14 +47,6 @@ void layer_norm(const float* x, const float* weight, const float* bias, float ep
     normalize<kRowChains>(x, weight, bias, eps, n, y);
 }
 
-void shift_mix(const float* x, const float* prev, const float* mix, int n, float* out) {
-    for (int i = 0; i < n; i += 16) {
-        const int count = lanes(i, n);
-        const vf now = load_n(x + i, count);
-        store_n(out + i, fma(sub(load_n(prev + i, count), now), load_n(mix + i, count), now), count);
-    }
-}
-
 void shift_mix_delta(const float* x, const float* prev, const float* mix, const float* delta, int n,
                      float* out) {
     for (int i = 0; i < n; i += 16) {
@@ -77,35 +69,83 @@ inline void store_quads(int8_t* to, size_t stride, vi low, vi high) {
         memcpy(to + j * stride, codes + 4 * j, 4);
 }
 
-void set_acts(const float* x, int t, int begin, int end, Acts& acts) {
+/// Channels [c, c + count) of row `t`, at most a group.
+inline void set_group(const float* x, int t, int c, int count, Acts& acts) {
     const size_t width = size_t(acts.width), lane = size_t(t) % width;
     const size_t block = size_t(t) / width * width * size_t(acts.k_pad); // first code of this row's block
-    for (int c = begin; c < end; c += kActGroup, x += kActGroup) {
-        const int count = end - c < kActGroup ? end - c : kActGroup;
-        const vf low = load_n(x, count < 16 ? count : 16), high = load_n(x + 16, count < 16 ? 0 : count - 16);
-        if (acts.f) {
-            float* f = acts.f + size_t(t) * size_t(acts.k_pad) + c;
-            store(f, low);
-            store(f + 16, high);
-        }
-        if (!acts.q)
-            continue;
-        const float largest = reduce_max(max(abs(low), abs(high)));
-        const bool used = largest > kTiny;
-        const vf inverse = set(used ? 127.0f / largest : 0.0f);
-        const vi a = round_int(mul(low, inverse)), b = round_int(mul(high, inverse));
-        const size_t group = block / kActGroup + size_t(c / kActGroup) * width + lane;
-        store_quads(acts.q + block + size_t(c) * width + 4 * lane, 4 * width, a, b);
-        const float total_a = reduce_add(to_float(a)), total_b = reduce_add(to_float(b));
-        const bool numbers =
-            total_a >= -kLargestTotal && total_b >= -kLargestTotal; // NaN rounds to INT32_MIN
-        const int32_t sum_a = numbers ? int32_t(total_a) : 0, sum_b = numbers ? int32_t(total_b) : 0;
-        acts.scale[group] = !numbers ? NAN : used ? largest / 127.0f : 0.0f;
-        const size_t half = block / 16 + size_t(c / 16) * width + lane;
-        acts.bias_q4[half] = -kQ4Zero * sum_a;
-        acts.bias_q4[half + width] = -kQ4Zero * sum_b;
-        acts.bias_q8[group] = -kQ8Zero * (sum_a + sum_b);
+    const vf low = load_n(x, count < 16 ? count : 16), high = load_n(x + 16, count < 16 ? 0 : count - 16);
+    if (acts.f) {
+        float* f = acts.f + size_t(t) * size_t(acts.k_pad) + c;
+        store(f, low);
+        store(f + 16, high);
     }
+    if (!acts.q)
+        return;
+    const float largest = reduce_max(max(abs(low), abs(high)));
+    const bool used = largest > kTiny;
+    const vf inverse = set(used ? 127.0f / largest : 0.0f);
+    const vi a = round_int(mul(low, inverse)), b = round_int(mul(high, inverse));
+    const size_t group = block / kActGroup + size_t(c / kActGroup) * width + lane;
+    store_quads(acts.q + block + size_t(c) * width + 4 * lane, 4 * width, a, b);
+    const float total_a = reduce_add(to_float(a)), total_b = reduce_add(to_float(b));
+    const bool numbers = total_a >= -kLargestTotal && total_b >= -kLargestTotal; // NaN rounds to INT32_MIN
+    const int32_t sum_a = numbers ? int32_t(total_a) : 0, sum_b = numbers ? int32_t(total_b) : 0;
+    acts.scale[group] = !numbers ? NAN : used ? largest / 127.0f : 0.0f;
+    const size_t half = block / 16 + size_t(c / 16) * width + lane;
+    acts.bias_q4[half] = -kQ4Zero * sum_a;
+    acts.bias_q4[half + width] = -kQ4Zero * sum_b;
+    acts.bias_q8[group] = -kQ8Zero * (sum_a + sum_b);
+}
+
+/// The same of `rows` rows, `stride` floats apart, that lie in one block: at once where a level can.
+inline void set_groups(const float* x, size_t stride, int t, int rows, int c, int count, Acts& acts) {
+    const size_t code = size_t(t) * size_t(acts.k_pad) + size_t(c) * kMaxTokens, group = code / kActGroup;
+    if (rows == kMaxTokens && acts.width == kMaxTokens && count == kActGroup && acts.q && !acts.f &&
+        quantize_block(x, stride, kTiny, acts.q + code, acts.scale + group, acts.bias_q8 + group,
+                       acts.bias_q4 + 2 * group))
+        return;
+    for (int row = 0; row < rows; ++row)
+        set_group(x + size_t(row) * stride, t + row, c, count, acts);
+}
+
+/// f(t, rows) for [t, t + rows) of [begin, begin + count), cut where blocks begin.
+template <class F>
+inline void each_block(int begin, int count, F f) {
+    for (int t = begin, end = begin + count; t < end;) {
+        const int left = kMaxTokens - t % kMaxTokens, rows = end - t < left ? end - t : left;
+        f(t, rows);
+        t += rows;
+    }
+}
+
+void set_acts(const float* x, size_t stride, int t0, int count, int begin, int end, Acts& acts) {
+    each_block(t0, count, [&](int t, int rows) {
+        const float* first = x + size_t(t - t0) * stride;
+        for (int c = begin; c < end; c += kActGroup)
+            set_groups(first + (c - begin), stride, t, rows, c, end - c < kActGroup ? end - c : kActGroup,
+                       acts);
+    });
+}
+
+void shift_acts(const Shifted* shifted, int count, const float* mix, int n, int t0, Acts& acts) {
+    each_block(t0, count, [&](int t, int rows) {
+        const Shifted* block = shifted + (t - t0);
+        for (int c = 0; c < n; c += kActGroup) {
+            const int low = lanes(c, n), high = low < 16 ? 0 : lanes(c + 16, n);
+            const vf first = load_n(mix + c, low), second = load_n(mix + c + 16, high);
+            float mixed[kMaxTokens * kActGroup];
+            for (int row = 0; row < rows; ++row) {
+                const float *now = block[row].now + c, *previous = block[row].previous + c;
+                const auto blend = [&](int i, vf weight, int lanes) {
+                    const vf x = load_n(now + i, lanes);
+                    store(mixed + row * kActGroup + i, fma(sub(load_n(previous + i, lanes), x), weight, x));
+                };
+                blend(0, first, low);
+                blend(16, second, high);
+            }
+            set_groups(mixed, kActGroup, t, rows, c, low + high, acts);
+        }
+    });
 }
 
 } // namespace

@@ -277,9 +277,8 @@ void sparse_product(const Product& p, int begin, int end, int rows, uint8_t* scr
         with_codes(w, [&]<Encoding E, int kGroup>() {
             sparse_lines<E, kGroup>(w, begin, end, *p.x, t0, tokens, scratch);
         });
-        float* y = reinterpret_cast<float*>(scratch);
-        for (int t = 0; t < tokens; ++t, y += size_t(end - begin) * size_t(unit))
-            finish_outputs(p, t0 + t, first, last - first, y);
+        finish_rows(p, t0, tokens, first, last - first, reinterpret_cast<float*>(scratch),
+                    size_t(end - begin) * size_t(unit));
     }
 }
 

@@ -29,7 +29,7 @@ inline __mmask16 first(int n) { return __mmask16((1u << n) - 1u); }
 inline vf set(float x) { return _mm512_set1_ps(x); }
 inline vf zero() { return _mm512_setzero_ps(); }
 inline vf load(const float* p) { return _mm512_loadu_ps(p); }
-inline vf load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+inline vf load_n(const float* p, int n) { return n >= 16 ? load(p) : _mm512_maskz_loadu_ps(first(n), p); }
 inline void store(float* p, vf a) { _mm512_storeu_ps(p, a); }
 inline void store_n(float* p, vf a, int n) {
     if (n >= 16) // a masked store is not forwarded to the loads that follow
@@ -176,6 +176,59 @@ inline int32_t four_bytes(const int8_t* x) {
     int32_t word;
     memcpy(&word, x, 4);
     return word;
+}
+/// The largest of each of four vectors, in every quarter of the result for that quarter of them.
+inline vf largest_of_quarters(vf a, vf b, vf c, vf d) {
+    const vf ab = max(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const vf cd = max(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const auto pairs = [](vf v) { return _mm512_castps_pd(v); };
+    return max(_mm512_castpd_ps(_mm512_unpacklo_pd(pairs(ab), pairs(cd))),
+               _mm512_castpd_ps(_mm512_unpackhi_pd(pairs(ab), pairs(cd))));
+}
+/// Codes, scales and biases (see Acts) of 32 channels of eight rows, whose integers need no order of summing:
+/// the quads of a place stand side by side. False, with nothing settled, if there is a value that is no
+/// number.
+inline bool quantize_block(const float* x, size_t stride, float tiny, int8_t* q, float* scale,
+                           int32_t* bias_q8, int32_t* bias_q4) {
+    vf m[8];
+    for (size_t t = 0; t < 8; ++t)
+        m[t] = max(abs(load(x + t * stride)), abs(load(x + t * stride + 16)));
+    const vf low = largest_of_quarters(m[0], m[1], m[2], m[3]);
+    const vf high = largest_of_quarters(m[4], m[5], m[6], m[7]);
+    const vf halves = max(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
+    const __m256 largest = _mm512_castps512_ps256(
+        max(_mm512_shuffle_f32x4(halves, halves, 0x88), _mm512_shuffle_f32x4(halves, halves, 0xdd)));
+    const __mmask8 used = _mm256_cmp_ps_mask(largest, _mm256_set1_ps(tiny), _CMP_GT_OQ);
+    const __m256 most = _mm256_set1_ps(127.0f);
+    float inverse[8];
+    _mm256_storeu_ps(inverse, _mm256_maskz_div_ps(used, most, largest));
+    _mm256_storeu_ps(scale, _mm256_maskz_div_ps(used, largest, most));
+    const vi first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const vi second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    const vi ones = _mm512_set1_epi8(1), none = _mm512_set1_epi8(-128); // NaN rounds to INT32_MIN
+    __mmask64 wrong = 0;
+    __m256i sums[2];
+    for (size_t half = 0; half < 2; ++half) {
+        vi code[8];
+        for (size_t t = 0; t < 8; ++t)
+            code[t] = round_int(mul(load(x + t * stride + 16 * half), set(inverse[t])));
+        const auto quads = [&](size_t t) { // of rows t to t + 3, a place in each quarter
+            return _mm512_packs_epi16(_mm512_packs_epi32(code[t], code[t + 1]),
+                                      _mm512_packs_epi32(code[t + 2], code[t + 3]));
+        };
+        const vi a = quads(0), b = quads(4);
+        const vi c = _mm512_permutex2var_epi64(a, first, b), d = _mm512_permutex2var_epi64(a, second, b);
+        _mm512_storeu_si512(q + 128 * half, c);
+        _mm512_storeu_si512(q + 128 * half + 64, d);
+        wrong |= _mm512_cmpeq_epi8_mask(c, none) | _mm512_cmpeq_epi8_mask(d, none);
+        const vi all = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, c), ones, d);
+        sums[half] = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    }
+    const auto minus = [](__m256i v) { return _mm256_sub_epi32(_mm256_setzero_si256(), v); };
+    _mm256_storeu_si256((__m256i*)bias_q4, minus(_mm256_slli_epi32(sums[0], 6)));
+    _mm256_storeu_si256((__m256i*)(bias_q4 + 8), minus(_mm256_slli_epi32(sums[1], 6)));
+    _mm256_storeu_si256((__m256i*)bias_q8, minus(_mm256_slli_epi32(_mm256_add_epi32(sums[0], sums[1]), 7)));
+    return wrong == 0;
 }
 inline void stay_in_registers(vi&) {}
 inline vi dot_start(int32_t bias) { return iset(bias); }

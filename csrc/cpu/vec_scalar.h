@@ -18,6 +18,7 @@ namespace {
 constexpr int kMaxTokens = 4; // tokens that one tile of weights meets in registers
 constexpr int kFloatRows = 4; // rows of floats that kMaxTokens / 2 tokens meet in registers
 constexpr bool kDecodesTiles = true;
+constexpr bool kQuantizesBlocks = false;
 
 struct vf {
     float v[16];
@@ -143,6 +144,10 @@ vi load_i8(const int8_t* p) {
     vi r;
     RWKV_LANES(p[i]);
 }
+/// Codes, scales and biases (see Acts) of 32 channels of kMaxTokens rows at once, where a level has a way
+/// that is faster than row by row; else false, as when there is a value that is no number. `tiny`: what
+/// counts as zero.
+bool quantize_block(const float*, size_t, float, int8_t*, float*, int32_t*, int32_t*) { return false; }
 void store_i8(int8_t* p, vi a) {
     for (int i = 0; i < 16; ++i)
         p[i] = int8_t(a.v[i]);

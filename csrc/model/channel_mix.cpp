@@ -17,10 +17,10 @@ uint64_t count_active(const cpu::Acts& x, int t) {
 void channel_mix(Pass& p, const Block& b, int layer) {
     Scratch& s = p.s;
     const bool gated = !b.ffn_receptance.empty();
-    p.shifted_rows(b.ln2, layer, &State::ffn_x_prev, [&](int t, const float* now, const float* previous) {
-        p.shift_into(s.ffn_k, t, now, previous, b.ffn_mix_k);
+    p.shifted_rows(b.ln2, layer, &State::ffn_x_prev, [&](int t, const cpu::Shifted* block, int count) {
+        p.shift_into(s.ffn_k, t, block, count, b.ffn_mix_k);
         if (gated)
-            p.shift_into(s.ffn_r, t, now, previous, b.ffn_mix_r);
+            p.shift_into(s.ffn_r, t, block, count, b.ffn_mix_r);
     });
     p.barrier();
     p.save_shift(layer, &State::ffn_x_prev);

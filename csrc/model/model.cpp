@@ -186,7 +186,7 @@ bool Model::run(std::span<const int32_t> tokens, const std::vector<Segment>& seg
             float* normed = s.thread_row(thread, 0);
             op_.layer_norm(s.x.row(wanted[size_t(i)]), weights_.ln_out.weight, weights_.ln_out.bias,
                            kLayerNormEps, c, normed);
-            op_.set_acts(normed, i, 0, c, s.head);
+            op_.set_acts(normed, 0, i, 1, 0, c, s.head);
         });
         p.barrier();
         p.rows = int(wanted.size());

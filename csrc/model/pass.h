@@ -66,12 +66,15 @@ struct Pass {
         }
     }
 
-    /// Layer-norms each row and hands it on together with the previous token's normed row:
-    /// f(row, now [C], previous [C]). `x_prev` is the State member that holds the token before the pass.
+    /// Layer-norms each row and hands it on together with the previous token's normed row, a few rows at a
+    /// time: f(first row, Shifted [count] of C channels, count). `x_prev` is the State member that holds the
+    /// token before the pass.
     template <class F>
     void shifted_rows(const Norm& norm, int layer, float* (State::*x_prev)(int), F f) {
         const int begin = share(rows, thread), end = share(rows, thread + 1), c = config.n_embd;
         size_t segment = 0;
+        cpu::Shifted block[cpu::kWidestBlock];
+        int held = 0;
         for (int t = begin; t < end; ++t) {
             while (t >= segments[segment].begin + segments[segment].count)
                 ++segment;
@@ -88,7 +91,11 @@ struct Pass {
             } else {
                 previous = s.normed.row(t - 1);
             }
-            f(t, now, previous);
+            block[held++] = {now, previous};
+            if ((t + 1) % cpu::kWidestBlock == 0 || t + 1 == end) {
+                f(t + 1 - held, block, held);
+                held = 0;
+            }
         }
     }
 
@@ -102,10 +109,8 @@ struct Pass {
                         (segment.state->*x_prev)(layer));
     }
 
-    void shift_into(cpu::Acts& acts, int t, const float* now, const float* previous, const float* mix) {
-        float* mixed = s.thread_row(thread, 1);
-        op.shift_mix(now, previous, mix, config.n_embd, mixed);
-        op.set_acts(mixed, t, 0, config.n_embd, acts);
+    void shift_into(cpu::Acts& acts, int t, const cpu::Shifted* block, int count, const float* mix) {
+        op.shift_acts(block, count, mix, config.n_embd, t, acts);
     }
 
     /// f(segment, channel begin, channel end) over pieces of whole heads and whole activation groups.

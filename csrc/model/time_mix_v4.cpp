@@ -7,10 +7,10 @@ using cpu::Epilogue;
 
 void time_mix_v4(Pass& p, const Block& b, int layer) {
     Scratch& s = p.s;
-    p.shifted_rows(b.ln1, layer, &State::att_x_prev, [&](int t, const float* now, const float* previous) {
-        p.shift_into(s.mix[0], t, now, previous, b.mix_r);
-        p.shift_into(s.mix[2], t, now, previous, b.mix_k);
-        p.shift_into(s.mix[3], t, now, previous, b.mix_v);
+    p.shifted_rows(b.ln1, layer, &State::att_x_prev, [&](int t, const cpu::Shifted* block, int count) {
+        p.shift_into(s.mix[0], t, block, count, b.mix_r);
+        p.shift_into(s.mix[2], t, block, count, b.mix_k);
+        p.shift_into(s.mix[3], t, block, count, b.mix_v);
     });
     p.barrier();
     p.save_shift(layer, &State::att_x_prev);
@@ -23,8 +23,7 @@ void time_mix_v4(Pass& p, const Block& b, int layer) {
         State& state = *segment.state;
         p.op.wkv4(s.r.row(first), s.k.row(first), s.v.row(first), b.decay, b.bonus, state.aa(layer),
                   state.bb(layer), state.pp(layer), s.y.row(first), s.y.stride, segment.count, begin, end);
-        for (int t = first; t < first + segment.count; ++t)
-            p.op.set_acts(s.y.row(t) + begin, t, begin, end, s.att_out);
+        p.op.set_acts(s.y.row(first) + begin, s.y.stride, first, segment.count, begin, end, s.att_out);
     });
     p.barrier();
     p.products({Pass::product(b.output, s.att_out, Epilogue::kAdd, s.x)});

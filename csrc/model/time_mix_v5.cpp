@@ -8,12 +8,12 @@ using cpu::Epilogue;
 void time_mix_v5(Pass& p, const Block& b, int layer) {
     Scratch& s = p.s;
     const bool gated = !b.gate.empty();
-    p.shifted_rows(b.ln1, layer, &State::att_x_prev, [&](int t, const float* now, const float* previous) {
-        p.shift_into(s.mix[0], t, now, previous, b.mix_r);
-        p.shift_into(s.mix[2], t, now, previous, b.mix_k);
-        p.shift_into(s.mix[3], t, now, previous, b.mix_v);
+    p.shifted_rows(b.ln1, layer, &State::att_x_prev, [&](int t, const cpu::Shifted* block, int count) {
+        p.shift_into(s.mix[0], t, block, count, b.mix_r);
+        p.shift_into(s.mix[2], t, block, count, b.mix_k);
+        p.shift_into(s.mix[3], t, block, count, b.mix_v);
         if (gated)
-            p.shift_into(s.mix[5], t, now, previous, b.mix_g);
+            p.shift_into(s.mix[5], t, block, count, b.mix_g);
     });
     p.barrier();
     p.save_shift(layer, &State::att_x_prev);
@@ -35,8 +35,8 @@ void time_mix_v5(Pass& p, const Block& b, int layer) {
                 p.op.finish5(s.y.row(t) + c, b.ln_x.weight + c, b.ln_x.bias + c,
                              gated ? s.g.row(t) + c : nullptr, p.config.group_norm_eps, n);
         }
-        for (int t = segment.begin; t < segment.begin + segment.count; ++t)
-            p.op.set_acts(s.y.row(t) + begin, t, begin, end, s.att_out);
+        p.op.set_acts(s.y.row(segment.begin) + begin, s.y.stride, segment.begin, segment.count, begin, end,
+                      s.att_out);
     });
     p.barrier();
     p.products({Pass::product(b.output, s.att_out, Epilogue::kAdd, s.x)});

@@ -9,15 +9,15 @@ using cpu::Epilogue;
 void time_mix_v6(Pass& p, const Block& b, int layer) {
     Scratch& s = p.s;
     const int c = p.config.n_embd, n = p.config.head_size, rank = b.maa_w1.n / 5;
-    p.shifted_rows(b.ln1, layer, &State::att_x_prev, [&](int t, const float* now, const float* previous) {
-        p.shift_into(s.mix_x, t, now, previous, b.mix_x);
+    p.shifted_rows(b.ln1, layer, &State::att_x_prev, [&](int t, const cpu::Shifted* block, int count) {
+        p.shift_into(s.mix_x, t, block, count, b.mix_x);
     });
     p.barrier();
     p.products({Pass::product(b.maa_w1, s.mix_x, Epilogue::kTanh, s.maa_hidden)});
     p.barrier();
     p.each_of(p.rows, [&](int t) {
         for (int i = 0; i < 5; ++i)
-            p.op.set_acts(s.maa_hidden.row(t) + i * rank, t, 0, rank, s.hidden[i]);
+            p.op.set_acts(s.maa_hidden.row(t) + i * rank, 0, t, 1, 0, rank, s.hidden[i]);
     });
     p.barrier();
     p.products({Pass::product(b.maa_w2[0], s.hidden[0], Epilogue::kStore, s.delta[0]),
@@ -29,11 +29,14 @@ void time_mix_v6(Pass& p, const Block& b, int layer) {
     // the order of the five low-rank slices is w, k, v, r, g
     const float* mix[5] = {b.mix_w, b.mix_k, b.mix_v, b.mix_r, b.mix_g};
     cpu::Acts* into[5] = {&s.mix[1], &s.mix[2], &s.mix[3], &s.mix[0], &s.mix[5]};
-    p.shifted_rows(b.ln1, layer, &State::att_x_prev, [&](int t, const float* now, const float* previous) {
+    p.shifted_rows(b.ln1, layer, &State::att_x_prev, [&](int t, const cpu::Shifted* block, int count) {
         float* mixed = p.s.thread_row(p.thread, 1);
-        for (int i = 0; i < 5; ++i) {
-            p.op.shift_mix_delta(now, previous, mix[i], s.delta[i].row(t), c, mixed);
-            p.op.set_acts(mixed, t, 0, c, *into[i]);
+        for (int row = 0; row < count; ++row) {
+            for (int i = 0; i < 5; ++i) {
+                p.op.shift_mix_delta(block[row].now, block[row].previous, mix[i], s.delta[i].row(t + row), c,
+                                     mixed);
+                p.op.set_acts(mixed, 0, t + row, 1, 0, c, *into[i]);
+            }
         }
     });
     p.barrier();
@@ -62,8 +65,7 @@ void time_mix_v6(Pass& p, const Block& b, int layer) {
                 p.op.finish5(s.y.row(t) + ch, b.ln_x.weight + ch, b.ln_x.bias + ch, s.g.row(t) + ch,
                              p.config.group_norm_eps, n);
         }
-        for (int t = first; t < last; ++t)
-            p.op.set_acts(s.y.row(t) + begin, t, begin, end, s.att_out);
+        p.op.set_acts(s.y.row(first) + begin, s.y.stride, first, segment.count, begin, end, s.att_out);
     });
     p.barrier();
     p.products({Pass::product(b.output, s.att_out, Epilogue::kAdd, s.x)});

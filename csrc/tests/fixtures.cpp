@@ -179,7 +179,7 @@ ActsBuffer::ActsBuffer(const cpu::KernelTable& op, const std::vector<float>& x, 
     acts.bias_q8 = bias_q8.data();
     acts.bias_q4 = bias_q4.data();
     for (int t = 0; t < rows; ++t)
-        op.set_acts(x.data() + size_t(t) * size_t(k), t, 0, k, acts);
+        op.set_acts(x.data() + size_t(t) * size_t(k), 0, t, 1, 0, k, acts);
 }
 
 int ActsBuffer::code(int t, int k) const {

@@ -198,6 +198,57 @@ TEST(activations_survive_extremes) {
     }
 }
 
+namespace {
+
+bool same_acts(const ActsBuffer& a, const ActsBuffer& b) {
+    const auto same = [](const auto& x, const auto& y) {
+        return !std::memcmp(x.data(), y.data(), x.size() * sizeof(*x.data()));
+    };
+    return same(a.f, b.f) && same(a.q, b.q) && same(a.scale, b.scale) && same(a.bias_q8, b.bias_q8) &&
+           same(a.bias_q4, b.bias_q4);
+}
+
+} // namespace
+
+TEST(rows_are_handed_over_at_once_as_one_by_one) {
+    constexpr int kAll = 24, kStride = 300; // whole blocks on every level, so that all bytes are settled
+    const float nan = std::nanf(""), infinite = std::numeric_limits<float>::infinity();
+    for (const KernelTable* op : levels())
+        for (const int k : {32, 96, 200})
+            for (const float odd : {0.0f, 1e-38f, 3e38f, infinite, nan})
+                for (const bool floats : {false, true}) {
+                    const std::vector<float> first = gaussian(size_t(kAll) * size_t(k), 3);
+                    std::vector<float> x = gaussian(kAll * kStride, 4);
+                    const std::vector<float> past = gaussian(kAll * kStride, 5), mix = gaussian(size_t(k), 6);
+                    x[9 * kStride + 17] = odd;
+                    std::fill_n(x.data() + 12 * kStride, kStride, odd);
+                    for (const auto& [begin, count] : {std::pair(0, kAll), {8, 8}, {3, 18}, {5, 1}}) {
+                        ActsBuffer once(*op, first, kAll, k), each(*op, first, kAll, k);
+                        if (!floats)
+                            once.acts.f = each.acts.f = nullptr;
+                        const float* rows = x.data() + begin * kStride;
+                        op->set_acts(rows, kStride, begin, count, 0, k, once.acts);
+                        for (int t = 0; t < count; ++t)
+                            op->set_acts(rows + t * kStride, 0, begin + t, 1, 0, k, each.acts);
+                        CHECK(same_acts(once, each), "%s k=%d %g: rows %d and %d more", op->name, k,
+                              double(odd), begin, count);
+
+                        std::vector<cpu::Shifted> shifted;
+                        for (int t = 0; t < count; ++t) {
+                            const float *now = rows + t * kStride, *before = past.data() + t * kStride;
+                            shifted.push_back({now, before});
+                            std::vector<float> mixed(static_cast<size_t>(k));
+                            for (size_t i = 0; i < mixed.size(); ++i)
+                                mixed[i] = std::fma(before[i] - now[i], mix[i], now[i]);
+                            op->set_acts(mixed.data(), 0, begin + t, 1, 0, k, each.acts);
+                        }
+                        op->shift_acts(shifted.data(), count, mix.data(), k, begin, once.acts);
+                        CHECK(same_acts(once, each), "%s k=%d %g: shifted rows %d and %d more", op->name, k,
+                              double(odd), begin, count);
+                    }
+                }
+}
+
 TEST(a_number_that_is_none_stays_none) {
     const float nan = std::nanf(""), infinite = std::numeric_limits<float>::infinity();
     const int n = 45, k = 64;
