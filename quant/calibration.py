@@ -15,12 +15,11 @@ from quant.formats import KN, TILE, stored_bytes
 
 DAMPING = 0.01
 """Added to every input's share, of the size 1, so that what the text leaves untouched is not given up."""
-KN_BELOW = 0.4
-KN_BELOW_WIDE = 0.5
-"""Density under which `ffn.value` decodes faster by input channel, also in models of WIDE channels or more."""
+KN_BELOW = 0.25
+"""Density under which `ffn.value` is laid out by input channel: one text decodes faster so up to about 0.3, prompts and batches
+up to 0.13 (AVX-512) or 0.3 (AVX2), see docs/benchmarks.md."""
 KN_PADDING = 1.125
 """How much larger it may be so, for its records are padded: what narrow models would pay."""
-WIDE = 2048
 
 
 @dataclass(frozen=True)
@@ -82,4 +81,4 @@ def layout_by_density(density: float, arch: Arch) -> tuple[str, str]:
     told = f"{100 * density:.3g} % of its inputs are not zero in the text"
     if padding > KN_PADDING:
         return "tile", f"{told}, but skipping the others would make it {100 * (padding - 1):.0f} % larger"
-    return "kn" if density < (KN_BELOW_WIDE if arch.n_embd >= WIDE else KN_BELOW) else "tile", told
+    return "kn" if density < KN_BELOW else "tile", told

@@ -21,7 +21,8 @@ FFN_VALUE = ("auto", "tile", "kn")
 CLASSES = ("emb", "att", "ffn", "low-rank", "head", "vectors")
 
 KN_FROM = 2048
-"""n_embd from which `ffn.value` goes to `kn`: such models, trained, leave 87 % of its inputs at zero."""
+"""n_embd from which `ffn.value` goes to `kn`: such models, trained, leave 87 % of its inputs at zero, which is past the density
+that `kn` pays below (`quant.calibration.KN_BELOW`). Where the zeros are counted, with a text, they decide."""
 
 INT8 = dict.fromkeys(("emb", "att", "ffn", "low-rank", "head"), "q8g32")
 INT4 = INT8 | {"att": "q4g16", "ffn": "q4g32"}
