@@ -275,18 +275,28 @@ void rows_times_tokens(const Matrix& w, int row, const Acts& x, int t0, float* y
         for (int t = 0; t < T; ++t)
             total[r][t] = zero();
     int k = 0;
-    for (; k + 16 <= w.k; k += 16) {
+    const auto meet = [&] { // 16 inputs
         vf in[T];
         for (int t = 0; t < T; ++t)
             in[t] = load(inputs + size_t(t) * size_t(x.k_pad) + k);
         for (int r = 0; r < R; ++r) {
-            if constexpr (T == 1) // the same place of the rows that come next
-                prefetch(weights + size_t(r + R) * row_bytes + size_t(k) * (E == Encoding::kF32 ? 4 : 2));
             const vf weight = load_weights<E>(weights + size_t(r) * row_bytes, k);
             for (int t = 0; t < T; ++t)
                 total[r][t] = fma(weight, in[t], total[r][t]);
         }
+        k += 16;
+    };
+    if constexpr (T == 1) {
+        constexpr int kLine = E == Encoding::kF32 ? 16 : 32; // inputs whose weights fill a line of the cache
+        while (k + kLine <= w.k) {
+            for (int r = 0; r < R; ++r) // the same place of the rows that come next
+                prefetch(weights + size_t(r + R) * row_bytes + size_t(k) * (64 / kLine));
+            for (int i = 0; i < kLine; i += 16)
+                meet();
+        }
     }
+    while (k + 16 <= w.k)
+        meet();
     if (k < w.k) { // the inputs are padded with zeros, the weights are not
         for (int r = 0; r < R; ++r) {
             const vf weight = load_weights<E>(weights + size_t(r) * row_bytes, k, w.k - k);
