@@ -11,6 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from quant.calibration import layout_by_density
 from quant.checkpoints import open_checkpoint
 from quant.checkpoints.write import write_pth, write_safetensors
 from quant.synthetic import SyntheticModel, iter_checkpoint
@@ -22,8 +23,6 @@ ROOT = Path(__file__).parent.parent
 VOCABULARY = 65536
 PLAIN = 0.5
 """The density of a checkpoint that nothing was done to."""
-SPARSE = 0.4
-"""Below this density `ffn.value` is stored by input channel whatever the size (layout kn)."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,13 @@ def pth(folder: Path, shape: Shape) -> Path:
 
 
 def ours(folder: Path, shape: Shape, kind: str) -> Path:
-    """This engine's file: int8, int6, int4, bf16, f16 or f32."""
+    """This engine's file: int8, int6, int4, bf16, f16 or f32. `ffn.value` is laid out as `--calibrate`, which finds the
+    density out, lays it out."""
     path = folder / f"{shape.stem}-{kind}.safetensors"
     if not path.exists():
         with open_checkpoint(checkpoint(folder, shape)) as source:
-            quantize(
-                source, path, kind, choices=Choices(ffn_value="kn" if shape.density < SPARSE else "auto")
-            )
+            layout, _ = layout_by_density(shape.density, source.arch)
+            quantize(source, path, kind, choices=Choices(ffn_value=layout))
     return path
 
 
