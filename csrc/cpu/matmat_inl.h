@@ -27,6 +27,14 @@ inline void prefetch_far(const uint8_t* p) {
 #endif
 }
 
+/// Keeps the inner loops of products to themselves: where GCC puts several into one function, it runs out of
+/// registers for their sums.
+#ifdef _MSC_VER
+#define RWKV_BY_ITSELF __declspec(noinline)
+#else
+#define RWKV_BY_ITSELF __attribute__((noinline))
+#endif
+
 /// f<encoding, group>() for the form of a quantized matrix.
 template <class F>
 void with_codes(const Matrix& w, F&& f) {
@@ -47,7 +55,8 @@ inline vi dot_start_q6(int32_t bias_q4) { return dot_start(bias_q4 / (kQ4Zero / 
 
 /// Outputs of one 16-row tile for block `block` of T interleaved tokens: y[t * y_stride + row].
 template <int T, Encoding E, int kGroup, bool kFetch>
-void tile_times_tokens(const Matrix& w, int tile, const Acts& x, int block, float* y, int y_stride) {
+RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, int block, float* y,
+                                      int y_stride) {
     const int groups = w.k_pad / kActGroup;
     constexpr int kGroupBytes = kTileRows * kActGroup / 8 * code_bits(E); // codes of 32 inputs
     constexpr int kScales = kActGroup / kGroup;                           // scale lines in them
@@ -178,8 +187,8 @@ const uint8_t* decode_tile(const Matrix& w, int tile, uint8_t* decoded, float* s
 /// Outputs of a decoded tile for the first T tokens of block `block`. The sums of the groups go to memory, so
 /// that the registers hold those of more tokens.
 template <int T, Encoding E, int kGroup>
-void decoded_times_tokens(const Matrix& w, int tile, const uint8_t* codes, const float* scales, const Acts& x,
-                          int block, float* y, int y_stride) {
+RWKV_BY_ITSELF void decoded_times_tokens(const Matrix& w, int tile, const uint8_t* codes, const float* scales,
+                                         const Acts& x, int block, float* y, int y_stride) {
     constexpr int kHalf = E == Encoding::kQ8 ? 32 : 16; // inputs per bias
     constexpr int kBiases = kGroup / kHalf;
     const size_t first_group = size_t(block) * size_t(w.k_pad / kActGroup) * kMaxTokens;

@@ -148,6 +148,7 @@ inline int find_used(const float* x, int n, size_t stride, int tokens, int32_t* 
 
 /// Fetches lines [begin, end) of the channels that several tokens use, and their scales, into the
 /// second-level cache: those of the next chunk bit by bit while the tokens visit this one.
+template <Encoding E>
 class Fetcher {
   public:
     Fetcher(const Matrix& w, int begin, int end, size_t scales_at, const int32_t* used, int count)
@@ -168,7 +169,7 @@ class Fetcher {
             for (int line = begin_; line < end_; ++line)
                 prefetch_far(record + size_t(line) * 64);
             prefetch_far(record + scales_at_);
-            if (w_.encoding == Encoding::kQ6) // two lines of nibbles have one of the bits above them
+            if constexpr (E == Encoding::kQ6) // two lines of nibbles have one of the bits above them
                 for (int line = begin_; line < end_ + begin_ % 2; line += 2)
                     prefetch_far(record + size_t(w_.n_pad) / 2 + size_t(line) * 32);
         }
@@ -194,7 +195,8 @@ inline void fetch_lines(const Matrix& w, const uint8_t* record, int begin, int e
 
 /// Lines [begin, end) for tokens [t0, t0 + tokens): y[t] has (end - begin) * kOutputs floats.
 template <Encoding E, int kGroup>
-void sparse_lines(const Matrix& w, int begin, int end, const Acts& x, int t0, int tokens, uint8_t* scratch) {
+RWKV_BY_ITSELF void sparse_lines(const Matrix& w, int begin, int end, const Acts& x, int t0, int tokens,
+                                 uint8_t* scratch) {
     constexpr int kOutputs = line_outputs(E);
     constexpr int kGroups = kOutputs / kGroup, kWindowLines = kWindow / kGroups; // of a line, in a window
     constexpr int kZero = E == Encoding::kQ8 ? kQ8Zero : E == Encoding::kQ6 ? kQ6Zero : kQ4Zero;
@@ -215,8 +217,8 @@ void sparse_lines(const Matrix& w, int begin, int end, const Acts& x, int t0, in
         done[t] = 0;
     }
     int32_t* used = active + size_t(tokens) * size_t(w.k);
-    Fetcher fetcher(w, begin, end, own_scale, used,
-                    tokens == 1 ? 0 : find_used(inputs, w.k, size_t(x.k_pad), tokens, used));
+    Fetcher<E> fetcher(w, begin, end, own_scale, used,
+                       tokens == 1 ? 0 : find_used(inputs, w.k, size_t(x.k_pad), tokens, used));
     // Tokens take turns on a chunk of channels; each finishes its blocks that begin in it.
     const int chunk = tokens == 1 ? w.k : kChunkBytes / (64 * (lines + 1));
     fetcher.plan(chunk, 1);
