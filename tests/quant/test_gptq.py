@@ -35,7 +35,9 @@ def test_the_output_loses_less(encoding: str, layout: str, shape: tuple[int, int
     assert [(part, parts[part].dtype.itemsize, parts[part].shape) for part in parts] == [
         (spec.part, 4 if spec.dtype == "F32" else 1, spec.shape) for spec in parts_of(encoding, layout, shape)
     ]
-    assert ("cb" in parts) == (encoding != "q6g32") and ("cb" not in parts or is_codebook(parts["cb"].tobytes()))
+    assert ("cb" in parts) == (encoding != "q6g32") and (
+        "cb" not in parts or is_codebook(parts["cb"].tobytes())
+    )
     importance = (np.diag(hessian) / np.diag(hessian).mean() + 0.01).astype(np.float32)
     plain = numpy_encoder().encode(w, encoding, layout, importance)
     ours, theirs = (output_error(w, decode(p, encoding, layout, shape), hessian) for p in (parts, plain))
