@@ -82,12 +82,28 @@ def check(choices: Choices, kind: str) -> None:
         raise UsageError("a recipe and a size are two ways to say the same", hint="leave one out")
     if choices.target_bpw is not None and not 0 < choices.target_bpw < math.inf:
         raise UsageError(f"{choices.target_bpw} is no number of bits per weight")
+    if choices.method == "gptq" and not uses_gptq(choices, kind):
+        raise UsageError(
+            f"gptq chooses codes of 4 and 6 bits, and {kind} has none",
+            hint="use --to int4 or int6, or give tensors such codes: --tensor REGEX=int4",
+        )
     if choices.method == "gptq" and choices.text is None:
         raise UsageError("gptq needs a text to calibrate with", hint="--calibrate TEXT")
     if choices.tokens is not None and choices.text is None:
         raise UsageError("no text to take tokens from", hint="--calibrate TEXT")
     if kind == "nf4" or any(override.encoding == "nf4" for override in overrides):
         nf4.require()
+
+
+def uses_gptq(choices: Choices, kind: str) -> bool:
+    """Whether GPTQ was asked for and there are codes that it chooses."""
+    from quant.formats import ENCODINGS
+    from quant.recipe import Override
+
+    if choices.method != "gptq":
+        return False
+    asked = [ENCODINGS[Override.parse(word).encoding] for word in choices.tensors]
+    return kind in ("int6", "int4") or any(form.weighted and not form.form for form in asked)
 
 
 def _check_nf4(choices: Choices) -> None:

@@ -51,7 +51,7 @@ class Preparation:
         self._on_progress, self._should_stop = on_progress, should_stop
         self._windows: Windows | None = None
         self._framing: dict[str, Any] = {}
-        self._gptq = choices.method == "gptq" and kind in ("int6", "int4")
+        self._gptq = planning.uses_gptq(choices, kind)
         self.threads = threads or default_threads()
         method = "nearest" if choices.method == "nearest" else "codebook"
         self.encoder = NativeEncoder(self.threads, method, cpu_level())

@@ -132,6 +132,20 @@ def test_gptq_of_every_version(tmp_path: Path, version: str, kind: str) -> None:
                 assert plan.encoding.startswith("q4" if kind == "int4" else "q6")
 
 
+def test_gptq_of_single_tensors(small: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    found = []
+    for method in ("codebook", "gptq"):
+        asked = choices(tokens=64, method=method, tensors=(r"blocks\.1\.ffn\.key=int4",))
+        with open_model(small) as opened:
+            quantize(opened, tmp_path / method, "int8", threads=1, choices=asked)
+        with ModelFile.open(tmp_path / method) as model:
+            assert model.method == method
+            found.append([model.decode(f"blocks.{i}.ffn.key.weight") for i in range(2)])
+    plain, chosen = found
+    assert np.array_equal(plain[0], chosen[0]) and not np.array_equal(plain[1], chosen[1])
+
+
 def test_gptq_goes_on_after_an_interruption(small: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     made(small, tmp_path / "whole", choices=choices(tokens=64, method="gptq")).close()
@@ -213,6 +227,10 @@ def test_choices_that_make_no_sense(small: Path, tmp_path: Path, more: dict[str,
     before = sorted(tmp_path.iterdir())
     with open_model(small) as opened, pytest.raises(UsageError, match=message):
         quantize(opened, tmp_path / "o", "int4", choices=Choices(**more))
+    for tensors in ((), ("head=bf16",)):
+        nothing = choices(method="gptq", tensors=tensors)
+        with open_model(small) as opened, pytest.raises(UsageError, match="4 and 6 bits, and int8 has none"):
+            quantize(opened, tmp_path / "o", "int8", choices=nothing)
     with open_model(small) as opened, pytest.raises(UsageError, match="int8 has one size"):
         quantize(opened, tmp_path / "o", "int8", choices=Choices(max_size=10))
     assert sorted(tmp_path.iterdir()) == before
