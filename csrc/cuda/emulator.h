@@ -173,6 +173,9 @@ inline int __shfl_xor_sync(unsigned, int value, int mask) {
 inline float __shfl_xor_sync(unsigned, float value, int mask) {
     return __uint_as_float(uint32_t(__shfl_xor_sync(0, int(__float_as_uint(value)), mask)));
 }
+inline float __shfl_sync(unsigned, float value, int lane) {
+    return __uint_as_float(rwkv::emulator::meet(__float_as_uint(value))[lane % 32]);
+}
 inline unsigned __ballot_sync(unsigned, int predicate) {
     const uint32_t* all = rwkv::emulator::meet(predicate != 0);
     unsigned result = 0;

@@ -10,8 +10,10 @@ namespace rwkv::cuda {
 
 constexpr int kVectorThreads = kProductThreads<1>;
 constexpr int kVectorBlocks = 3; ///< of a multiprocessor: 80 registers are enough for a lane's weights
-constexpr int kVectorPitch = 2 * kTileRows + 4; ///< floats of a term's sums and scales, off powers of two
-constexpr int kPrefetchChunks = 3;              ///< that are asked for ahead of the one that is loaded
+/// Floats of two terms, each a sum and a scale, of sixteen rows, and what keeps those side by side on banks
+/// of their own.
+constexpr int kTermPair = 4 * kTileRows + 16;
+constexpr int kPrefetchChunks = 3; ///< that are asked for ahead of the one that is loaded
 
 /// How a block that takes kTiles at once works through groups of `kGroup` weights.
 template <int kTiles, int kGroup>
@@ -19,12 +21,17 @@ struct VectorPlan {
     static constexpr int kTerms = kActGroup / kGroup;           ///< integer sums per group of activations
     static constexpr int kWarps = kVectorThreads / 32 / kTiles; ///< of a tile
     static constexpr int kChunk = 8 * kWarps;                   ///< groups of activations
-    static constexpr int kTileFloats = kChunk * kTerms * kVectorPitch;
+    static constexpr int kTileFloats = kChunk * kTerms / 2 * kTermPair;
     static constexpr int kBuffers = kTerms == 1 ? 2 : 1;
     static constexpr int kFloats = kBuffers * kTiles * kTileFloats;
     static constexpr size_t kShared = sizeof(float) * size_t(kFloats + 3 * 32);
     static_assert(kShared <= kSharedLimit);
 };
+
+/// Where a row's terms are among those of a pair, and which row is at a place: four rows of a lane lie apart,
+/// so that lanes side by side write to different banks.
+__device__ __forceinline__ int term_place(int row) { return (row % 4 * 4 + row / 4) * 4; }
+__device__ __forceinline__ int row_at(int place) { return place % 4 * 4 + place / 4; }
 
 /// One lane's weights: four rows, one group of inputs.
 template <int kForm, int kGroup>
@@ -45,6 +52,17 @@ struct LaneWeights {
 #pragma unroll
         for (int i = 0; i < kTerms; ++i)
             scales[i] = load4_early(s + i * kTileRows);
+    }
+
+    /// In place of a load, where there is nothing more to load: registers that are written on some ways only
+    /// are kept all the while.
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (uint4& piece : stored)
+            piece = {};
+#pragma unroll
+        for (unsigned& scale : scales)
+            scale = 0;
     }
 
     __device__ __forceinline__ void unpack(const DeviceMatrix& w) {
@@ -79,8 +97,12 @@ struct LaneWeights {
             }
     }
 
-    /// Sums of the four rows with 32 inputs, each beside its scale, for each term: to[term][row].
-    __device__ __forceinline__ void sum(const int8_t* x, float x_scale, float* to) const {
+    /// Sums of the four rows with the 32 inputs of a group, each beside its scale, for each term. `group`: of
+    /// those that `pairs` holds the terms of.
+    __device__ __forceinline__ void sum(const int8_t* x, float x_scale, float* pairs, int group,
+                                        int lane_rows) const {
+        pairs += group * kTerms / 2 * kTermPair;
+        float2 terms[kTerms][4];
         int dot[4] = {};
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -110,50 +132,65 @@ struct LaneWeights {
             if (half == 0 && kTerms == 1)
                 continue;
             const int term = kTerms == 2 ? half : 0;
-            float4* pairs = reinterpret_cast<float4*>(to + term * kVectorPitch);
 #pragma unroll
-            for (int i = 0; i < 2; ++i)
-                pairs[i] = make_float4(
-                    float(dot[2 * i]), square_law(signed_byte(scales[term], 2 * i)) * x_scale,
-                    float(dot[2 * i + 1]), square_law(signed_byte(scales[term], 2 * i + 1)) * x_scale);
-            dot[0] = dot[1] = dot[2] = dot[3] = 0;
+            for (int row = 0; row < 4; ++row) {
+                terms[term][row] = {float(dot[row]), square_law(signed_byte(scales[term], row)) * x_scale};
+                dot[row] = 0;
+            }
+        }
+#pragma unroll
+        for (int row = 0; row < 4; ++row) {
+            float* to = pairs + term_place(lane_rows + row);
+            if constexpr (kTerms == 2)
+                *reinterpret_cast<float4*>(to) =
+                    make_float4(terms[0][row].x, terms[0][row].y, terms[1][row].x, terms[1][row].y);
+            else
+                *reinterpret_cast<float2*>(to + group % 2 * 2) = terms[0][row];
         }
     }
 };
 
-/// Goes on with a row's total over `count` terms; the whole warp does. Loads are a step ahead of the chain of
-/// additions: written together, the compiler would have each wait for its own.
+/// Goes on with the total of the row at a place over `count` terms; the whole warp does. Loads are a step
+/// ahead of the chain of additions: written together, the compiler would have each wait for its own.
 __device__ __forceinline__ float add_terms(float total, const float* pairs, int count) {
-    constexpr int kAhead = 4;
-    float2 now[kAhead], next[kAhead];
-    const auto load = [&](float2(&to)[kAhead], const float* from) {
+    constexpr int kAhead = 2; // pairs
+    float4 now[kAhead], next[kAhead];
+    const auto load = [&](float4(&to)[kAhead], int pair) {
 #pragma unroll
         for (int j = 0; j < kAhead; ++j)
-            to[j] = *reinterpret_cast<const float2*>(from + j * kVectorPitch);
+            to[j] = *reinterpret_cast<const float4*>(pairs + (pair + j) * kTermPair);
         __syncwarp();
     };
-    const auto add = [&](const float2(&those)[kAhead]) {
+    const auto add = [&](const float4(&those)[kAhead]) {
 #pragma unroll
-        for (int j = 0; j < kAhead; ++j)
+        for (int j = 0; j < kAhead; ++j) {
             total = fmaf(those[j].x, those[j].y, total);
+            total = fmaf(those[j].z, those[j].w, total);
+        }
     };
-    int i = 0;
-    if (count >= 2 * kAhead) {
-        load(now, pairs);
+    const int whole = count / (2 * kAhead) * kAhead; // pairs that are added a step at a time
+    if (whole > 0) {
+        load(now, 0);
+        int pair = kAhead;
 #pragma unroll 1
-        for (; i + 3 * kAhead <= count; i += 2 * kAhead) {
-            load(next, pairs + (i + kAhead) * kVectorPitch);
+        for (; pair + kAhead < whole; pair += 2 * kAhead) {
+            load(next, pair);
             add(now);
-            load(now, pairs + (i + 2 * kAhead) * kVectorPitch);
+            load(now, pair + kAhead);
             add(next);
         }
-        add(now);
-        i += kAhead;
+        if (pair < whole) {
+            load(next, pair);
+            add(now);
+            add(next);
+        } else {
+            add(now);
+        }
     }
 #pragma unroll 1
-    for (; i < count; ++i) {
-        const float2 pair = *reinterpret_cast<const float2*>(pairs + i * kVectorPitch);
-        total = fmaf(pair.x, pair.y, total);
+    for (int i = 2 * whole; i < count; ++i) {
+        const float2 term = *reinterpret_cast<const float2*>(pairs + i / 2 * kTermPair + i % 2 * 2);
+        total = fmaf(term.x, term.y, total);
     }
     return total;
 }
@@ -193,70 +230,78 @@ __device__ __forceinline__ void vector_tiles(const Product& p, int first, int co
         for (int i = 1; i <= kPrefetchChunks; ++i)
             ask_for(first, i * kChunk);
     // The first warp finishes, a lane an output of the tiles at hand.
-    const int half = lane / kTileRows, row = lane % kTileRows;
+    const int half = lane / kTileRows, row = row_at(lane % kTileRows);
     const bool finishes = warp == 0 && half < kTiles;
     float* kept = shared + Plan::kFloats; // of a lane that finishes: row scale, output before, gate
+    const auto is_output = [&](int tile) { return finishes && (tile + half) * kTileRows + row < w.n; };
     const auto keep_scale = [&](int tile) {
-        const int n = (tile + half) * kTileRows + row;
-        if (finishes && tile < end && n < w.n)
-            copy4(kept + lane, w.d + n);
+        if (tile < end && is_output(tile))
+            copy4(kept + lane, w.d + (tile + half) * kTileRows + row);
     };
-    keep_scale(first);
-    weights.unpack(w);
-    wait_for_previous();
-    float* terms = shared;
-    for (int tile = first; tile < end; tile += kTiles) {
+    const auto keep_outputs = [&](int tile) {
         const int n = (tile + half) * kTileRows + row;
-        const bool output = finishes && n < w.n;
-        if (output && (p.epilogue == Epilogue::kAdd || p.epilogue == Epilogue::kMulAdd))
+        if (is_output(tile) && (p.epilogue == Epilogue::kAdd || p.epilogue == Epilogue::kMulAdd))
             copy4(kept + 32 + lane, p.out.data + n);
-        if (output && p.epilogue == Epilogue::kMulAdd)
+        if (is_output(tile) && p.epilogue == Epilogue::kMulAdd)
             copy4(kept + 64 + lane, p.gate.data + n);
-        float total = 0.0f;
-        for (int begin = 0; begin < groups; begin += kChunk) {
-            const int g = least(begin + lane_group, groups - 1);
-            weights.sum(p.x.q + g * kActGroup, p.x.scale[g],
-                        terms + warp_tile * Plan::kTileFloats + lane_group * kTerms * kVectorPitch +
-                            2 * lane_rows);
-            const bool more_groups = begin + kChunk < groups, more = more_groups || tile + kTiles < end;
-            const int next_tile = more_groups ? tile : tile + kTiles;
-            const int next_begin = more_groups ? begin + kChunk : 0;
-            if (asks) {
-                if (more_groups)
-                    ask_for(tile, begin + (1 + kPrefetchChunks) * kChunk);
-                if (begin == 0)
-                    ask_for(tile + (groups <= kChunk ? kPrefetchChunks : 1) * kTiles, 0);
-            }
-            if (warp != 0) { // the next weights come while these sums are added up
-                if (more)
-                    load(next_tile, next_begin);
-                __syncthreads();
-            } else {
-                __syncthreads();
-                total = add_terms(total, terms + half % kTiles * Plan::kTileFloats + 2 * row,
-                                  least(groups - begin, kChunk) * kTerms);
-                if (more)
-                    load(next_tile, next_begin);
-            }
-            if constexpr (Plan::kBuffers == 1)
-                __syncthreads();
-            else
-                terms = terms == shared ? shared + kTiles * Plan::kTileFloats : shared;
-            if (more)
-                weights.unpack(w);
-        }
-        if (warp != 0)
-            continue;
+    };
+    const auto finish = [&](int tile, float total) {
+        const int n = (tile + half) * kTileRows + row;
         wait_for_copies();
         float v = 0.0f;
-        if (output) {
+        if (is_output(tile)) {
             v = apply(p.epilogue, total * kept[lane], kept[32 + lane], kept[64 + lane]);
             if (p.out.data)
                 p.out.data[n] = v;
         }
-        if (kTiles == 2 && p.quantized.k)
-            set_group(p.quantized, 0, tile / 2, v);
-        keep_scale(tile + kTiles);
+        if (kTiles == 2 && p.quantized.k) // lanes in the order of outputs
+            set_group(p.quantized, 0, tile / 2,
+                      __shfl_sync(kAllLanes, v, lane / kTileRows * kTileRows + row_at(lane % kTileRows)));
+    };
+    keep_scale(first);
+    weights.unpack(w);
+    wait_for_previous();
+    keep_outputs(first);
+    float* terms = shared;
+    float total = 0.0f;
+    for (int tile = first, begin = 0;;) {
+        const int g = least(begin + lane_group, groups - 1);
+        weights.sum(p.x.q + g * kActGroup, p.x.scale[g], terms + warp_tile * Plan::kTileFloats, lane_group,
+                    lane_rows);
+        const bool ends_tile = begin + kChunk >= groups;
+        const int next_tile = ends_tile ? tile + kTiles : tile, next_begin = ends_tile ? 0 : begin + kChunk;
+        const bool more = next_tile < end;
+        if (more) // they come while these sums are added up
+            load(next_tile, next_begin);
+        else
+            weights.clear();
+        if (asks) {
+            if (!ends_tile)
+                ask_for(tile, begin + (1 + kPrefetchChunks) * kChunk);
+            if (begin == 0)
+                ask_for(tile + (groups <= kChunk ? kPrefetchChunks : 1) * kTiles, 0);
+        }
+        __syncthreads();
+        if (warp == 0) {
+            total = add_terms(total, terms + half % kTiles * Plan::kTileFloats + lane % kTileRows * 4,
+                              least(groups - begin, kChunk) * kTerms);
+            if (ends_tile) {
+                finish(tile, total);
+                total = 0.0f;
+                keep_scale(next_tile);
+                if (more)
+                    keep_outputs(next_tile);
+            }
+        }
+        if (!more)
+            break;
+        if constexpr (Plan::kBuffers == 1)
+            __syncthreads();
+        else
+            terms = terms == shared ? shared + kTiles * Plan::kTileFloats : shared;
+        weights.unpack(w);
+        tile = next_tile;
+        begin = next_begin;
     }
 }
 

@@ -189,6 +189,85 @@ __global__ void __launch_bounds__(kRowThreads)
     }
 }
 
+/// f(sum, value) over the values of a chain of a row in shared memory, in order.
+template <class F>
+__device__ __forceinline__ float over_chain(const float* row, int chain, int c, F f) {
+    constexpr int kAhead = 8;
+    float sum = 0.0f;
+    int i = chain;
+#pragma unroll 1
+    for (; i + (kAhead - 1) * kRowChains < c; i += kAhead * kRowChains) {
+        float values[kAhead];
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j)
+            values[j] = row[i + j * kRowChains];
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j)
+            sum = f(sum, values[j]);
+    }
+#pragma unroll 1
+    for (; i < c; i += kRowChains)
+        sum = f(sum, row[i]);
+    return sum;
+}
+
+constexpr int kWidestRow = (48 * 1024 - 2 * kRowChains * 4) / 4; ///< that mix_row takes
+
+/// What mix_rows makes of the only row of a pass, for rows of up to kWidestRow channels. Grid: slices of 256
+/// channels, mixes. Every instruction counts here: all of the next kernel waits for it, and code that runs
+/// once comes slowly.
+__global__ void __launch_bounds__(kRowThreads)
+    mix_row(const __grid_constant__ MixList list, Rows x, DeviceNorm norm, Rows normed, Batch batch,
+            size_t offset, int c) {
+    float* chains = shared_memory<float>(); // of values, then of squares
+    float* row = chains + 2 * kRowChains;
+    let_next_start();
+    const int thread = int(threadIdx.x), which = int(blockIdx.y), i = int(blockIdx.x) * kRowThreads + thread;
+    Acts into = list.into[which];
+    pin(into.f), pin(into.q), pin(into.scale), pin(into.mask);
+    const Rows delta = list.delta[which];
+    const float* mix = list.mix[which];
+    float weight = 0.0f, bias = 0.0f, share = 0.0f, before = 0.0f;
+    if (i < c) {
+        weight = norm.weight[i];
+        bias = norm.bias[i];
+        if (mix) {
+            share = mix[i];
+            before = batch.first[0][offset + size_t(i)];
+        }
+    }
+    int keeps = which == 0 && i < c && normed.data && batch.last[0];
+    pin(weight), pin(bias), pin(share), pin(before), pin(keeps);
+    wait_for_previous();
+#pragma unroll 4
+    for (int j = thread; j < c; j += kRowThreads)
+        copy4(row + j, x.data + j);
+    wait_for_copies();
+    __syncthreads();
+    if (thread < kRowChains)
+        chains[thread] = over_chain(row, thread, c, [](float sum, float value) { return sum + value; });
+    __syncthreads();
+    const float mean = fold_chains(chains) / float(c);
+    if (thread < kRowChains)
+        chains[kRowChains + thread] = over_chain(row, thread, c, [=](float sum, float value) {
+            const float centred = value - mean;
+            return fmaf(centred, centred, sum);
+        });
+    __syncthreads();
+    const float scale = 1.0f / sqrtf(fold_chains(chains + kRowChains) / float(c) + kNormEps);
+    float now = 0.0f;
+    if (i < c) {
+        now = fmaf((row[i] - mean) * scale, weight, bias);
+        if (delta.data)
+            share = share + delta.data[i];
+    }
+    const int group = i / kActGroup;
+    if (group < into.k_pad / kActGroup)
+        set_group(into, 0, group, mix ? fmaf(before - now, share, now) : now);
+    if (keeps)
+        normed.data[i] = now;
+}
+
 /// Slices of rows that become activations: slice i is from[t][i * k .. (i + 1) * k).
 struct SliceList {
     Rows from;

@@ -227,6 +227,12 @@ struct Pass {
 
     void mix(const Rows& x, const DeviceNorm& norm, const Rows& normed, int count, size_t offset,
              MixList list) {
+        if (count == 1 && config.n_embd <= kWidestRow) {
+            const unsigned slices = unsigned((list.into[0].k_pad + kRowThreads - 1) / kRowThreads);
+            return launch(early, mix_row, {slices, unsigned(list.count)}, kRowThreads,
+                          sizeof(float) * size_t(2 * kRowChains + config.n_embd), stream, list, x, norm,
+                          normed, batch, offset, config.n_embd);
+        }
         constexpr int kManyRows = 64; // fill a device by themselves
         const int groups = list.into[0].k_pad / kActGroup, step = kRowThreads / 32;
         list.slices = count < kManyRows ? (groups + step - 1) / step : 1;
