@@ -9,6 +9,7 @@
 namespace rwkv::cuda {
 
 constexpr int kVectorThreads = kProductThreads<1>;
+constexpr int kVectorWarps = kVectorThreads / 32 - 1; ///< that multiply; one adds up
 constexpr int kVectorBlocks = 3; ///< of a multiprocessor: 80 registers are enough for a lane's weights
 /// Floats of two terms, each a sum and a scale, of sixteen rows, and what keeps those side by side on banks
 /// of their own.
@@ -18,9 +19,9 @@ constexpr int kPrefetchChunks = 3; ///< that are asked for ahead of the one that
 /// How a block that takes kTiles at once works through groups of `kGroup` weights.
 template <int kTiles, int kGroup>
 struct VectorPlan {
-    static constexpr int kTerms = kActGroup / kGroup;           ///< integer sums per group of activations
-    static constexpr int kWarps = kVectorThreads / 32 / kTiles; ///< of a tile
-    static constexpr int kChunk = 8 * kWarps;                   ///< groups of activations
+    static constexpr int kTerms = kActGroup / kGroup;    ///< integer sums per group of activations
+    static constexpr int kWarps = kVectorWarps / kTiles; ///< of a tile
+    static constexpr int kChunk = 8 * kWarps;            ///< groups of activations
     static constexpr int kTileFloats = kChunk * kTerms / 2 * kTermPair;
     static constexpr int kBuffers = kTerms == 1 ? 2 : 1;
     static constexpr int kFloats = kBuffers * kTiles * kTileFloats;
@@ -151,9 +152,9 @@ struct LaneWeights {
 };
 
 /// Goes on with the total of the row at a place over `count` terms; the whole warp does. Loads are a step
-/// ahead of the chain of additions: written together, the compiler would have each wait for its own.
+/// of kAhead pairs ahead of the additions: written together, the compiler would have each wait for its own.
+template <int kAhead>
 __device__ __forceinline__ float add_terms(float total, const float* pairs, int count) {
-    constexpr int kAhead = 2; // pairs
     float4 now[kAhead], next[kAhead];
     const auto load = [&](float4(&to)[kAhead], int pair) {
 #pragma unroll
@@ -197,7 +198,8 @@ __device__ __forceinline__ float add_terms(float total, const float* pairs, int 
 
 __device__ __forceinline__ int least(int a, int b) { return a < b ? a : b; }
 
-/// `count` tiles of a product from `first` on.
+/// `count` tiles of a product from `first` on. The last warp adds up and finishes, while the others make the
+/// sums of what comes after.
 template <int kTiles, int kForm, int kGroup>
 __device__ __forceinline__ void vector_tiles(const Product& p, int first, int count, float* shared) {
     using Plan = VectorPlan<kTiles, kGroup>;
@@ -206,102 +208,112 @@ __device__ __forceinline__ void vector_tiles(const Product& p, int first, int co
     const DeviceMatrix& w = p.w;
     const int groups = w.k_pad / kActGroup, end = least(first + count, w.n_pad / kTileRows);
     const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
-    const int warp_tile = warp / Plan::kWarps, lane_rows = lane % 4 * 4;
-    const int lane_group = warp % Plan::kWarps * 8 + lane / 4;
-    Weights weights;
-    // Past the last tile and group the last one stands in; nobody reads what becomes of it.
-    const auto load = [&](int tile, int begin) {
-        weights.load(
-            w, unsigned(least(tile + warp_tile, end - 1) * groups + least(begin + lane_group, groups - 1)),
-            lane_rows);
-    };
-    load(first, 0);
-    // One lane of a tile's last warp asks for what comes after: the groups of a chunk lie side by side.
-    const bool asks = warp % Plan::kWarps == Plan::kWarps - 1 && lane == 0;
-    const auto ask_for = [&](int tile, int begin) {
-        if (tile + warp_tile >= end || begin >= groups)
-            return;
-        const unsigned size = unsigned(least(groups - begin, kChunk));
-        const size_t at = size_t((tile + warp_tile) * groups + begin);
-        prefetch_range(w.q + at * Weights::kGroupBytes, size * Weights::kGroupBytes);
-        prefetch_range(w.s + at * (kTerms * kTileRows), size * (kTerms * kTileRows));
-    };
-    if (asks)
-        for (int i = 1; i <= kPrefetchChunks; ++i)
-            ask_for(first, i * kChunk);
-    // The first warp finishes, a lane an output of the tiles at hand.
-    const int half = lane / kTileRows, row = row_at(lane % kTileRows);
-    const bool finishes = warp == 0 && half < kTiles;
-    float* kept = shared + Plan::kFloats; // of a lane that finishes: row scale, output before, gate
-    const auto is_output = [&](int tile) { return finishes && (tile + half) * kTileRows + row < w.n; };
-    const auto keep_scale = [&](int tile) {
-        if (tile < end && is_output(tile))
-            copy4(kept + lane, w.d + (tile + half) * kTileRows + row);
-    };
-    const auto keep_outputs = [&](int tile) {
-        const int n = (tile + half) * kTileRows + row;
-        if (is_output(tile) && (p.epilogue == Epilogue::kAdd || p.epilogue == Epilogue::kMulAdd))
-            copy4(kept + 32 + lane, p.out.data + n);
-        if (is_output(tile) && p.epilogue == Epilogue::kMulAdd)
-            copy4(kept + 64 + lane, p.gate.data + n);
-    };
-    const auto finish = [&](int tile, float total) {
-        const int n = (tile + half) * kTileRows + row;
-        wait_for_copies();
-        float v = 0.0f;
-        if (is_output(tile)) {
-            v = apply(p.epilogue, total * kept[lane], kept[32 + lane], kept[64 + lane]);
-            if (p.out.data)
-                p.out.data[n] = v;
-        }
-        if (kTiles == 2 && p.quantized.k) // lanes in the order of outputs
-            set_group(p.quantized, 0, tile / 2,
-                      __shfl_sync(kAllLanes, v, lane / kTileRows * kTileRows + row_at(lane % kTileRows)));
-    };
-    keep_scale(first);
-    weights.unpack(w);
-    wait_for_previous();
-    keep_outputs(first);
     float* terms = shared;
-    float total = 0.0f;
-    for (int tile = first, begin = 0;;) {
-        const int g = least(begin + lane_group, groups - 1);
-        weights.sum(p.x.q + g * kActGroup, p.x.scale[g], terms + warp_tile * Plan::kTileFloats, lane_group,
-                    lane_rows);
-        const bool ends_tile = begin + kChunk >= groups;
-        const int next_tile = ends_tile ? tile + kTiles : tile, next_begin = ends_tile ? 0 : begin + kChunk;
-        const bool more = next_tile < end;
-        if (more) // they come while these sums are added up
-            load(next_tile, next_begin);
-        else
-            weights.clear();
-        if (asks) {
-            if (!ends_tile)
-                ask_for(tile, begin + (1 + kPrefetchChunks) * kChunk);
-            if (begin == 0)
-                ask_for(tile + (groups <= kChunk ? kPrefetchChunks : 1) * kTiles, 0);
+    int tile = first, begin = 0;
+    // On to the next chunk, when all warps are done with this one; false after the last.
+    const auto next_chunk = [&] {
+        begin += kChunk;
+        if (begin >= groups) {
+            begin = 0;
+            tile += kTiles;
         }
-        __syncthreads();
-        if (warp == 0) {
-            total = add_terms(total, terms + half % kTiles * Plan::kTileFloats + lane % kTileRows * 4,
-                              least(groups - begin, kChunk) * kTerms);
-            if (ends_tile) {
-                finish(tile, total);
-                total = 0.0f;
-                keep_scale(next_tile);
-                if (more)
-                    keep_outputs(next_tile);
-            }
-        }
-        if (!more)
-            break;
         if constexpr (Plan::kBuffers == 1)
             __syncthreads();
         else
             terms = terms == shared ? shared + kTiles * Plan::kTileFloats : shared;
+    };
+    if (warp < kVectorWarps) {
+        const int warp_tile = warp / Plan::kWarps, lane_rows = lane % 4 * 4;
+        const int lane_group = warp % Plan::kWarps * 8 + lane / 4;
+        Weights weights;
+        // Past the last tile and group the last one stands in; nobody reads what becomes of it.
+        const auto load = [&](int of_tile, int from) {
+            weights.load(
+                w,
+                unsigned(least(of_tile + warp_tile, end - 1) * groups + least(from + lane_group, groups - 1)),
+                lane_rows);
+        };
+        // One lane of a tile's last warp asks for what comes after: the groups of a chunk lie side by side.
+        const bool asks = warp % Plan::kWarps == Plan::kWarps - 1 && lane == 0;
+        const auto ask_for = [&](int of_tile, int from) {
+            if (of_tile + warp_tile >= end || from >= groups)
+                return;
+            const unsigned size = unsigned(least(groups - from, kChunk));
+            const size_t at = size_t((of_tile + warp_tile) * groups + from);
+            prefetch_range(w.q + at * Weights::kGroupBytes, size * Weights::kGroupBytes);
+            prefetch_range(w.s + at * (kTerms * kTileRows), size * (kTerms * kTileRows));
+        };
+        load(first, 0);
+        if (asks)
+            for (int i = 1; i <= kPrefetchChunks; ++i)
+                ask_for(first, i * kChunk);
         weights.unpack(w);
-        tile = next_tile;
-        begin = next_begin;
+        wait_for_previous();
+        while (true) {
+            const int g = least(begin + lane_group, groups - 1);
+            weights.sum(p.x.q + g * kActGroup, p.x.scale[g], terms + warp_tile * Plan::kTileFloats,
+                        lane_group, lane_rows);
+            const bool ends_tile = begin + kChunk >= groups, more = !ends_tile || tile + kTiles < end;
+            if (more)
+                load(ends_tile ? tile + kTiles : tile, ends_tile ? 0 : begin + kChunk);
+            else
+                weights.clear();
+            if (asks) {
+                if (!ends_tile)
+                    ask_for(tile, begin + (1 + kPrefetchChunks) * kChunk);
+                if (begin == 0)
+                    ask_for(tile + (groups <= kChunk ? kPrefetchChunks : 1) * kTiles, 0);
+            }
+            __syncthreads();
+            if (!more)
+                return;
+            next_chunk();
+            weights.unpack(w);
+        }
+    }
+    const int half = lane / kTileRows,
+              row = row_at(lane % kTileRows); // a lane an output of the tiles at hand
+    float* kept = shared + Plan::kFloats;     // row scale, output before, gate
+    const auto is_output = [&] { return half < kTiles && (tile + half) * kTileRows + row < w.n; };
+    const auto keep_scale = [&] {
+        if (tile < end && is_output())
+            copy4(kept + lane, w.d + (tile + half) * kTileRows + row);
+    };
+    const auto keep_outputs = [&] {
+        const int n = (tile + half) * kTileRows + row;
+        if (tile < end && is_output() && (p.epilogue == Epilogue::kAdd || p.epilogue == Epilogue::kMulAdd))
+            copy4(kept + 32 + lane, p.out.data + n);
+        if (tile < end && is_output() && p.epilogue == Epilogue::kMulAdd)
+            copy4(kept + 64 + lane, p.gate.data + n);
+    };
+    keep_scale();
+    wait_for_previous();
+    keep_outputs();
+    float total = 0.0f;
+    while (tile < end) {
+        __syncthreads();
+        total = add_terms<4>(total, terms + half % kTiles * Plan::kTileFloats + lane % kTileRows * 4,
+                             least(groups - begin, kChunk) * kTerms);
+        if (begin + kChunk < groups) {
+            next_chunk();
+            continue;
+        }
+        wait_for_copies();
+        float v = 0.0f;
+        if (is_output()) {
+            v = apply(p.epilogue, total * kept[lane], kept[32 + lane], kept[64 + lane]);
+            if (p.out.data)
+                p.out.data[(tile + half) * kTileRows + row] = v;
+        }
+        if (kTiles == 2 && p.quantized.k) // lanes in the order of outputs
+            set_group(p.quantized, 0, tile / 2,
+                      __shfl_sync(kAllLanes, v, lane / kTileRows * kTileRows + row_at(lane % kTileRows)));
+        if (tile + kTiles >= end)
+            break;
+        next_chunk();
+        total = 0.0f;
+        keep_scale();
+        keep_outputs();
     }
 }
 

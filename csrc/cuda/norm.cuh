@@ -211,6 +211,30 @@ __device__ __forceinline__ float over_chain(const float* row, int chain, int c, 
     return sum;
 }
 
+/// A block copies a row of c floats to shared memory, both aligned to 16 bytes where 4 divides c.
+__device__ __forceinline__ void copy_row(float* to, const float* from, int c) {
+    if (c % 4 != 0) {
+        for (int i = int(threadIdx.x); i < c; i += kRowThreads)
+            to[i] = from[i];
+        return;
+    }
+    constexpr int kAhead = 4;
+#pragma unroll 1
+    for (int begin = int(threadIdx.x); begin < c / 4; begin += kAhead * kRowThreads) {
+        float4 quads[kAhead];
+        // past the end the first of these stands in: no branch between loads
+        const auto place = [&](int j) {
+            return begin + j * kRowThreads < c / 4 ? begin + j * kRowThreads : begin;
+        };
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j)
+            quads[j] = reinterpret_cast<const float4*>(from)[place(j)];
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j)
+            reinterpret_cast<float4*>(to)[place(j)] = quads[j];
+    }
+}
+
 constexpr int kWidestRow = (48 * 1024 - 2 * kRowChains * 4) / 4; ///< that mix_row takes
 
 /// What mix_rows makes of the only row of a pass, for rows of up to kWidestRow channels. Grid: slices of 256
@@ -239,10 +263,7 @@ __global__ void __launch_bounds__(kRowThreads)
     int keeps = which == 0 && i < c && normed.data && batch.last[0];
     pin(weight), pin(bias), pin(share), pin(before), pin(keeps);
     wait_for_previous();
-#pragma unroll 4
-    for (int j = thread; j < c; j += kRowThreads)
-        copy4(row + j, x.data + j);
-    wait_for_copies();
+    copy_row(row, x.data, c);
     __syncthreads();
     if (thread < kRowChains)
         chains[thread] = over_chain(row, thread, c, [](float sum, float value) { return sum + value; });

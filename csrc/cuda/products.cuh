@@ -11,7 +11,7 @@ constexpr int kSharedLimit = 48 * 1024;
 constexpr int kWidestBlock = 8; ///< columns, of float rows
 
 template <int T>
-constexpr int kProductThreads = T == 1 ? 256 : 128;
+constexpr int kProductThreads = T == 1 ? 288 : 128;
 
 /// Bytes of shared memory that float rows take.
 template <int T>

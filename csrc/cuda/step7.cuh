@@ -49,7 +49,7 @@ struct WarpTile {
             const int g = least(begin + lane / 4, groups - 1);
             weights.sum(p.x.q + g * kActGroup, p.x.scale[g], terms, lane / 4, lane % 4 * 4);
             __syncwarp();
-            total = add_terms(total, terms + lane % kTileRows * 4, least(groups - begin, 8) * kTerms);
+            total = add_terms<2>(total, terms + lane % kTileRows * 4, least(groups - begin, 8) * kTerms);
             __syncwarp();
         }
         return total * row_scale;
