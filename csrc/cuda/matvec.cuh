@@ -67,6 +67,7 @@ struct LaneWeights {
     }
 
     __device__ __forceinline__ void unpack(const DeviceMatrix& w) {
+        [[maybe_unused]] const PlainTable table(w.codebook);
         if constexpr (kForm == kForm6)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -86,10 +87,10 @@ struct LaneWeights {
         if constexpr (kForm == kForm4)
 #pragma unroll
             for (int i = 0; i < kPieces; ++i) {
-                look_up(w.codebook, stored[i].x, &codes[2 * i][0], &codes[2 * i + 1][0]);
-                look_up(w.codebook, stored[i].y, &codes[2 * i][1], &codes[2 * i + 1][1]);
-                look_up(w.codebook, stored[i].z, &codes[2 * i][2], &codes[2 * i + 1][2]);
-                look_up(w.codebook, stored[i].w, &codes[2 * i][3], &codes[2 * i + 1][3]);
+                table.look_up(stored[i].x, &codes[2 * i][0], &codes[2 * i + 1][0]);
+                table.look_up(stored[i].y, &codes[2 * i][1], &codes[2 * i + 1][1]);
+                table.look_up(stored[i].z, &codes[2 * i][2], &codes[2 * i + 1][2]);
+                table.look_up(stored[i].w, &codes[2 * i][3], &codes[2 * i + 1][3]);
 #pragma unroll
                 for (int row = 0; row < 4; ++row) {
                     pin(codes[2 * i][row]);
@@ -114,6 +115,15 @@ struct LaneWeights {
                                   int(kTurned ? __byte_perm(in.x, in.y, 0x7362) : in.y),
                                   int(kTurned ? __byte_perm(in.z, in.w, 0x5140) : in.z),
                                   int(kTurned ? __byte_perm(in.z, in.w, 0x7362) : in.w)};
+                if constexpr (kForm == kForm4) { // what the codes have too much
+                    int sum = 0;
+#pragma unroll
+                    for (int i = 0; i < 4; ++i)
+                        sum = __dp4a(int(0xffffffffu), b[i], sum);
+#pragma unroll
+                    for (int row = 0; row < 4; ++row)
+                        dot[row] += sum * kQ4Zero;
+                }
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
 #pragma unroll

@@ -56,6 +56,21 @@ __device__ __forceinline__ void wait_for_previous() {
     __syncthreads();
 }
 
+/// For each of the four lowest nibbles of `selector`: the byte of x (0 to 3) or y (4 to 7) that its lower
+/// three bits name; if its bit 3 is set, that byte's sign eight times.
+__device__ __forceinline__ unsigned bytes_or_signs(unsigned x, unsigned y, unsigned selector) {
+    unsigned result = 0;
+#if defined(__CUDACC__)
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(x), "r"(y), "r"(selector));
+#else
+    for (int i = 0; i < 4; ++i) {
+        const unsigned nibble = selector >> (4 * i), byte = (nibble & 4 ? y : x) >> (8 * (nibble & 3)) & 255;
+        result |= (nibble & 8 ? (byte & 128 ? 255u : 0u) : byte) << (8 * i);
+    }
+#endif
+    return result;
+}
+
 /// Sixteen bytes of weights. Stays where it is written: before a wait, that is.
 __device__ __forceinline__ uint4 load16_early(const void* p) {
 #if defined(__CUDACC__)
