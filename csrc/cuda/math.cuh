@@ -132,15 +132,15 @@ __device__ __forceinline__ float apply(Epilogue epilogue, float v, float out, fl
 }
 
 /// A warp's 32 values become group `group` of row t of `acts`, in every form that it has. Values of channels
-/// past the end are 0.
-__device__ __forceinline__ void set_group(const Acts& acts, int t, int group, float x) {
+/// past the end are 0. A rehearsal, which is not live, stores nothing.
+__device__ __forceinline__ void set_group(const Acts& acts, int t, int group, float x, bool live = true) {
     const int lane = int(threadIdx.x % 32);
     const size_t at = size_t(t) * size_t(acts.k_pad) + size_t(group) * kActGroup + size_t(lane);
-    if (acts.f)
+    if (acts.f && live)
         acts.f[at] = x;
     if (acts.mask) {
         const unsigned mask = __ballot_sync(kAllLanes, x != 0.0f);
-        if (lane == 0)
+        if (lane == 0 && live)
             acts.mask[size_t(t) * size_t(acts.k_pad / kActGroup) + size_t(group)] = mask;
     }
     if (!acts.q)
@@ -150,8 +150,10 @@ __device__ __forceinline__ void set_group(const Acts& acts, int t, int group, fl
     const float step = x * (used ? 127.0f / largest : 0.0f);
     const bool number = fabsf(step) < 2147483648.0f;
     const bool numbers = __ballot_sync(kAllLanes, !number) == 0;
-    acts.q[at] = int8_t(number ? __float2int_rn(step) : 0);
-    if (lane == 0)
+    const int8_t code = int8_t(number ? __float2int_rn(step) : 0);
+    if (live)
+        acts.q[at] = code;
+    if (lane == 0 && live)
         acts.scale[size_t(t) * size_t(acts.k_pad / kActGroup) + size_t(group)] = !numbers ? not_a_number()
                                                                                  : used   ? largest / 127.0f
                                                                                           : 0.0f;

@@ -1,7 +1,7 @@
 // Matrix products with one column: integer tiles and float rows. A block takes rounds of one or two tiles.
 // Each lane takes four rows of a tile and a group of inputs; the exact integer sums of all groups meet in
-// shared memory, and one thread per output adds them up in ascending order, as the CPU does. The first
-// weights are loaded and unpacked before the inputs are there, later ones asked for in time.
+// shared memory, and a warp of its own adds them up, a lane an output, in ascending order, as the CPU does.
+// The first weights are loaded and unpacked before the inputs are there, later ones asked for in time.
 #pragma once
 
 #include "cuda/products.cuh"
@@ -10,7 +10,7 @@ namespace rwkv::cuda {
 
 constexpr int kVectorThreads = kProductThreads<1>;
 constexpr int kVectorWarps = kVectorThreads / 32 - 1; ///< that multiply; one adds up
-constexpr int kVectorBlocks = 3; ///< of a multiprocessor: 80 registers are enough for a lane's weights
+constexpr int kVectorBlocks = 3; ///< of a multiprocessor: 72 registers are enough for a lane's weights
 /// Floats of two terms, each a sum and a scale, of sixteen rows, and what keeps those side by side on banks
 /// of their own.
 constexpr int kTermPair = 4 * kTileRows + 16;
@@ -41,7 +41,8 @@ struct LaneWeights {
     static constexpr unsigned kGroupBytes = kPieces * 4 * kTileRows;
     uint4 stored[kPieces];
     unsigned scales[kTerms];
-    int codes[kForm == kForm8 ? 1 : 8][4]; ///< by fours, row: of eight inputs 0 4 1 5, 2 6 3 7; q6: in order
+    int codes[kForm == kForm8 ? 1 : 8][4]; ///< by fours, row: of eight inputs 0 4 1 5, 2 6 3 7, each with
+                                           ///< kQ4Zero too much; q6: in order
 
     /// group: of all groups of the matrix, tile after tile
     __device__ __forceinline__ void load(const DeviceMatrix& w, unsigned group, int lane_rows) {
@@ -300,7 +301,7 @@ __device__ __forceinline__ void vector_tiles(const Product& p, int first, int co
     wait_for_previous();
     keep_outputs();
     float total = 0.0f;
-    while (tile < end) {
+    while (true) {
         __syncthreads();
         total = add_terms<4>(total, terms + half % kTiles * Plan::kTileFloats + lane % kTileRows * 4,
                              least(groups - begin, kChunk) * kTerms);
@@ -319,7 +320,7 @@ __device__ __forceinline__ void vector_tiles(const Product& p, int first, int co
             set_group(p.quantized, 0, tile / 2,
                       __shfl_sync(kAllLanes, v, lane / kTileRows * kTileRows + row_at(lane % kTileRows)));
         if (tile + kTiles >= end)
-            break;
+            return;
         next_chunk();
         total = 0.0f;
         keep_scale();

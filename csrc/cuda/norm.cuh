@@ -238,8 +238,8 @@ __device__ __forceinline__ void copy_row(float* to, const float* from, int c) {
 constexpr int kWidestRow = (48 * 1024 - 2 * kRowChains * 4) / 4; ///< that mix_row takes
 
 /// What mix_rows makes of the only row of a pass, for rows of up to kWidestRow channels. Grid: slices of 256
-/// channels, mixes. Every instruction counts here: all of the next kernel waits for it, and code that runs
-/// once comes slowly.
+/// channels, mixes. All of the next kernel waits for it, and code that runs for the first time comes slowly:
+/// so a block rehearses, with whatever its shared memory holds, before it waits.
 __global__ void __launch_bounds__(kRowThreads)
     mix_row(const __grid_constant__ MixList list, Rows x, DeviceNorm norm, Rows normed, Batch batch,
             size_t offset, int c) {
@@ -247,6 +247,7 @@ __global__ void __launch_bounds__(kRowThreads)
     float* row = chains + 2 * kRowChains;
     let_next_start();
     const int thread = int(threadIdx.x), which = int(blockIdx.y), i = int(blockIdx.x) * kRowThreads + thread;
+    const int group = i / kActGroup;
     Acts into = list.into[which];
     pin(into.f), pin(into.q), pin(into.scale), pin(into.mask);
     const Rows delta = list.delta[which];
@@ -262,31 +263,33 @@ __global__ void __launch_bounds__(kRowThreads)
     }
     int keeps = which == 0 && i < c && normed.data && batch.last[0];
     pin(weight), pin(bias), pin(share), pin(before), pin(keeps);
-    wait_for_previous();
-    copy_row(row, x.data, c);
-    __syncthreads();
-    if (thread < kRowChains)
-        chains[thread] = over_chain(row, thread, c, [](float sum, float value) { return sum + value; });
-    __syncthreads();
-    const float mean = fold_chains(chains) / float(c);
-    if (thread < kRowChains)
-        chains[kRowChains + thread] = over_chain(row, thread, c, [=](float sum, float value) {
-            const float centred = value - mean;
-            return fmaf(centred, centred, sum);
-        });
-    __syncthreads();
-    const float scale = 1.0f / sqrtf(fold_chains(chains + kRowChains) / float(c) + kNormEps);
-    float now = 0.0f;
-    if (i < c) {
-        now = fmaf((row[i] - mean) * scale, weight, bias);
-        if (delta.data)
-            share = share + delta.data[i];
+#pragma unroll 1
+    for (int pass = 0; pass < 2; ++pass) {
+        const bool live = pass == 1;
+        if (live) {
+            wait_for_previous();
+            copy_row(row, x.data, c);
+            if (delta.data && i < c)
+                share = share + delta.data[i];
+        }
+        __syncthreads();
+        if (thread < kRowChains)
+            chains[thread] = over_chain(row, thread, c, [](float sum, float value) { return sum + value; });
+        __syncthreads();
+        const float mean = fold_chains(chains) / float(c);
+        if (thread < kRowChains)
+            chains[kRowChains + thread] = over_chain(row, thread, c, [=](float sum, float value) {
+                const float centred = value - mean;
+                return fmaf(centred, centred, sum);
+            });
+        __syncthreads();
+        const float scale = 1.0f / sqrtf(fold_chains(chains + kRowChains) / float(c) + kNormEps);
+        const float now = i < c ? fmaf((row[i] - mean) * scale, weight, bias) : 0.0f;
+        if (group < into.k_pad / kActGroup)
+            set_group(into, 0, group, mix ? fmaf(before - now, share, now) : now, live);
+        if (keeps && live)
+            normed.data[i] = now;
     }
-    const int group = i / kActGroup;
-    if (group < into.k_pad / kActGroup)
-        set_group(into, 0, group, mix ? fmaf(before - now, share, now) : now);
-    if (keeps)
-        normed.data[i] = now;
 }
 
 /// Slices of rows that become activations: slice i is from[t][i * k .. (i + 1) * k).
