@@ -24,6 +24,7 @@ struct StepShared {
     alignas(16) float by_chain[5][kStepHead]; ///< r, k, w, -kk, kk rate: even keys first
     alignas(16) float terms[kFactorWarps][8 * kTermPair];
 };
+static_assert(sizeof(StepShared) <= kSharedLimit);
 
 /// A tile of a product, by a warp. Its first groups are unpacked before the inputs are there.
 template <int kForm, int kGroup>
