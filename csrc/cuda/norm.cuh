@@ -239,7 +239,7 @@ constexpr int kWidestRow = (48 * 1024 - 2 * kRowChains * 4) / 4; ///< that mix_r
 
 /// What mix_rows makes of the only row of a pass, for rows of up to kWidestRow channels. Grid: slices of 256
 /// channels, mixes. All of the next kernel waits for it, and code that runs for the first time comes slowly:
-/// so a block rehearses, with whatever its shared memory holds, before it waits.
+/// so a block rehearses before it waits, with whatever its shared memory holds.
 __global__ void __launch_bounds__(kRowThreads)
     mix_row(const __grid_constant__ MixList list, Rows x, DeviceNorm norm, Rows normed, Batch batch,
             size_t offset, int c) {
@@ -264,8 +264,7 @@ __global__ void __launch_bounds__(kRowThreads)
     int keeps = which == 0 && i < c && normed.data && batch.last[0];
     pin(weight), pin(bias), pin(share), pin(before), pin(keeps);
 #pragma unroll 1
-    for (int pass = 0; pass < 2; ++pass) {
-        const bool live = pass == 1;
+    for (bool live = !kernels_overlap();; live = true) {
         if (live) {
             wait_for_previous();
             copy_row(row, x.data, c);
@@ -287,8 +286,11 @@ __global__ void __launch_bounds__(kRowThreads)
         const float now = i < c ? fmaf((row[i] - mean) * scale, weight, bias) : 0.0f;
         if (group < into.k_pad / kActGroup)
             set_group(into, 0, group, mix ? fmaf(before - now, share, now) : now, live);
-        if (keeps && live)
+        if (!live)
+            continue;
+        if (keeps)
             normed.data[i] = now;
+        return;
     }
 }
 

@@ -39,6 +39,15 @@ __device__ __forceinline__ T* shared_memory() {
 // kernel counts on what is two kernels back being done too. What a kernel before has written is read by plain
 // loads.
 
+/// Whether kernels overlap: what is done before waiting costs no time.
+__device__ __forceinline__ constexpr bool kernels_overlap() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+    return false;
+#else
+    return true;
+#endif
+}
+
 /// Lets the next kernel's blocks start wherever there is room.
 __device__ __forceinline__ void let_next_start() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
