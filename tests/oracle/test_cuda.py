@@ -5,22 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cuda_library import needs_library
-from oracle.cases import GoldenCase, relative_difference
+from oracle.cases import INTEGERS, GoldenCase, relative_difference
 
 from rwkvcli import Model, State
 
 pytestmark = needs_library
 
-KINDS = [
-    ("f32", "auto"),
-    ("bf16", "auto"),
-    ("int8", "tile"),
-    ("int8", "kn"),
-    ("int6", "tile"),
-    ("int6", "kn"),
-    ("int4", "tile"),
-    ("int4", "kn"),
-]
+KINDS = [("f32", "auto"), ("bf16", "auto"), *INTEGERS]
 BOUND = 1e-5
 """Of the logits' range, in float32: that of the engine on the CPU."""
 

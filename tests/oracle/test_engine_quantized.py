@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from oracle.cases import GoldenCase, relative_difference
+from oracle.cases import INTEGERS, GoldenCase, relative_difference
 
 torch = pytest.importorskip("torch", reason="the PyTorch backend is optional")
 
@@ -21,15 +21,7 @@ from rwkvcli.runtime.torch_backend import TorchModel  # noqa: E402
 
 torch.set_num_threads(1)
 
-KINDS = [
-    ("int8", "tile"),
-    ("int8", "kn"),
-    ("int6", "tile"),
-    ("int6", "kn"),
-    ("int4", "tile"),
-    ("int4", "kn"),
-    ("nf4", "tile"),
-]
+KINDS = [*INTEGERS, ("nf4", "tile")]
 TOKENS, LENGTH = 48, 4
 NO_FLIP = 1e-6
 """Float32's rounding, of the logits' range; medians were at most 1.4e-7."""
