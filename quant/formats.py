@@ -24,7 +24,7 @@ class Encoding:
 
     name: str
     bits: int
-    """Bits of one code (32, 16, 8, 6 or 4)."""
+    """Bits of one code (32, 16, 8, 6, 5 or 4)."""
     group: int = 0
     """Weights that share a scale; 0 for the float encodings."""
     dtype: str = ""
@@ -45,6 +45,11 @@ class Encoding:
         return self.quantized and self.bits < 8
 
     @property
+    def has_codebook(self) -> bool:
+        """Whether a table of 16 bytes says what its codes stand for."""
+        return self.bits in (4, 5)
+
+    @property
     def computed_as(self) -> str:
         """The encoding that a kernel sees."""
         return self.form or self.name
@@ -59,6 +64,8 @@ ENCODINGS = {
         Encoding("q8g32", 8, 32),
         Encoding("q6g32", 6, 32),
         Encoding("q6g16", 6, 16),
+        Encoding("q5g32", 5, 32),
+        Encoding("q5g16", 5, 16),
         Encoding("q4g32", 4, 32),
         Encoding("q4g16", 4, 16),
         Encoding("nf4", 4, 32, block=64, form="q4g32"),
@@ -156,7 +163,7 @@ def parts_of(encoding: str, layout: str, shape: Shape) -> tuple[PartSpec, ...]:
         ]
     else:
         parts = [PartSpec("q", "U8", (k, kn_record(encoding, shape).stride)), PartSpec("d", "F32", (k,))]
-    if kind.bits == 4:
+    if kind.has_codebook:
         parts.append(PartSpec("cb", "U8", (16,)))
     return tuple(parts)
 

@@ -82,9 +82,9 @@ def framed(
 
 
 def _method(encoder: str, plan: Plan) -> str:
-    """How codes are chosen: as the encoder does, unless none or all of 4 bits are NF4's."""
-    short = {item.encoding for item in plan.values() if ENCODINGS[item.encoding].bits == 4}
-    return "nf4" if short == {"nf4"} else encoder if is_lossy(plan) else "none"
+    """How codes are chosen: as the encoder does, unless none or all with tables are NF4's."""
+    tabled = {item.encoding for item in plan.values() if ENCODINGS[item.encoding].has_codebook}
+    return "nf4" if tabled == {"nf4"} else encoder if is_lossy(plan) else "none"
 
 
 def is_lossy(plan: Plan) -> bool:

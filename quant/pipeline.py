@@ -100,7 +100,7 @@ def quantize(
     """Write `source` as a model file of `kind` ("int8", "int6", "int4", "nf4", "bf16", "f16", "f32"; see `quant.recipe`).
 
     `plan`: None for the default recipe's, with `ffn_value` ("auto", "tile" or "kn"); `recipe`: what to call it.
-    `calibration`: data that codes of 4 and 6 bits are chosen by; with `hessians` (a view of the same text) by GPTQ. `notes`: more
+    `calibration`: data that codes of 4, 5 and 6 bits are chosen by; with `hessians` (a view of the same text) by GPTQ. `notes`: more
     for the report, by name.
     `tokenizer_json`: contents of a tokenizer.json to embed; without it, the vocabulary's size decides.
     `template`: id of the chat template; None for the source's, or none.
@@ -289,7 +289,7 @@ def _identity(source: Source, metadata: Mapping[str, str], reserve: int) -> dict
 def _blocks(item: Planned, *, whole: bool) -> Iterator[tuple[int, int]]:
     """Ranges of rows that can be encoded by themselves: whole tiles, or everything."""
     rows = item.shape[0]
-    whole = whole or ENCODINGS[item.encoding].bits == 4 or item.layout == KN
+    whole = whole or ENCODINGS[item.encoding].has_codebook or item.layout == KN
     step = rows if whole else round_up(max(1, BLOCK // math.prod(item.shape[1:])), 16)
     for begin in range(0, rows, step):
         yield begin, min(begin + step, rows)

@@ -12,9 +12,9 @@ from quant.arch import Arch
 from quant.errors import InvalidRequest
 from quant.formats import ENCODINGS, KN, ROW, TILE, Shape, stored_bytes
 from quant.orient import logical_tensors
-from quant.yardstick import q4_k_m_bytes, q6_k_bytes
+from quant.yardstick import q4_k_m_bytes, q5_k_m_bytes, q6_k_bytes
 
-KINDS = ("int8", "int6", "int4", "nf4", "bf16", "f16", "f32")
+KINDS = ("int8", "int6", "int5", "int4", "nf4", "bf16", "f16", "f32")
 """What `--to` offers."""
 FFN_VALUE = ("auto", "tile", "kn")
 """Layouts for `ffn.value`."""
@@ -26,9 +26,11 @@ that `kn` pays below (`quant.calibration.KN_BELOW`). Where the zeros are counted
 
 INT8 = dict.fromkeys(("emb", "att", "ffn", "low-rank", "head"), "q8g32")
 INT4 = INT8 | {"att": "q4g16", "ffn": "q4g32"}
+INT5 = INT8 | {"att": "q5g16", "ffn": "q5g32"}
 INT6 = INT8 | {"att": "q6g32", "ffn": "q6g32"}
 NF4 = INT8 | {"att": "nf4", "ffn": "nf4"}
 BEST4 = INT4 | {"att.value": "q8g32", "att.output": "q8g32", "ffn": "q4g16"}
+BEST5 = INT5 | {"att.value": "q8g32", "att.output": "q8g32", "ffn": "q5g16"}
 BEST6 = INT6 | {"att": "q6g16", "att.value": "q8g32", "att.output": "q8g32", "ffn": "q6g16"}
 """Encodings by class, or by leaf of a block where that has one of its own: the most sensitive matrices get 8 bits."""
 INSTEAD = "q8g32"
@@ -38,9 +40,20 @@ SHRINKING = (
     {"head": "q4g16"}, {"head": "q4g32"},
 )  # fmt: skip
 """What the default int4 recipe gives up, in this order, until a model is no larger than Q4_K_M would make it."""
+SHRINKING5 = (
+    {"att.key": "q5g32"}, {"att.receptance": "q5g32"}, {"emb": "q6g16"}, {"emb": "q5g16"}, {"emb": "q5g32"},
+    {"att": "q5g32"}, {"head": "q6g16"}, {"head": "q5g16"}, {"head": "q5g32"},
+)  # fmt: skip
+"""The same of int5, until a model is no larger than Q5_K_M would make it."""
 SHRINKING6 = ({"emb": "q6g32"}, {"head": "q6g32"})
 """The same of int6, until a model is no larger than Q6_K would make it."""
 RECIPES = ("default", "best")
+_SHORT = {
+    "int6": (INT6, BEST6, SHRINKING6, q6_k_bytes),
+    "int5": (INT5, BEST5, SHRINKING5, q5_k_m_bytes),
+    "int4": (INT4, BEST4, SHRINKING, q4_k_m_bytes),
+}
+"""{kind: the default recipe, the best one, what the default gives up, what it has to be no larger than}."""
 
 _LOW_RANK = re.compile(r"att\.([wavg][12]|time_maa_w1|time_maa_w2\.[wkvrg]|time_decay_w[12])")
 _MATRIX = re.compile(r"(att|ffn)\.(receptance|key|value|gate|output)\.weight")
@@ -120,7 +133,7 @@ class Override:
             raise InvalidRequest(f"{regex!r} is no regular expression: {error}") from None
 
 
-ALIASES = {"int8": "q8g32", "int6": "q6g32", "int4": "q4g16"}
+ALIASES = {"int8": "q8g32", "int6": "q6g32", "int5": "q5g16", "int4": "q4g16"}
 """Names of formats that `Override.parse` takes beside the encodings' own."""
 
 
@@ -135,7 +148,8 @@ def make_plan(
     """The plan for a model of `arch` in `kind`, in file order.
 
     int8: every matrix q8g32. int4, by default: attention q4g16, ffn q4g32, the rest q8g32, and less of it (SHRINKING)
-    where that is larger than llama.cpp's Q4_K_M; `recipe` "best": BEST4. int6: attention and ffn q6g32, the rest q8g32, and
+    where that is larger than llama.cpp's Q4_K_M; `recipe` "best": BEST4. int5: the same with q5g16 and q5g32, Q5_K_M,
+    SHRINKING5 and BEST5. int6: attention and ffn q6g32, the rest q8g32, and
     less of it (SHRINKING6) where that is larger than Q6_K; "best": BEST6. nf4: attention and ffn nf4, where their rows are
     whole blocks, the rest q8g32. What is no matrix is f32. The last of the
     overrides that match a matrix decides about it. `ffn_value`: "tile", "kn", or "auto" to choose by the model's size.
@@ -227,12 +241,12 @@ def _formats(arch: Arch, kind: str, recipe: str, ffn_value: str) -> dict[str, st
         return NF4
     if kind == "int8":
         return INT8
-    if kind not in ("int6", "int4"):
+    if kind not in _SHORT:
         return dict.fromkeys(INT8, kind)
+    start, best, shrinking, limit_of = _SHORT[kind]
     if recipe == "best":
-        return BEST6 if kind == "int6" else BEST4
-    start, shrinking = (INT6, SHRINKING6) if kind == "int6" else (INT4, SHRINKING)
-    limit = q6_k_bytes(arch) if kind == "int6" else q4_k_m_bytes(arch)
+        return best
+    limit = limit_of(arch)
 
     def small(steps: Sequence[dict[str, str]]) -> bool:
         return sum(item.nbytes for item in _plan(arch, _merged(start, steps), ffn_value).values()) <= limit

@@ -17,7 +17,7 @@ from quant.methods import Encoder
 from quant.recipe import Override, Plan, Planned, bits_per_weight, class_of, estimated_bytes, planned
 from quant.sources import Source
 
-ENCODINGS = ("q4g32", "q4g16", "q6g32", "q6g16", "q8g32")
+ENCODINGS = ("q4g32", "q4g16", "q5g32", "q5g16", "q6g32", "q6g16", "q8g32")
 """What a matrix can be given for a size. Low-rank factors, small and delicate, always have 8 bits."""
 SAMPLE = 1 << 19
 """Weights that are looked at, about."""

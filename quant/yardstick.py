@@ -1,8 +1,9 @@
-"""How large llama.cpp makes a model in Q4_K_M and in Q6_K: what the default recipes of int4 and int6 have to be no larger
-than.
+"""How large llama.cpp makes a model in Q4_K_M, in Q5_K_M and in Q6_K: what the default recipes of int4, int5 and int6 have
+to be no larger than.
 
-The rules are those of llama.cpp's `src/llama-quant.cpp` for its RWKV models: matrices are Q4_K (4.5 bits a weight), the
-head is Q6_K (6.5625), or all of them are, and both fall back to Q5_0 (5.5) and Q8_0 (8.5) where rows are no multiple of 256, then to f16.
+The rules are those of llama.cpp's `src/llama-quant.cpp` for its RWKV models: matrices are Q4_K (4.5 bits a weight) or Q5_K (5.5), the
+head is Q6_K (6.5625), or all of them are, and they fall back to Q5_0 (5.5), Q5_1 (6) and Q8_0 (8.5) where rows are no
+multiple of 256, then to f16.
 The names of RWKV's tensors match none of the rules that give some attention and FFN tensors more bits. Low-rank
 factors stay f16, `w1`, `w2` and what RWKV-6 has of them f32, as its converter writes them.
 """
@@ -16,7 +17,7 @@ from quant.orient import logical_tensors
 
 _LONG, _SHORT = 256, 32
 """Weights in a block of the K formats and of the older ones."""
-_Q4_K, _Q6_K = (4.5, 5.5), (6.5625, 8.5)
+_Q4_K, _Q5_K, _Q6_K = (4.5, 5.5), (5.5, 6.0), (6.5625, 8.5)
 """Bits of a weight, and of one in a row that is no multiple of _LONG."""
 _F32_LEAVES = ("w1", "w2", "time_decay_w1", "time_decay_w2")
 _LOW_RANK_LEAVES = (*_F32_LEAVES, "a1", "a2", "v1", "v2", "g1", "g2")
@@ -29,6 +30,11 @@ _WORLD_VOCABULARY = 1_159_790
 def q4_k_m_bytes(arch: Arch) -> int:
     """Bytes of the tensors of a model of `arch`, and of its vocabulary where that is known to be World."""
     return _bytes(arch, _Q4_K)
+
+
+def q5_k_m_bytes(arch: Arch) -> int:
+    """The same, in Q5_K_M."""
+    return _bytes(arch, _Q5_K)
 
 
 def q6_k_bytes(arch: Arch) -> int:

@@ -31,10 +31,9 @@ struct Form {
     Encoding encoding;
     int group;
 };
-constexpr Form kForms[] = {{"q8g32", Encoding::kQ8, 32},
-                           {"q6g32", Encoding::kQ6, 32},
-                           {"q6g16", Encoding::kQ6, 16},
-                           {"q4g32", Encoding::kQ4, 32},
+constexpr Form kForms[] = {{"q8g32", Encoding::kQ8, 32}, {"q6g32", Encoding::kQ6, 32},
+                           {"q6g16", Encoding::kQ6, 16}, {"q5g32", Encoding::kQ5, 32},
+                           {"q5g16", Encoding::kQ5, 16}, {"q4g32", Encoding::kQ4, 32},
                            {"q4g16", Encoding::kQ4, 16}};
 
 template <typename T>
@@ -85,7 +84,7 @@ py::dict encode(const Matrix2& w, const std::string& encoding, const std::string
             r.s = add_part<int8_t>(parts, "s", {rows, groups});
         r.d = add_part<float>(parts, "d", {rows});
     }
-    if (r.four())
+    if (has_codebook(r.encoding))
         r.cb = add_part<uint8_t>(parts, "cb", {16});
     r.row_error = add_part<double>(parts, "row_error", {rows});
     r.row_power = add_part<double>(parts, "row_power", {rows});

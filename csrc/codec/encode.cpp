@@ -20,8 +20,9 @@ namespace {
 constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 constexpr int blocks_of(int rows) { return (rows + kLanes - 1) / kLanes; }
 
-/// The fixed table, where learning starts (quant/methods/nearest.py).
+/// The fixed tables, where learning starts (quant/methods/nearest.py).
 constexpr uint8_t kTable[16] = {1, 16, 27, 36, 44, 51, 57, 63, 68, 73, 79, 86, 94, 103, 113, 124};
+constexpr uint8_t kMirroredTable[16] = {65, 68, 71, 74, 77, 80, 83, 86, 89, 92, 95, 99, 103, 107, 112, 119};
 constexpr float kTiny = 1e-30f;
 constexpr double kGrid = 8; ///< entries are multiples of 1/8 while they are learned
 
@@ -67,19 +68,23 @@ void parallel(int count, int threads, const std::function<void(int, int)>& task)
         helper.join();
 }
 
-Codebook codebook_of(const float* entries) {
+/// How far entries of a mirrored codebook are from what they are mirrored at, beyond their value.
+constexpr float away(bool mirrored) { return mirrored ? 0.5f : 0.0f; }
+
+Codebook codebook_of(const float* entries, bool mirrored) {
     Codebook book;
+    book.mirrored = mirrored;
     std::copy(entries, entries + 16, book.entry);
     for (int i = 0; i < 15; ++i)
-        book.middle[i] = (entries[i + 1] + entries[i]) * 0.5f;
+        book.middle[i] = (entries[i + 1] + entries[i]) * 0.5f + away(mirrored);
     return book;
 }
 
-Codebook codebook_of(const uint8_t* table) {
+Codebook codebook_of(const uint8_t* table, bool mirrored) {
     float entries[16];
     for (int i = 0; i < 16; ++i)
         entries[i] = float(int(table[i]) - kQ4Zero);
-    return codebook_of(entries);
+    return codebook_of(entries, mirrored);
 }
 
 /// Evenly spaced rows of the matrix, one after the other, and how much errors count: of a column, or in kn of
@@ -112,7 +117,7 @@ Sample sample_of(const Request& r) {
 /// Moves each entry to the mean of its weights, as scales and importance weigh them: sums in double, row by
 /// row.
 void move_entries(const Sample& sample, int length, int group, const std::vector<uint8_t>& index,
-                  const std::vector<float>& scale, float* entries) {
+                  const std::vector<float>& scale, bool mirrored, float* entries) {
     const size_t groups = size_t((length + group - 1) / group);
     double moment[16] = {}, weight[16] = {}, centre[16];
     for (size_t i = 0; i < sample.values.size(); ++i) {
@@ -121,23 +126,28 @@ void move_entries(const Sample& sample, int length, int group, const std::vector
         const double h = !sample.column.empty() ? sample.column[column]
                          : !sample.row.empty()  ? sample.row[row]
                                                 : 1.0f;
-        moment[index[i]] += s * double(sample.values[i]) * h;
-        weight[index[i]] += s * s * h;
+        double target = double(sample.values[i]);
+        if (mirrored)
+            target = index[i] > 15 ? -(target + 0.5 * s) : target + 0.5 * s;
+        moment[index[i] % 16] += s * target * h;
+        weight[index[i] % 16] += s * s * h;
     }
+    const double off = double(away(mirrored));
     for (int i = 0; i < 16; ++i)
-        centre[i] = weight[i] > 0 ? moment[i] / weight[i] : double(entries[i]);
+        centre[i] = weight[i] > 0 ? moment[i] / weight[i] : double(entries[i]) + off;
     std::sort(centre, centre + 16);
-    const double largest = std::max(std::fabs(centre[0]), std::fabs(centre[15]));
+    const double fill = (63.0 + off) / std::max(std::fabs(centre[0]), std::fabs(centre[15]));
+    const double stretch = mirrored ? std::min(1.0, fill) : fill;
     for (int i = 0; i < 16; ++i)
-        entries[i] = float(std::floor(centre[i] * (63.0 / largest) * kGrid + 0.5) / kGrid);
+        entries[i] = float(std::floor(centre[i] * stretch * kGrid + 0.5) / kGrid - off);
 }
 
-/// The nearest strictly ascending whole numbers in -63..63, plus the zero point.
-void to_whole(const float* entries, uint8_t* table) {
+/// The nearest strictly ascending whole numbers in `least`..63, plus the zero point.
+void to_whole(const float* entries, int least, uint8_t* table) {
     int whole[16];
     for (int i = 0; i < 16; ++i) {
         whole[i] = int(std::floor(entries[i] + 0.5f));
-        whole[i] = std::max(whole[i], i ? whole[i - 1] + 1 : -63);
+        whole[i] = std::max(whole[i], i ? whole[i - 1] + 1 : least);
     }
     for (int i = 15; i >= 0; --i)
         whole[i] = std::min(whole[i], i < 15 ? whole[i + 1] - 1 : 63);
@@ -147,7 +157,9 @@ void to_whole(const float* entries, uint8_t* table) {
 
 /// Lloyd's rounds on a sample of the rows, as quant/methods/codebook.py says.
 void learn(const Request& r, const EncodeTable& kernels, int threads, uint8_t* table) {
-    std::copy(kTable, kTable + 16, table);
+    const bool mirrored = r.encoding == Encoding::kQ5;
+    const uint8_t* first = mirrored ? kMirroredTable : kTable;
+    std::copy(first, first + 16, table);
     if (!r.learn)
         return;
     Sample sample = sample_of(r);
@@ -163,7 +175,7 @@ void learn(const Request& r, const EncodeTable& kernels, int threads, uint8_t* t
     std::vector<uint8_t> index(sample.values.size());
     const float* importance = sample.column.empty() ? nullptr : sample.column.data();
     std::vector<float> scale(size_t(rows) * size_t((length + r.group - 1) / r.group));
-    Codebook book = codebook_of(table);
+    Codebook book = codebook_of(table, mirrored);
     for (int round = 0; round < kLearningRounds; ++round) {
         parallel(blocks_of(rows), threads, [&](int block, int) {
             kernels.assign_block(sample.values.data(), rows, length, r.group, importance, book, block,
@@ -171,10 +183,10 @@ void learn(const Request& r, const EncodeTable& kernels, int threads, uint8_t* t
         });
         float entries[16];
         std::copy(book.entry, book.entry + 16, entries);
-        move_entries(sample, length, r.group, index, scale, entries);
-        book = codebook_of(entries);
+        move_entries(sample, length, r.group, index, scale, mirrored, entries);
+        book = codebook_of(entries, mirrored);
     }
-    to_whole(book.entry, table);
+    to_whole(book.entry, mirrored ? 0 : -63, table);
 }
 
 } // namespace
@@ -194,9 +206,9 @@ void encode(const Request& request, int threads, const std::string& level) {
     require(threads > 0, Fault::kArgument, "threads must be at least 1");
     const EncodeTable& kernels = table_of(level);
     Codebook book{};
-    if (request.four()) {
+    if (has_codebook(request.encoding)) {
         learn(request, kernels, threads, request.cb);
-        book = codebook_of(request.cb);
+        book = codebook_of(request.cb, request.encoding == Encoding::kQ5);
     }
     const size_t scratch_floats = size_t(request.padded() / request.group) * kLanes;
     std::vector<float> scratch(scratch_floats * size_t(threads));

@@ -21,23 +21,22 @@ struct Request {
     const float* w = nullptr; ///< [n, k], finite
     int n = 0;
     int k = 0;
-    Encoding encoding = Encoding::kQ8; ///< kQ8, kQ6 or kQ4
-    int group = 32;                    ///< 32, or 16 with kQ4 and kQ6
+    Encoding encoding = Encoding::kQ8; ///< kQ8, kQ6, kQ5 or kQ4
+    int group = 32;                    ///< 32, or 16 with all but kQ8
     Layout layout = Layout::kTile;
-    bool learn = true; ///< kQ4: a codebook learned for this matrix; else the fixed one
-    /// [k] How much errors at each input count when codes of 4 or 6 bits are chosen, each > 0; null: all
-    /// alike.
+    bool learn = true; ///< kQ4 and kQ5: a codebook learned for this matrix; else the fixed one
+    /// [k] How much errors at each input count when codes of 4, 5 or 6 bits are chosen, each > 0; null:
+    /// all alike.
     const float* importance = nullptr;
 
     uint8_t* q = nullptr;
     int8_t* s = nullptr; ///< not in kn
     float* d = nullptr;
-    uint8_t* cb = nullptr;        ///< [16], kQ4 only
+    uint8_t* cb = nullptr;        ///< [16], kQ4 and kQ5 only
     double* row_error = nullptr;  ///< [rows] sum of squared errors
     double* row_power = nullptr;  ///< [rows] sum of squared weights
     float* row_largest = nullptr; ///< [rows] largest absolute error
 
-    bool four() const { return encoding == Encoding::kQ4; }
     bool eight() const { return encoding == Encoding::kQ8; }
     int rows() const { return layout == Layout::kKn ? k : n; }
     int length() const { return layout == Layout::kKn ? n : k; }

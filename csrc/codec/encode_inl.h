@@ -181,7 +181,7 @@ inline void to_units(Group& group, const Lane& top) {
         }
 }
 
-/// Codes of 4 or 6 bits: searched scales, rounded to the best of their neighbours.
+/// Codes of 4, 5 or 6 bits: searched scales, rounded to the best of their neighbours.
 template <class Grid>
 inline void encode_searched(const Request& request, const Grid& book, int block, float* wanted) {
     const Reader in = reader_of(request, block);
@@ -229,16 +229,19 @@ inline void encode_searched(const Request& request, const Grid& book, int block,
 }
 
 void encode_block(const Request& request, const Codebook& book, int block, float* scratch) {
-    if (request.four())
+    if (request.encoding == Encoding::kQ4)
         encode_searched(request, book, block, scratch);
+    else if (request.encoding == Encoding::kQ5)
+        encode_searched(request, MirroredGrid{book}, block, scratch);
     else if (request.encoding == Encoding::kQ6)
         encode_searched(request, EvenGrid{}, block, scratch);
     else
         encode8(request, block);
 }
 
-void assign_block(const float* sample, int rows, int length, int group_size, const float* importance,
-                  const Codebook& book, int block, uint8_t* index, float* scale) {
+template <class Grid>
+inline void assign(const float* sample, int rows, int length, int group_size, const float* importance,
+                   const Grid& book, int block, uint8_t* index, float* scale) {
     const size_t first = size_t(block) * kLanes;
     const Reader in{sample + first * size_t(length),
                     size_t(length),
@@ -264,6 +267,14 @@ void assign_block(const float* sample, int rows, int length, int group_size, con
                 index[(first + size_t(l)) * size_t(length) + size_t(g * group_size + k)] = found[l];
         }
     }
+}
+
+void assign_block(const float* sample, int rows, int length, int group, const float* importance,
+                  const Codebook& book, int block, uint8_t* index, float* scale) {
+    if (book.mirrored)
+        assign(sample, rows, length, group, importance, MirroredGrid{book}, block, index, scale);
+    else
+        assign(sample, rows, length, group, importance, book, block, index, scale);
 }
 
 constexpr EncodeTable make_table(const char* name) { return {name, encode_block, assign_block}; }

@@ -20,12 +20,19 @@ struct Tries {
     int first_root, last_root;
 };
 constexpr Tries kTableTries = {{0.80, 0.87, 0.93, 1.0, 1.06, 1.12, 1.19, 1.25}, 63, 0, 1};
+constexpr Tries kMirroredTries = {{0.97, 0.99, 1.01, 1.04, 1.12, 1.15, 1.19, 1.29}, 56, 0, 1};
 constexpr Tries kEvenTries = {{0.955, 0.985, 1.0, 1.016, 1.032, 1.067, 1.123, 1.185}, 32, -4, 5};
 
 /// The grid of six-bit codes: all whole numbers in -32..31.
 struct EvenGrid {};
 constexpr Tries tries_of(const EvenGrid&) { return kEvenTries; }
 constexpr Tries tries_of(const Codebook&) { return kTableTries; }
+
+/// The grid of five-bit codes: the levels of a mirrored codebook, the mirrored ones from code 16 on.
+struct MirroredGrid {
+    Codebook half;
+};
+constexpr Tries tries_of(const MirroredGrid&) { return kMirroredTries; }
 
 /// One value per lane.
 struct alignas(64) Lane {
@@ -74,6 +81,20 @@ inline int count_from(const Codebook& book, float value, int found) {
 inline int nearest_index(const Codebook& book, float value) { return count_from<0>(book, value, 0); }
 
 inline float magnitude(float value) { return value < 0 ? -value : value; }
+
+/// The same of a mirrored codebook: the nearer to -1/2 on a tie, and of the two around it code 0.
+inline float nearest(const MirroredGrid& grid, float value) {
+    const float centred = value + 0.5f, entry = nearest(grid.half, magnitude(centred));
+    return centred < 0 ? -1.0f - entry : entry;
+}
+inline int nearest_index(const MirroredGrid& grid, float value) {
+    const float centred = value + 0.5f;
+    return nearest_index(grid.half, magnitude(centred)) + (centred < 0 ? 16 : 0);
+}
+inline float entry_of(const MirroredGrid& grid, int index) {
+    const float entry = grid.half.entry[index % 16];
+    return index < 16 ? entry : -1.0f - entry;
+}
 
 /// cross = sum of h times x times its entry, square = sum of h times squared entries, for weights divided by
 /// `scale`.

@@ -73,18 +73,20 @@ struct Writer {
                     row(l)[byte] = code[k][l];
                 continue;
             }
-            const bool six = !request.four();
-            const int shift = at % 32 / 16 * 4;
-            const size_t byte = by_row ? size_t(at / 32 * (six ? 24 : 16) + at % 16)
+            const int shift = at % 32 / 16 * 4, upper = code_bits(request.encoding) - 4;
+            const int width = 4 * upper; // bytes for the upper bits of 32 weights of a row
+            const size_t byte = by_row ? size_t(at / 32 * (16 + width) + at % 16)
                                        : size_t(at / 128 * 64 + at % 16 * 4 + at % 128 / 32);
             for (int l = 0; l < rows; ++l)
                 row(l)[byte] = uint8_t(row(l)[byte] | (code[k][l] & 15) << shift);
-            if (!six)
+            if (upper == 0)
                 continue;
-            const int i = at % 128 / 16; // of a line of kn
-            const size_t above = by_row ? size_t(at / 32 * 24 + 16 + at % 8)
-                                        : size_t(padded / 2 + at / 128 * 32 + at % 16 * 2 + i / 2 % 2);
-            const int above_shift = 2 * (by_row ? at % 32 / 8 : i / 4 * 2 + i % 2);
+            const int i = at % 128 / 16, v = i / 4 * 2 + i % 2, m = i / 2 % 2; // of a line of kn
+            const size_t above =
+                by_row
+                    ? size_t(at / 32 * (16 + width) + 16 + at % width)
+                    : size_t(padded / 2 + at / 128 * 16 * upper + (upper == 2 ? at % 16 * 2 + m : at % 16));
+            const int above_shift = by_row ? upper * (at % 32 / width) : upper == 2 ? 2 * v : 4 * m + v;
             for (int l = 0; l < rows; ++l)
                 row(l)[above] = uint8_t(row(l)[above] | code[k][l] >> 4 << above_shift);
         }
@@ -99,16 +101,18 @@ struct Writer {
                 target[4 * l] = code[l];
             return;
         }
-        const size_t lines = request.four() ? 4 : 6; // of 32 inputs
+        const int upper = code_bits(request.encoding) - 4;
+        const size_t lines = size_t(4 + upper); // of 32 inputs
         uint8_t* group = base + size_t(k / 32) * lines * 64 + size_t(k % 4);
         uint8_t* target = group + size_t(k % 32 / 8) * 64;
         const int shift = k % 8 / 4 * 4;
         for (int l = 0; l < kLanes; ++l)
             target[4 * l] = uint8_t(target[4 * l] | (code[l] & 15) << shift);
-        if (request.four())
+        if (upper == 0)
             return;
-        uint8_t* above = group + size_t(4 + k % 32 / 16) * 64;
-        const int above_shift = k % 16 / 4 * 2;
+        const int together = 32 / upper; // inputs whose upper bits fill a line
+        uint8_t* above = group + size_t(4 + k % 32 / together) * 64;
+        const int above_shift = k % together / 4 * upper;
         for (int l = 0; l < kLanes; ++l)
             above[4 * l] = uint8_t(above[4 * l] | code[l] >> 4 << above_shift);
     }

@@ -54,7 +54,12 @@ inline int code_of_row(const Matrix& m, const uint8_t* codes, int i) {
     const int shift = i % 32 / 16 * 4;
     if (m.encoding == Encoding::kQ4)
         return int(m.cb[codes[i / 32 * 16 + i % 16] >> shift & 15]) - kQ4Zero;
-    const uint8_t* block = codes + i / 32 * 24; // nibbles, then the bits above them
+    if (m.encoding == Encoding::kQ5) {
+        const uint8_t* block = codes + i / 32 * 20; // nibbles, then the bits above them
+        const int entry = m.cb[block[i % 16] >> shift & 15];
+        return ((block[16 + i % 4] >> (i % 32 / 4) & 1) != 0 ? 127 - entry : entry) - kQ4Zero;
+    }
+    const uint8_t* block = codes + i / 32 * 24; // likewise
     return ((block[i % 16] >> shift & 15) | (block[16 + i % 8] >> (i % 32 / 8 * 2) & 3) << 4) - kQ6Zero;
 }
 

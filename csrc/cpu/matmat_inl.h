@@ -44,6 +44,10 @@ void with_codes(const Matrix& w, F&& f) {
         f.template operator()<Encoding::kQ6, 32>();
     else if (w.encoding == Encoding::kQ6)
         f.template operator()<Encoding::kQ6, 16>();
+    else if (w.encoding == Encoding::kQ5 && w.group == 32)
+        f.template operator()<Encoding::kQ5, 32>();
+    else if (w.encoding == Encoding::kQ5)
+        f.template operator()<Encoding::kQ5, 16>();
     else if (w.group == 32)
         f.template operator()<Encoding::kQ4, 32>();
     else
@@ -71,7 +75,7 @@ RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, 
     for (int t = 0; t < T; ++t)
         total[t] = zero();
     vc codebook{};
-    if constexpr (E == Encoding::kQ4)
+    if constexpr (has_codebook(E))
         codebook = load_codebook(w.cb);
     for (int g = 0; g < groups; ++g, x_scale += T) {
         vi dot[T];
@@ -105,6 +109,36 @@ RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, 
                     total[t] = fma(to_float(dot[t]), mul(scale, set(x_scale[t])), total[t]);
             }
             codes += 2 * 64;
+        } else if constexpr (E == Encoding::kQ5) {
+            vc high = load_codes(codes + 4 * 64); // a line has the bits of all 32 inputs
+            for (int half = 0; half < 2; ++half, codes += 2 * 64, xq += 4 * kQuad) {
+                if (half == 0 || kScales == 2) {
+                    for (int t = 0; t < T; ++t)
+                        dot[t] = dot_start(kScales == 2 ? bias[t] : bias[t] + bias[T + t]);
+                    bias += kScales == 2 ? T : 2 * T;
+                }
+                if constexpr (kFetch)
+                    for (int line = 0; line < 3 - half; ++line)
+                        prefetch(codes + half * 64 + line * 64 + kPrefetchBytes);
+                const vc a = load_codes(codes), b = load_codes(codes + 64);
+                const auto add = [&]<int V>(vc packed) {
+                    const vc quads = five_bits<V>(codebook, packed, high);
+                    for (int t = 0; t < T; ++t)
+                        dot[t] = dot_q4(dot[t], quads, xq + V * kQuad + 4 * t);
+                };
+                add.template operator()<0>(a);
+                add.template operator()<1>(a);
+                add.template operator()<2>(b);
+                add.template operator()<3>(b);
+                high = upper_bits(high);
+                if (half == 0 && kScales == 1)
+                    continue;
+                const vf scale = square_law(load_i8(scales));
+                scales += kTileRows;
+                for (int t = 0; t < T; ++t)
+                    total[t] = fma(to_float(dot[t]), mul(scale, set(x_scale[t])), total[t]);
+            }
+            codes += 64;
         } else if constexpr (E == Encoding::kQ4) {
             constexpr int kLoads = kGroup / 8; // 64 bytes hold 8 inputs of 16 rows
             for (int half = 0; half < kScales; ++half) {
@@ -175,6 +209,23 @@ const uint8_t* decode_tile(const Matrix& w, int tile, uint8_t* decoded, float* s
         return decoded;
     }
     const vc codebook = load_codebook(w.cb);
+    if constexpr (E == Encoding::kQ5) {
+        for (size_t i = 0; i < bytes; i += 8 * 64, codes += 5 * 64) {
+            vc high = load_codes(codes + 4 * 64);
+            for (int line = 0; line < 5; ++line)
+                prefetch(codes + line * 64 + kPrefetchBytes);
+            for (int half = 0; half < 2; ++half) {
+                const vc a = load_codes(codes + 2 * half * 64), b = load_codes(codes + (2 * half + 1) * 64);
+                uint8_t* to = decoded + i + size_t(half) * 4 * 64;
+                store_codes(to, five_bits<0>(codebook, a, high));
+                store_codes(to + 64, five_bits<1>(codebook, a, high));
+                store_codes(to + 2 * 64, five_bits<2>(codebook, b, high));
+                store_codes(to + 3 * 64, five_bits<3>(codebook, b, high));
+                high = upper_bits(high);
+            }
+        }
+        return decoded;
+    }
     for (size_t i = 0; i < bytes; i += 128, codes += 64) {
         prefetch(codes + kPrefetchBytes);
         const vc packed = load_codes(codes);
@@ -201,7 +252,7 @@ RWKV_BY_ITSELF void decoded_times_tokens(const Matrix& w, int tile, const uint8_
         vi dot[T];
         for (int t = 0; t < T; ++t) {
             const int32_t start = kBiases == 2 ? bias[t] + bias[kMaxTokens + t] : bias[t];
-            dot[t] = E == Encoding::kQ4   ? dot_start(start)
+            dot[t] = has_codebook(E)      ? dot_start(start)
                      : E == Encoding::kQ6 ? dot_start_q6(start)
                                           : dot_start_q8(start);
         }

@@ -95,7 +95,14 @@ inline void add_line(const Matrix& w, const ChannelBlock& block, int line, const
             };
             if constexpr (E != Encoding::kQ8) {
                 vh low_even, low_odd, high_even, high_odd;
-                if constexpr (E == Encoding::kQ4) {
+                if constexpr (E == Encoding::kQ5) { // as of six bits, but one of each weight
+                    const size_t above = size_t(w.n_pad) / 2 + at / 4;
+                    const vh bits = pair_bytes(block.record[2 * p] + above, block.record[2 * p + 1] + above);
+                    low_even = half_five_bits<0>(codebook, low, bits);
+                    low_odd = half_five_bits<1>(codebook, low, bits);
+                    high_even = half_five_bits<2>(codebook, high, bits);
+                    high_odd = half_five_bits<3>(codebook, high, bits);
+                } else if constexpr (E == Encoding::kQ4) {
                     low_even = low_nibbles(codebook, low), low_odd = high_nibbles(codebook, low);
                     high_even = low_nibbles(codebook, high), high_odd = high_nibbles(codebook, high);
                 } else { // the bits above a line's nibbles lie behind those of all lines
@@ -172,6 +179,9 @@ class Fetcher {
             if constexpr (E == Encoding::kQ6) // two lines of nibbles have one of the bits above them
                 for (int line = begin_; line < end_ + begin_ % 2; line += 2)
                     prefetch_far(record + size_t(w_.n_pad) / 2 + size_t(line) * 32);
+            if constexpr (E == Encoding::kQ5) // four have one
+                for (int line = begin_; line < end_ + begin_ % 4; line += 4)
+                    prefetch_far(record + size_t(w_.n_pad) / 2 + size_t(line) * 16);
         }
     }
 
@@ -191,6 +201,9 @@ inline void fetch_lines(const Matrix& w, const uint8_t* record, int begin, int e
     if constexpr (E == Encoding::kQ6)
         for (int line = begin; line < end + begin % 2; line += 2)
             prefetch(record + size_t(w.n_pad) / 2 + size_t(line) * 32);
+    if constexpr (E == Encoding::kQ5)
+        for (int line = begin; line < end + begin % 4; line += 4)
+            prefetch(record + size_t(w.n_pad) / 2 + size_t(line) * 16);
 }
 
 /// Lines [begin, end) for tokens [t0, t0 + tokens): y[t] has (end - begin) * kOutputs floats.
@@ -207,7 +220,7 @@ RWKV_BY_ITSELF void sparse_lines(const Matrix& w, int begin, int end, const Acts
     float* y = reinterpret_cast<float*>(scratch);
     int32_t* active = reinterpret_cast<int32_t*>(y + size_t(tokens) * size_t(w.n_pad));
     vh codebook = half_set(0);
-    if constexpr (E == Encoding::kQ4)
+    if constexpr (has_codebook(E))
         codebook = half_codebook(w.cb);
     for (int i = 0; i < tokens * width; i += 16)
         store(y + i, zero());

@@ -199,6 +199,19 @@ inline vh half_six_bits(vh x, vh bits) {
     return _mm256_or_si256(_mm256_and_si256(x, _mm256_set1_epi8(15)),
                            _mm256_and_si256(bits, _mm256_set1_epi8(0x30)));
 }
+inline vh pair_bytes(const uint8_t* a, const uint8_t* b) {
+    const auto bytes = [](const uint8_t* p) {
+        return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+    };
+    const __m256i both = _mm256_or_si256(bytes(a), _mm256_slli_epi32(bytes(b), 16));
+    return _mm256_or_si256(both, _mm256_slli_epi32(both, 4));
+}
+template <int V>
+inline vh half_five_bits(vh codebook, vh x, vh bits) {
+    const __m256i entries = V % 2 ? high_nibbles(codebook, x) : low_nibbles(codebook, x);
+    const __m256i mirrored = _mm256_xor_si256(entries, _mm256_set1_epi8(127));
+    return _mm256_blendv_epi8(entries, mirrored, _mm256_slli_epi16(bits, 7 - V)); // by the uppermost bit
+}
 inline vh even_bytes(vh x) { return _mm256_and_si256(x, _mm256_set1_epi16(255)); }
 inline vh odd_bytes(vh x) { return _mm256_srli_epi16(x, 8); }
 inline void add_scaled(float* y, vh acc, float scale) {
@@ -229,6 +242,12 @@ template <int V>
 inline vc six_bits(vc packed, vc bits) {
     return {half_six_bits<V>(packed.a, bits.a), half_six_bits<V>(packed.b, bits.b)};
 }
+
+template <int V>
+inline vc five_bits(vc codebook, vc packed, vc bits) {
+    return {half_five_bits<V>(codebook.a, packed.a, bits.a), half_five_bits<V>(codebook.b, packed.b, bits.b)};
+}
+inline vc upper_bits(vc bits) { return {_mm256_srli_epi16(bits.a, 4), _mm256_srli_epi16(bits.b, 4)}; }
 
 inline __m256i four_bytes(const int8_t* x) {
     int32_t word;

@@ -142,6 +142,19 @@ inline vh half_six_bits(vh x, vh bits) {
     return _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), x, _mm512_and_si512(bits, _mm512_set1_epi8(0x30)),
                                      kSelected);
 }
+inline vh pair_bytes(const uint8_t* a, const uint8_t* b) {
+    const auto bytes = [](const uint8_t* p) {
+        return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+    };
+    const __m512i both = _mm512_or_si512(bytes(a), _mm512_slli_epi32(bytes(b), 16));
+    return _mm512_or_si512(both, _mm512_slli_epi32(both, 4));
+}
+template <int V>
+inline vh half_five_bits(vh codebook, vh x, vh bits) {
+    const vh entries = V % 2 ? high_nibbles(codebook, x) : low_nibbles(codebook, x);
+    return _mm512_mask_sub_epi8(entries, _mm512_test_epi8_mask(bits, _mm512_set1_epi8(1 << V)),
+                                _mm512_set1_epi8(127), entries);
+}
 inline vh even_bytes(vh x) { return _mm512_and_si512(x, _mm512_set1_epi16(255)); }
 inline vh odd_bytes(vh x) { return _mm512_srli_epi16(x, 8); }
 inline vh dot_pairs(vh acc, vh w, int32_t x) {
@@ -171,6 +184,12 @@ template <int V>
 inline vc six_bits(vc packed, vc bits) {
     return half_six_bits<V>(packed, bits);
 }
+
+template <int V>
+inline vc five_bits(vc codebook, vc packed, vc bits) {
+    return half_five_bits<V>(codebook, packed, bits);
+}
+inline vc upper_bits(vc bits) { return _mm512_srli_epi16(bits, 4); }
 
 inline int32_t four_bytes(const int8_t* x) {
     int32_t word;

@@ -252,6 +252,20 @@ vh half_six_bits(vh a, vh bits) {
     RWKV_LANES(int32_t((uint32_t(a.v[i]) >> (V % 2 * 4) & 0x0f0f0f0f) |
                        (uint32_t(bits.v[i]) >> (2 * V) & 0x03030303) << 4));
 }
+/// Word i from byte i at a and at b: in its lower half a's byte, and from bit 8 on that byte's upper half; in
+/// the upper half b's likewise.
+vh pair_bytes(const uint8_t* a, const uint8_t* b) {
+    vh r;
+    RWKV_LANES(a[i] | a[i] << 4 | (b[i] | b[i] << 4) << 16);
+}
+/// Five-bit codes: the entry of the low (V even) or high nibble of each byte of a, mirrored where bit V of
+/// that byte of bits is set.
+template <int V>
+vh half_five_bits(vh codebook, vh a, vh bits) {
+    const vh entries = V % 2 ? high_nibbles(codebook, a) : low_nibbles(codebook, a);
+    vh r;
+    RWKV_LANES(int32_t(uint32_t(entries.v[i]) ^ (uint32_t(bits.v[i]) >> V & 0x01010101) * 127u));
+}
 /// Bytes 0 and 2 (1 and 3) of each word in its two halves.
 vh even_bytes(vh a) {
     vh r;
@@ -302,6 +316,22 @@ vc six_bits(vc packed, vc bits) {
     for (int i = 0; i < 64; ++i)
         r.v[i] = uint8_t((packed.v[i] >> (V % 2 * 4) & 15) | (bits.v[i] >> (2 * V) & 3) << 4);
     return r;
+}
+
+/// Five-bit codes: the entry of the low (V even) or high nibble of each byte, mirrored where bit V of that
+/// byte of `bits` is set.
+template <int V>
+vc five_bits(vc codebook, vc packed, vc bits) {
+    vc r;
+    for (int i = 0; i < 64; ++i)
+        r.v[i] = uint8_t(codebook.v[packed.v[i] >> (V % 2 * 4) & 15] ^ (bits.v[i] >> V & 1) * 127);
+    return r;
+}
+/// Bits 4 to 7 of each byte where 0 to 3 are, whatever is above them.
+vc upper_bits(vc bits) {
+    for (uint8_t& byte : bits.v)
+        byte = uint8_t(byte >> 4);
+    return bits;
 }
 
 void stay_in_registers(vi&) {}

@@ -60,6 +60,10 @@ Matrix make_matrix(const std::string& name, const std::string& encoding, const s
     } else if (encoding == "q6g32" || encoding == "q6g16") {
         m.encoding = Encoding::kQ6;
         m.group = encoding == "q6g16" ? 16 : 32;
+    } else if (encoding == "q5g32" || encoding == "q5g16") {
+        m.encoding = Encoding::kQ5;
+        m.group = encoding == "q5g16" ? 16 : 32;
+        m.cb = part(name, parts, "cb", 16);
     } else {
         throw Error(Fault::kFormat, name + ": unknown encoding '" + encoding + "'");
     }

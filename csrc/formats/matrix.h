@@ -9,7 +9,7 @@
 
 namespace rwkv {
 
-enum class Encoding { kF32, kF16, kBf16, kQ8, kQ4, kQ6 };
+enum class Encoding { kF32, kF16, kBf16, kQ8, kQ4, kQ6, kQ5 };
 enum class Layout { kRow, kTile, kKn };
 
 /// Rows of a tile, and outputs of the smallest piece of work (two tiles: one group of the next activation).
@@ -18,11 +18,15 @@ constexpr int kUnitRows = 32;
 /// Activations are quantized in groups of this many input channels, each with one float32 scale.
 constexpr int kActGroup = 32;
 constexpr int kQ8Zero = 128;
-constexpr int kQ4Zero = 64;
+constexpr int kQ4Zero = 64; ///< q5 too
 constexpr int kQ6Zero = 32;
 
 /// Bits of one code of a quantized encoding.
-constexpr int code_bits(Encoding e) { return e == Encoding::kQ8 ? 8 : e == Encoding::kQ6 ? 6 : 4; }
+constexpr int code_bits(Encoding e) {
+    return e == Encoding::kQ8 ? 8 : e == Encoding::kQ6 ? 6 : e == Encoding::kQ5 ? 5 : 4;
+}
+/// Whether a table of 16 bytes says what its codes stand for.
+constexpr bool has_codebook(Encoding e) { return e == Encoding::kQ4 || e == Encoding::kQ5; }
 /// Outputs whose nibbles, or codes of 8 bits, fill a line of 64 bytes of a kn record.
 constexpr int line_outputs(Encoding e) { return e == Encoding::kQ8 ? 64 : 128; }
 
@@ -40,7 +44,7 @@ struct Matrix {
     const uint8_t* q = nullptr;
     const int8_t* s = nullptr;   ///< group scales; for kn they lie inside the records
     const float* d = nullptr;    ///< row scales; for kn one per input channel
-    const uint8_t* cb = nullptr; ///< 16 codebook entries; q4 only
+    const uint8_t* cb = nullptr; ///< 16 codebook entries; q4 and q5 only
 
     bool empty() const { return n == 0; }
     bool is_float() const {

@@ -31,8 +31,9 @@ struct Case {
 void bench(const cpu::KernelTable& op, int n, int k, int tokens) {
     for (const Case& c :
          {Case{"q4g32", "t16x4"}, Case{"q4g16", "t16x4"}, Case{"q6g32", "t16x4"}, Case{"q6g16", "t16x4"},
-          Case{"q8g32", "t16x4"}, Case{"bf16", "row"}, Case{"f32", "row"}, Case{"q4g32", "kn"},
-          Case{"q6g32", "kn"}, Case{"q8g32", "kn"}}) {
+          Case{"q5g32", "t16x4"}, Case{"q5g16", "t16x4"}, Case{"q8g32", "t16x4"}, Case{"bf16", "row"},
+          Case{"f32", "row"}, Case{"q4g32", "kn"}, Case{"q6g32", "kn"}, Case{"q5g32", "kn"},
+          Case{"q8g32", "kn"}}) {
         const bool decode = tokens == 1, kn = std::string(c.layout) == "kn";
         RandomMatrix first(c.encoding, c.layout, n, k, 1);
         const size_t bytes = first.matrix.bytes();

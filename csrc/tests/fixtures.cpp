@@ -55,7 +55,7 @@ RandomMatrix::RandomMatrix(const std::string& encoding, const std::string& layou
         const size_t n_pad = layout == "row" ? size_t(n) : up(n, 16), elements = n_pad * up(k, 32);
         part_sizes = {{"q", elements * bits / 8}, {"s", elements / group}, {"d", n_pad * 4}};
     }
-    if (bits == 4)
+    if (bits == 4 || bits == 5)
         part_sizes.push_back({"cb", 16});
     size_t total = misalign;
     for (const auto& [name, size] : part_sizes) {
@@ -87,7 +87,7 @@ RandomMatrix::RandomMatrix(const std::string& encoding, const std::string& layou
             }
         } else if (name == "cb") {
             for (size_t j = 0; j < 16; ++j)
-                data[j] = uint8_t(1 + j * 8 + generator() % 6);
+                data[j] = uint8_t(bits == 4 ? 1 + j * 8 + generator() % 6 : 64 + j * 4 + generator() % 4);
         } else {
             // q8 codes are 1..255 and scales -127..127, everything else is any byte
             for (size_t j = 0; j < size; ++j)
@@ -126,31 +126,37 @@ RandomMatrix::Weight RandomMatrix::weight(int n, int k) const {
         return {m.encoding == Encoding::kF16 ? f16_to_float(h) : bf16_to_float(h), 1};
     }
     const bool q8 = m.encoding == Encoding::kQ8;
-    // six bits: two of them stand elsewhere
+    // five and six bits: one and two of them stand elsewhere
+    const bool q6 = m.encoding == Encoding::kQ6, q5 = m.encoding == Encoding::kQ5;
     const auto number = [&](int byte, bool upper, int above, int shift) {
         const int nibble = upper ? byte >> 4 : byte & 15;
-        return q8                            ? byte - 128
-               : m.encoding == Encoding::kQ6 ? nibble + (above >> shift & 3) * 16 - 32
-                                             : int(m.cb[nibble]) - 64;
+        if (q8)
+            return byte - 128;
+        if (q6)
+            return nibble + (above >> shift & 3) * 16 - 32;
+        const int entry = int(m.cb[nibble]) - 64;
+        return q5 && (above >> shift & 1) != 0 ? -1 - entry : entry;
     };
     float d;
     if (m.layout == Layout::kKn) {
         const uint8_t* record = m.q + size_t(k) * size_t(m.stride);
         const int per_line = q8 ? 64 : 128, line = n / per_line, in_line = n % per_line, i = in_line / 16;
         const uint8_t byte = record[line * 64 + (in_line % 16) * 4 + (q8 ? i : i / 2)];
-        const uint8_t above = record[m.n_pad / 2 + line * 32 + in_line % 16 * 2 + i / 2 % 2];
+        const int v = i / 4 * 2 + i % 2, odd = i / 2 % 2;
+        const uint8_t above = q6   ? record[m.n_pad / 2 + line * 32 + in_line % 16 * 2 + odd]
+                              : q5 ? record[m.n_pad / 2 + line * 16 + in_line % 16]
+                                   : 0;
         const int8_t s = int8_t(record[m.code_bytes(size_t(m.n_pad)) + size_t(n / m.group)]);
         std::memcpy(&d, m.d + k, 4);
-        return {double(d) * law(s), number(byte, i % 2 != 0, above, (i / 4 * 2 + i % 2) * 2)};
+        return {double(d) * law(s), number(byte, i % 2 != 0, above, q6 ? 2 * v : 4 * odd + v)};
     }
     std::memcpy(&d, m.d + n, 4);
     if (m.layout == Layout::kRow) {
-        const bool six = m.encoding == Encoding::kQ6;
         const uint8_t* row = m.q + size_t(n) * m.code_bytes(size_t(m.k_pad));
         const int8_t s = m.s[size_t(n) * size_t(m.k_pad / m.group) + size_t(k / m.group)];
-        const uint8_t byte = q8 ? row[k] : row[k / 32 * (six ? 24 : 16) + k % 16];
-        const uint8_t above = six ? row[k / 32 * 24 + 16 + k % 8] : 0;
-        return {double(d) * law(s), number(byte, k % 32 >= 16, above, k % 32 / 8 * 2)};
+        const uint8_t byte = q8 ? row[k] : row[k / 32 * (q6 ? 24 : q5 ? 20 : 16) + k % 16];
+        const uint8_t above = q6 ? row[k / 32 * 24 + 16 + k % 8] : q5 ? row[k / 32 * 20 + 16 + k % 4] : 0;
+        return {double(d) * law(s), number(byte, k % 32 >= 16, above, q6 ? k % 32 / 8 * 2 : k % 32 / 4)};
     }
     const int8_t s =
         m.s[(size_t(n / 16) * size_t(m.k_pad / m.group) + size_t(k / m.group)) * 16 + size_t(n % 16)];
@@ -158,8 +164,8 @@ RandomMatrix::Weight RandomMatrix::weight(int n, int k) const {
                                      size_t(code_bits(m.encoding));
     const int at = n % 16 * 4 + k % 4, in = k % 32;
     const uint8_t byte = group[(q8 ? in / 4 : in / 8) * 64 + at];
-    const uint8_t above = m.encoding == Encoding::kQ6 ? group[256 + in / 16 * 64 + at] : 0;
-    return {double(d) * law(s), number(byte, in % 8 >= 4, above, in % 16 / 4 * 2)};
+    const uint8_t above = q6 ? group[256 + in / 16 * 64 + at] : q5 ? group[256 + at] : 0;
+    return {double(d) * law(s), number(byte, in % 8 >= 4, above, q6 ? in % 16 / 4 * 2 : in / 4)};
 }
 
 ActsBuffer::ActsBuffer(const cpu::KernelTable& op, const std::vector<float>& x, int rows, int k) {

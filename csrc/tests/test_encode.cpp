@@ -57,7 +57,7 @@ double relative_error(const Encoded& encoded) {
 
 TEST(encoders_agree_on_all_levels_and_threads) {
     unsigned seed = 900;
-    for (const Encoding encoding : {Encoding::kQ8, Encoding::kQ4, Encoding::kQ6})
+    for (const Encoding encoding : {Encoding::kQ8, Encoding::kQ4, Encoding::kQ6, Encoding::kQ5})
         for (const int group : {32, 16})
             for (const Layout layout : {Layout::kTile, Layout::kRow, Layout::kKn})
                 for (const auto& [n, k] : {std::pair{1, 8}, {17, 24}, {33, 96}, {130, 40}, {3, 480}}) {
@@ -75,6 +75,7 @@ TEST(encoders_agree_on_all_levels_and_threads) {
                     const Encoded first = encode(r, w, 1, "scalar");
                     const double limit = encoding == Encoding::kQ8   ? 6e-5
                                          : encoding == Encoding::kQ6 ? 8e-4
+                                         : encoding == Encoding::kQ5 ? 3e-3
                                                                      : 1.2e-2,
                                  lost = relative_error(first);
                     CHECK(lost <= limit, "%d x %d loses %g", n, k, lost);
@@ -88,7 +89,7 @@ TEST(encoders_agree_on_all_levels_and_threads) {
 
 TEST(encoders_survive_extreme_weights) {
     for (const float magnitude : {0.0f, 1e-42f, 1e-31f, 1e-28f, 1e12f, 3e37f})
-        for (const Encoding encoding : {Encoding::kQ8, Encoding::kQ4, Encoding::kQ6}) {
+        for (const Encoding encoding : {Encoding::kQ8, Encoding::kQ4, Encoding::kQ6, Encoding::kQ5}) {
             std::vector<float> w = gaussian(20 * 70, 7, 1.0f);
             for (float& value : w)
                 value *= magnitude;

@@ -24,7 +24,8 @@ struct Case {
 constexpr Case kCases[] = {{"f32", "row"},     {"f16", "row"},     {"bf16", "row"},    {"q8g32", "t16x4"},
                            {"q4g32", "t16x4"}, {"q4g16", "t16x4"}, {"q6g32", "t16x4"}, {"q6g16", "t16x4"},
                            {"q8g32", "kn"},    {"q4g32", "kn"},    {"q4g16", "kn"},    {"q6g32", "kn"},
-                           {"q6g16", "kn"}};
+                           {"q6g16", "kn"},    {"q5g32", "t16x4"}, {"q5g16", "t16x4"}, {"q5g32", "kn"},
+                           {"q5g16", "kn"}};
 
 /// The product of rows x with m, in `pieces` pieces; with `one_by_one` each row alone.
 std::vector<float> run(const KernelTable& op, const Matrix& m, const std::vector<float>& x, int rows,
@@ -130,7 +131,7 @@ TEST(products_match_float64_and_each_other) {
 
 TEST(many_tokens_meet_chunks_of_channels_as_one_does) {
     unsigned seed = 900;
-    for (const char* encoding : {"q8g32", "q4g32", "q4g16", "q6g32", "q6g16"})
+    for (const char* encoding : {"q8g32", "q4g32", "q4g16", "q6g32", "q6g16", "q5g32", "q5g16"})
         for (const int rows : {2, 11}) {
             const int n = 200, k = 3000; // more channels than a chunk holds
             const RandomMatrix random(encoding, "kn", n, k, ++seed);
@@ -275,7 +276,8 @@ TEST(a_number_that_is_none_stays_none) {
 
 TEST(embedding_rows_decode) {
     const Case cases[] = {{"f32", "row"},   {"f16", "row"},   {"bf16", "row"},  {"q8g32", "row"},
-                          {"q4g32", "row"}, {"q4g16", "row"}, {"q6g32", "row"}, {"q6g16", "row"}};
+                          {"q4g32", "row"}, {"q4g16", "row"}, {"q6g32", "row"}, {"q6g16", "row"},
+                          {"q5g32", "row"}, {"q5g16", "row"}};
     for (const Case& c : cases)
         for (const int k : {8, 24, 64, 224}) {
             const RandomMatrix random(c.encoding, c.layout, 5, k, unsigned(k));

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quant.arrays import F32, Array
-from quant.codecs import floats, layouts, q4, q6, q8
+from quant.codecs import floats, layouts, q4, q5, q6, q8
 from quant.codecs.grouped import Grouped
 from quant.codecs.grouped import decode as decode_grouped
 from quant.formats import KN, Shape, encoding_of
@@ -30,6 +30,7 @@ def decode(parts: Mapping[str, Array], encoding: str, layout: str, shape: Shape)
 
 def levels(grouped: Grouped, encoding: str) -> F32:
     """float32: what each code of a quantized `encoding` stands for, before any scale."""
+    bits = encoding_of(encoding).bits
     if grouped.codebook is not None:
-        return q4.entries(grouped.codebook)
-    return {8: q8.LEVELS, 6: q6.LEVELS}[encoding_of(encoding).bits]
+        return q4.entries(grouped.codebook) if bits == 4 else q5.levels(q5.entries(grouped.codebook))
+    return {8: q8.LEVELS, 6: q6.LEVELS}[bits]

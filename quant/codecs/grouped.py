@@ -17,7 +17,7 @@ class Grouped:
     """A quantized matrix of R rows of L weights, padded to Lp (a multiple of the group G)."""
 
     codes: U8
-    """[R, Lp]: q8 codes, q6 codes 0..63, or q4 nibbles 0..15. Padding: 128 in q8, else 0."""
+    """[R, Lp]: q8 codes, q6 codes 0..63, q5 codes 0..31, or q4 nibbles 0..15. Padding: 128 in q8, else 0."""
     scales: I8
     """[R, Lp / G], signed roots: the factor of a group is s * |s|."""
     rows: F32
@@ -25,7 +25,7 @@ class Grouped:
     length: int
     """L."""
     codebook: U8 | None = None
-    """[16], q4 only."""
+    """[16], q4 and q5 only."""
 
 
 def factors(grouped: Grouped) -> F32:

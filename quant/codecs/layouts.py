@@ -24,19 +24,19 @@ def pack(grouped: Grouped, encoding: str, layout: str, shape: Shape) -> dict[str
         codes = _pad_rows(grouped.codes, q8.ZERO if bits == 8 else 0)
         scales = _pad_rows(grouped.scales, 0)
         tiled = np.ascontiguousarray(scales.reshape(-1, 16, scales.shape[1]).transpose(0, 2, 1))
-        tile = {8: _tile8, 6: _tile6, 4: _tile4}[bits]
+        tile = {8: _tile8, 6: _tile6, 5: _tile5, 4: _tile4}[bits]
         parts = {"q": tile(codes), "s": tiled, "d": _pad_rows(grouped.rows, 0)}
     elif layout == ROW:
-        row = {8: _row8, 6: _row6, 4: _row4}[bits]
+        row = {8: _row8, 6: _row6, 5: _row5, 4: _row4}[bits]
         parts = {"q": row(grouped.codes), "s": grouped.scales, "d": grouped.rows}
     else:
         record = kn_record(encoding, shape)
         records = np.zeros((shape[1], record.stride), np.uint8)
-        lines = {8: _lines8, 6: _lines6, 4: _lines4}[bits]
+        lines = {8: _lines8, 6: _lines6, 5: _lines5, 4: _lines4}[bits]
         records[:, : record.codes] = lines(grouped.codes)
         records[:, record.codes : record.codes + record.scales] = grouped.scales.view(np.uint8)
         parts = {"q": records, "d": grouped.rows}
-    if bits == 4:
+    if encoding_of(encoding).has_codebook:
         assert grouped.codebook is not None
         parts["cb"] = grouped.codebook
     return parts
@@ -44,25 +44,26 @@ def pack(grouped: Grouped, encoding: str, layout: str, shape: Shape) -> dict[str
 
 def unpack(parts: Mapping[str, Array], encoding: str, layout: str, shape: Shape) -> Grouped:
     """The inverse of `pack`."""
-    bits = encoding_of(encoding).bits
+    kind = encoding_of(encoding)
+    bits = kind.bits
     count, length = rows_and_length(layout, shape)
     padded = padded_length(encoding, layout, shape)
     stored: U8 = parts["q"]
     scales: I8
     if layout == TILE:
-        codes = {8: _untile8, 6: _untile6, 4: _untile4}[bits](stored)[:count]
+        codes = {8: _untile8, 6: _untile6, 5: _untile5, 4: _untile4}[bits](stored)[:count]
         tiled = parts["s"]
         scales = tiled.transpose(0, 2, 1).reshape(-1, tiled.shape[1])[:count]
     elif layout == ROW:
-        codes, scales = {8: _row8, 6: _unrow6, 4: _unrow4}[bits](stored), parts["s"]
+        codes, scales = {8: _row8, 6: _unrow6, 5: _unrow5, 4: _unrow4}[bits](stored), parts["s"]
     else:
         record = kn_record(encoding, shape)
         lines = stored[:, : record.codes]
-        codes = {8: _unlines8, 6: _unlines6, 4: _unlines4}[bits](lines)
+        codes = {8: _unlines8, 6: _unlines6, 5: _unlines5, 4: _unlines4}[bits](lines)
         scales = stored[:, record.codes : record.codes + record.scales].view(np.int8)
     rows = np.require(parts["d"], np.float32, ["ALIGNED"])[:count]
     assert codes.shape == (count, padded)
-    return Grouped(codes, scales, rows, length, parts["cb"] if bits == 4 else None)
+    return Grouped(codes, scales, rows, length, parts["cb"] if kind.has_codebook else None)
 
 
 def _pad_rows(array: Array, fill: int) -> Array:
@@ -99,30 +100,50 @@ def _tile6(codes: U8) -> U8:
     """[Np, Kp] -> [Np/16, 3Kp/16, 16, 4]: of 32 inputs four lines as `_tile4` has them, then two of the bits above, of
     which byte i of dword r has those of k = 16h + 4v + i at bit 2v.
     """
+    return _tile_planes(codes, 2)
+
+
+def _tile5(codes: U8) -> U8:
+    """[Np, Kp] -> [Np/16, 5Kp/32, 16, 4]: likewise, but one line of the bits above: those of k = 4v + i at bit v."""
+    return _tile_planes(codes, 1)
+
+
+def _tile_planes(codes: U8, bits: int) -> U8:
     rows, padded = codes.shape
     nibbles = _tile4(codes & np.uint8(15)).reshape(rows // 16, padded // 32, 4, 16, 4)
-    upper = (codes >> np.uint8(4)).reshape(rows // 16, 16, padded // 32, 2, 4, 4)
-    above = _join(upper.transpose(4, 0, 2, 3, 1, 5))
-    return np.concatenate([nibbles, above], axis=2).reshape(rows // 16, padded * 3 // 16, 16, 4)
+    upper = (codes >> np.uint8(4)).reshape(rows // 16, 16, padded // 32, bits, 8 // bits, 4)
+    above = _join(upper.transpose(4, 0, 2, 3, 1, 5), bits)
+    return np.concatenate([nibbles, above], axis=2).reshape(rows // 16, padded // 32 * (4 + bits), 16, 4)
 
 
 def _untile6(tiles: U8) -> U8:
+    return _untile_planes(tiles, 2)
+
+
+def _untile5(tiles: U8) -> U8:
+    return _untile_planes(tiles, 1)
+
+
+def _untile_planes(tiles: U8, bits: int) -> U8:
     count = len(tiles)
-    groups = tiles.reshape(count, -1, 6, 16, 4)
+    groups = tiles.reshape(count, -1, 4 + bits, 16, 4)
     nibbles = _untile4(groups[:, :, :4].reshape(count, -1, 16, 4))
-    above = _split(groups[:, :, 4:]).transpose(1, 4, 2, 3, 0, 5)
+    above = _split(groups[:, :, 4:], bits).transpose(1, 4, 2, 3, 0, 5)
     return nibbles | (above.reshape(nibbles.shape) << np.uint8(4))
 
 
-def _join(upper: U8) -> U8:
-    """Four arrays of two bits, [4, ...], into the bytes of one, from bit 0 up."""
-    joined: U8 = upper[0] | (upper[1] << np.uint8(2)) | (upper[2] << np.uint8(4)) | (upper[3] << np.uint8(6))
+def _join(upper: U8, bits: int) -> U8:
+    """Arrays of so many bits, [8 / bits, ...], into the bytes of one, from bit 0 up."""
+    joined: U8 = np.zeros(upper.shape[1:], np.uint8)
+    for v, each in enumerate(upper):
+        joined |= each << np.uint8(bits * v)
     return joined
 
 
-def _split(joined: U8) -> U8:
+def _split(joined: U8, bits: int) -> U8:
     """The inverse of `_join`."""
-    return np.stack([(joined >> np.uint8(2 * v)) & np.uint8(3) for v in range(4)])
+    mask = np.uint8((1 << bits) - 1)
+    return np.stack([(joined >> np.uint8(bits * v)) & mask for v in range(8 // bits)])
 
 
 def _row8(codes: U8) -> U8:
@@ -134,17 +155,35 @@ def _row6(codes: U8) -> U8:
     """[N, Kp] -> [N, 3Kp/4]; each block of 32 is 16 bytes as `_row4` has them and 8 with the bits above: byte j has those
     of k = 8v + j at bit 2v.
     """
+    return _row_planes(codes, 2)
+
+
+def _row5(codes: U8) -> U8:
+    """[N, Kp] -> [N, 5Kp/8]; likewise with 4 bytes for the bits above: byte j has those of k = 4v + j at bit v."""
+    return _row_planes(codes, 1)
+
+
+def _row_planes(codes: U8, bits: int) -> U8:
     rows, padded = codes.shape
     nibbles = _row4(codes & np.uint8(15)).reshape(rows, padded // 32, 16)
-    above = _join((codes >> np.uint8(4)).reshape(rows, padded // 32, 4, 8).transpose(2, 0, 1, 3))
-    return np.concatenate([nibbles, above], axis=2).reshape(rows, padded * 3 // 4)
+    upper = (codes >> np.uint8(4)).reshape(rows, padded // 32, 8 // bits, 4 * bits)
+    above = _join(upper.transpose(2, 0, 1, 3), bits)
+    return np.concatenate([nibbles, above], axis=2).reshape(rows, padded // 32 * (16 + 4 * bits))
 
 
 def _unrow6(packed: U8) -> U8:
+    return _unrow_planes(packed, 2)
+
+
+def _unrow5(packed: U8) -> U8:
+    return _unrow_planes(packed, 1)
+
+
+def _unrow_planes(packed: U8, bits: int) -> U8:
     rows = len(packed)
-    blocks = packed.reshape(rows, -1, 24)
+    blocks = packed.reshape(rows, -1, 16 + 4 * bits)
     nibbles = _unrow4(blocks[:, :, :16].reshape(rows, -1))
-    above = _split(blocks[:, :, 16:]).transpose(1, 2, 0, 3)
+    above = _split(blocks[:, :, 16:], bits).transpose(1, 2, 0, 3)
     return nibbles | (above.reshape(nibbles.shape) << np.uint8(4))
 
 
@@ -192,12 +231,27 @@ def _lines6(codes: U8) -> U8:
     """
     rows, padded = codes.shape
     upper = (codes >> np.uint8(4)).reshape(rows, padded // 128, 2, 2, 2, 16)  # i: v // 2, m, v % 2
-    above = _join(upper.transpose(2, 4, 0, 1, 5, 3).reshape(4, rows, padded // 128, 16, 2))
+    above = _join(upper.transpose(2, 4, 0, 1, 5, 3).reshape(4, rows, padded // 128, 16, 2), 2)
     return np.concatenate([_lines4(codes & np.uint8(15)), above.reshape(rows, padded // 4)], axis=1)
+
+
+def _lines5(codes: U8) -> U8:
+    """[K, Np] -> [K, 5Np/8]: likewise with 16 bytes for each line: byte d has the bit above at bit 4m + v."""
+    rows, padded = codes.shape
+    upper = (codes >> np.uint8(4)).reshape(rows, padded // 128, 2, 2, 2, 16)
+    above = _join(upper.transpose(3, 2, 4, 0, 1, 5).reshape(8, rows, padded // 128, 16), 1)
+    return np.concatenate([_lines4(codes & np.uint8(15)), above.reshape(rows, padded // 8)], axis=1)
 
 
 def _unlines6(lines: U8) -> U8:
     rows, nbytes = lines.shape
     nibbles = _unlines4(lines[:, : nbytes * 2 // 3])
-    above = _split(lines[:, nbytes * 2 // 3 :].reshape(rows, -1, 16, 2)).reshape(2, 2, rows, -1, 16, 2)
+    above = _split(lines[:, nbytes * 2 // 3 :].reshape(rows, -1, 16, 2), 2).reshape(2, 2, rows, -1, 16, 2)
     return nibbles | (above.transpose(2, 3, 0, 5, 1, 4).reshape(nibbles.shape) << np.uint8(4))
+
+
+def _unlines5(lines: U8) -> U8:
+    rows, nbytes = lines.shape
+    nibbles = _unlines4(lines[:, : nbytes * 4 // 5])
+    above = _split(lines[:, nbytes * 4 // 5 :].reshape(rows, -1, 16), 1).reshape(2, 2, 2, rows, -1, 16)
+    return nibbles | (above.transpose(3, 4, 1, 0, 2, 5).reshape(nibbles.shape) << np.uint8(4))

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quant.arch import VERSIONS, Arch
-from quant.codebooks import NF4, is_codebook
+from quant.codebooks import LEAST, NF4, is_codebook
 from quant.container.header import (
     ALIGNMENT,
     FORMAT,
@@ -303,7 +303,7 @@ class ModelFile:
             if ENCODINGS[plan.encoding].quantized:
                 if not checks.are_scales(self._bytes_of(name, "d")):
                     raise self._fail(f"tensor {name} has row scales that are negative, NaN or infinite")
-                if ENCODINGS[plan.encoding].bits == 4:
+                if ENCODINGS[plan.encoding].has_codebook:
                     self._check_codebook(name, plan.encoding, bytes(self._bytes_of(name, "cb")))
             elif class_of(name) == "vectors" and not checks.are_finite(self._bytes_of(name, "")):
                 raise self._fail(f"tensor {name} has values that are NaN or infinite")
@@ -312,8 +312,10 @@ class ModelFile:
         if encoding == "nf4":
             if table != NF4:
                 raise self._fail(f"tensor {name} has a codebook that is not NF4's")
-        elif not is_codebook(table):
-            raise self._fail(f"tensor {name} has a codebook that is not 16 ascending bytes in 1..127")
+        elif not is_codebook(table, bits := ENCODINGS[encoding].bits):
+            raise self._fail(
+                f"tensor {name} has a codebook that is not 16 ascending bytes in {LEAST[bits]}..127"
+            )
 
     def _bytes_of(self, name: str, part: str) -> memoryview:
         return self._file.buffer(stored_name(name, part))

@@ -13,7 +13,7 @@ from quant.arrays import F32, Array
 from quant.errors import InvalidRequest
 
 METHODS = ("codebook", "nearest", "gptq")
-"""codebook: 4-bit tables learned per tensor. nearest: one fixed table. gptq: learned tables, and codes of 4 and 6 bits that
+"""codebook: tables of 4 and 5 bits learned per tensor. nearest: fixed ones. gptq: learned tables, and codes of 4, 5 and 6 bits that
 make good for the errors of those before them, from calibration data. 8-bit codes are the same in all."""
 
 STATISTICS = ("row_error", "row_power", "row_max")
@@ -29,7 +29,7 @@ class Encoder(Protocol):
         """The parts ("q", "s", "d", "cb", as `quant.formats.parts_of` says) of a quantized `encoding`.
 
         `w`: finite float32 [N, K], C-contiguous. `importance`: float32 [K] > 0, how much errors at each input count when
-        codes of 4 or 6 bits are chosen (in layout `kn`, where a group has one input, only the choice of a table); None: all alike.
+        codes of 4, 5 or 6 bits are chosen (in layout `kn`, where a group has one input, only the choice of a table); None: all alike.
         Beside the parts: what was lost, per row (outputs; inputs in
         layout `kn`), as "row_error" (float64, sum of squared errors), "row_power" (float64, sum of squared weights)
         and "row_max" (float32, the largest absolute error).

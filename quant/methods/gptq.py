@@ -1,6 +1,6 @@
-"""Codes of 4 or 6 bits chosen one input after the other, each making good for the errors of those before it.
+"""Codes of 4, 5 or 6 bits chosen one input after the other, each making good for the errors of those before it.
 
-GPTQ (arXiv 2210.17323) with a learned table (of 4 bits) and searched group scales. With H the mean of x xᵀ over calibration tokens
+GPTQ (arXiv 2210.17323) with a learned table (of 4 and 5 bits) and searched group scales. With H the mean of x xᵀ over calibration tokens
 and Hinv = Uᵀ U (U upper triangular), rounding input k with an error e moves the weights of the inputs after it by
 -e U[k, j] / U[k, k]: what then lessens the error of the output most. Inputs are taken in their order, since groups are.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 from quant.arrays import F32, F64, I8, U8, Array
 from quant.codecs import grouped as common
-from quant.codecs import layouts, q4
+from quant.codecs import layouts
 from quant.codecs.grouped import Grouped
 from quant.formats import ENCODINGS, KN, Encoding, padded_length
 from quant.methods import codebook, nearest
@@ -41,7 +41,7 @@ class Hessians(Protocol):
 
 
 def encode(w: F32, hessian: F32, encoding: str, layout: str) -> dict[str, Array]:
-    """The parts of an `encoding` of 4 or 6 bits for float32 w [N, K] and the hessian [K, K] of its inputs.
+    """The parts of an `encoding` of 4, 5 or 6 bits for float32 w [N, K] and the hessian [K, K] of its inputs.
 
     The same bytes wherever the linear algebra under numpy gives the same bits, so on one machine.
     """
@@ -82,8 +82,8 @@ def _by_outputs(w: F32, upper: F32, weight: F32, kind: Encoding) -> Grouped:
     left: F32 = w.copy()
     codes: U8 = np.zeros((n, k), np.uint8)
     scales: I8 = np.zeros((n, -(-k // group)), np.int8)
-    table = codebook.learn(w, group, columns=weight) if kind.bits == 4 else None
-    lookup = _grid(table)
+    table = codebook.learn(w, kind, columns=weight) if kind.has_codebook else None
+    lookup = nearest.grid_of(kind.bits, table)
     top = np.abs(w).max(axis=1)
     live = top >= nearest.TINY
     size = nearest.divisor(top, live)
@@ -116,8 +116,8 @@ def _by_inputs(w: F32, upper: F32, weight: F32, kind: Encoding) -> Grouped:
     n, k = w.shape
     group = kind.group
     left: F32 = np.ascontiguousarray(w.T)
-    table = codebook.learn(left, group, by_row=weight) if kind.bits == 4 else None
-    lookup = _grid(table)
+    table = codebook.learn(left, kind, by_row=weight) if kind.has_codebook else None
+    lookup = nearest.grid_of(kind.bits, table)
     codes: U8 = np.zeros((k, n), np.uint8)
     scales: I8 = np.zeros((k, -(-n // group)), np.int8)
     rows: F32 = np.zeros(k, np.float32)
@@ -134,10 +134,6 @@ def _by_inputs(w: F32, upper: F32, weight: F32, kind: Encoding) -> Grouped:
             errors[row - panel] = lost
         left[end:] -= upper[panel:end, end:].T @ errors[: end - panel]
     return Grouped(codes, scales, rows, n, table)
-
-
-def _grid(table: U8 | None) -> nearest.Grid:
-    return nearest.SIX_BITS if table is None else nearest.Lookup(q4.entries(table))
 
 
 def _largest_scale(unit: F32, lookup: nearest.Grid, weight: F32, group: int) -> F32:

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from quant.arrays import F32, F64, I8, U8
-from quant.codecs import q6
+from quant.codecs import q4, q5, q6
 
 TINY = np.float32(1e-30)
 """Rows whose largest weight is below this are zero: their scales would be denormal numbers."""
 SMALL = np.float32(1e-6)
 """Groups whose largest weight is below this share of the row's are zero: so is their scale, once rounded."""
 ONE = np.float32(1)
+_HALF = np.float32(0.5)
 TOP8 = np.float32(127)
 CUBE8 = np.float32(127**3)
 TOP = np.float32(127**2)
@@ -27,8 +28,11 @@ TOP = np.float32(127**2)
 
 TABLE: U8 = np.array([1, 16, 27, 36, 44, 51, 57, 63, 68, 73, 79, 86, 94, 103, 113, 124], np.uint8)
 """The fixed 4-bit table, where learning starts: what it converges to on normally distributed weights."""
+TABLE5: U8 = np.array([65, 68, 71, 74, 77, 80, 83, 86, 89, 92, 95, 99, 103, 107, 112, 119], np.uint8)
+"""The same of 5 bits. It ends where most of its steps are 3, so that whole numbers are near to what it converges to."""
 
 _STEPS = (0.80, 0.87, 0.93, 1.0, 1.06, 1.12, 1.19, 1.25)
+_STEPS5 = (0.97, 0.99, 1.01, 1.04, 1.12, 1.15, 1.19, 1.29)
 _STEPS6 = (0.955, 0.985, 1.0, 1.016, 1.032, 1.067, 1.123, 1.185)
 
 
@@ -109,7 +113,7 @@ def fit8(block: F32, group: int) -> Fit:
 
 
 def fit(block: F32, group: int, lookup: Grid, importance: F32 | None = None) -> Fit:
-    """Codes of 4 or 6 bits for `block` [R, L]: searched scales, then the best of the rounded ones near them.
+    """Codes of 4, 5 or 6 bits for `block` [R, L]: searched scales, then the best of the rounded ones near them.
 
     `importance` [L]: how much errors in each column count for both; None: all alike.
     """
@@ -149,7 +153,7 @@ class Grid(Protocol):
     """What codes stand for, and how scales for it are searched."""
 
     levels: F32
-    """What each code stands for, ascending."""
+    """What each code stands for."""
     candidates: F32
     """Scales to try, as shares of the group's largest weight; both signs, as grids are not symmetric."""
     neighbours: range
@@ -221,6 +225,36 @@ class Lookup:
         np.clip(fine, -self._limit, self._limit, out=fine)
         fine += self._limit
         return fine.astype(np.uint16)
+
+
+class Mirrored:
+    """16 ascending numbers from 0 up, and for each m of them -1 - m: 32 levels on both sides of -1/2."""
+
+    candidates = _candidates(_STEPS5, 56)
+    neighbours = range(2)
+
+    def __init__(self, half: F32) -> None:
+        """`half`: float32 [16], multiples of 1 / Lookup.GRID below 64."""
+        self.levels = q5.levels(half)
+        self._distances = Lookup(half + _HALF)
+
+    def indices(self, values: F32) -> U8:
+        """Code 0..31 of the nearest level, for any shape; the one nearer to -1/2 on a tie, and of those around it 0."""
+        centred = values + _HALF
+        codes = self._distances.indices(np.abs(centred))
+        codes |= (centred < 0).astype(np.uint8) << np.uint8(4)
+        return codes
+
+    def entries(self, values: F32) -> F32:
+        """The nearest level itself, for any shape."""
+        return self.levels[self.indices(values)]
+
+
+def grid_of(bits: int, table: U8 | None) -> Grid:
+    """The grid of codes of 4, 5 or 6 bits, with a table where they have one."""
+    if table is None:
+        return SIX_BITS
+    return Lookup(q4.entries(table)) if bits == 4 else Mirrored(q5.entries(table))
 
 
 def search(x: F32, lookup: Grid, importance: F32 | None = None) -> F32:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quant.arrays import F32, F64, I8, U8, Array
-from quant.codecs import layouts, q4, q8
+from quant.codecs import layouts, q8
 from quant.codecs.grouped import BLOCK, Grouped
 from quant.errors import InvalidRequest
 from quant.formats import KN, encoding_of, padded_length
@@ -31,13 +31,13 @@ class NumpyEncoder:
         padded = padded_length(encoding, layout, shape)
         table: U8 | None = None
         columns, by_row = (None, importance) if layout == KN else (importance, None)
-        if kind.bits == 4:
+        if kind.has_codebook:
             table = (
-                codebook.learn(values, kind.group, columns=columns, by_row=by_row)
+                codebook.learn(values, kind, columns=columns, by_row=by_row)
                 if self.method == "codebook"
-                else nearest.TABLE
+                else codebook.fixed(kind.bits)
             )
-        grid = nearest.Lookup(q4.entries(table)) if table is not None else nearest.SIX_BITS
+        grid = nearest.grid_of(kind.bits, table)
         codes: U8 = np.full((count, padded), q8.ZERO if kind.bits == 8 else 0, np.uint8)
         scales: I8 = np.zeros((count, padded // kind.group), np.int8)
         rows: F32 = np.zeros(count, np.float32)

@@ -187,11 +187,11 @@ def _values_of(verb: str | None, option: str) -> list[str]:
         case "color":
             return ["auto", "always", "never"]
         case "quantize":
-            return ["int8", "int6", "int4"]
+            return ["int8", "int6", "int5", "int4"]
         case "to":
             if verb == "export":
                 return ["pth", "safetensors", "gguf", "hf", "bnb"]
-            return ["int8", "int6", "int4", "nf4", "bf16", "f16", "f32"]
+            return ["int8", "int6", "int5", "int4", "nf4", "bf16", "f16", "f32"]
         case "dtype":
             return ["f32", "f16", "bf16"]
         case "recipe":

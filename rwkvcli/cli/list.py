@@ -37,7 +37,7 @@ def list(  # the verb's name
 ) -> None:
     """List the models on this machine, or on the Hub.
 
-    Here: model files that were made of downloads (int4, int6, int8), downloads, downloads that were interrupted, and
+    Here: model files that were made of downloads (int4, int5, int6, int8), downloads, downloads that were interrupted, and
     the built-in model; each name is a MODEL for every other verb. With --remote the newest file of every
     short name, or every model file of a repository.
     """

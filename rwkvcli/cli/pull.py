@@ -31,6 +31,7 @@ class Kind(StrEnum):
 
     int8 = "int8"
     int6 = "int6"
+    int5 = "int5"
     int4 = "int4"
 
 
@@ -51,7 +52,7 @@ def pull(
         typer.Option(
             "--quantize",
             metavar="FORMAT",
-            help="Make a model file of it: int8, int6 or int4, and keep that.",
+            help="Make a model file of it: int8, int6, int5 or int4, and keep that.",
             show_default=False,
         ),
     ] = None,

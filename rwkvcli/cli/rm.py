@@ -39,8 +39,8 @@ def rm(
 ) -> None:
     """Remove models from this machine.
 
-    A name without a date means all of its dates, a name without int4, int6 or int8 what was made of the download and
-    the download itself, a repository all that is here of it. What goes is listed, and asked about; without a
+    A name without a date means all of its dates, a name without int4, int5, int6 or int8 what was made of the download
+    and the download itself, a repository all that is here of it. What goes is listed, and asked about; without a
     terminal --yes is needed. Downloads are removed from the cache that all programs share.
     """
     from rwkvcli.cli.render import size, table

@@ -28,7 +28,7 @@ class Entry:
     name: str
     """A MODEL that means it; for an interrupted download the repository."""
     what: str
-    """int4, int6, int8, checkpoint, model (a model file that was downloaded), interrupted or built in."""
+    """int4, int5, int6, int8, checkpoint, model (a model file that was downloaded), interrupted or built in."""
     nbytes: int
     path: Path
     repo: str | None

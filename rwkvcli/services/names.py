@@ -17,7 +17,7 @@ DEMO = "demo"
 """The model that comes with the program."""
 SUFFIXES = (".safetensors", ".pth", ".st", ".gguf")
 """What the files of models end with."""
-KINDS = ("int4", "int6", "int8")
+KINDS = ("int4", "int5", "int6", "int8")
 """What is made of a download on request."""
 
 _REFERENCE = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<file>[^@]+))?(@(?P<revision>.+))?", re.ASCII)

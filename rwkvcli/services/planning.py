@@ -76,7 +76,8 @@ def check(choices: Choices, kind: str) -> None:
         _check_nf4(choices)
     if choices.budgeted and kind != "int4":
         raise UsageError(
-            f"{kind} has one size", hint="--to int4 with --target-bpw or --max-size mixes int4, int6 and int8"
+            f"{kind} has one size",
+            hint="--to int4 with --target-bpw or --max-size mixes int4, int5, int6 and int8",
         )
     if choices.budgeted and choices.recipe != "default":
         raise UsageError("a recipe and a size are two ways to say the same", hint="leave one out")
@@ -84,8 +85,8 @@ def check(choices: Choices, kind: str) -> None:
         raise UsageError(f"{choices.target_bpw} is no number of bits per weight")
     if choices.method == "gptq" and not uses_gptq(choices, kind):
         raise UsageError(
-            f"gptq chooses codes of 4 and 6 bits, and {kind} has none",
-            hint="use --to int4 or int6, or give tensors such codes: --tensor REGEX=int4",
+            f"gptq chooses codes of 4, 5 and 6 bits, and {kind} has none",
+            hint="use --to int4, int5 or int6, or give tensors such codes: --tensor REGEX=int4",
         )
     if choices.method == "gptq" and choices.text is None:
         raise UsageError("gptq needs a text to calibrate with", hint="--calibrate TEXT")
@@ -103,7 +104,7 @@ def uses_gptq(choices: Choices, kind: str) -> bool:
     if choices.method != "gptq":
         return False
     asked = [ENCODINGS[Override.parse(word).encoding] for word in choices.tensors]
-    return kind in ("int6", "int4") or any(form.weighted and not form.form for form in asked)
+    return kind in ("int6", "int5", "int4") or any(form.weighted and not form.form for form in asked)
 
 
 def _check_nf4(choices: Choices) -> None:

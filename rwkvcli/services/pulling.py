@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SMALL = 10**9
 """Parameters from which a model is made int4 rather than int8 where nobody says: smaller ones lose more, and are fast."""
-_SHARE = {"int8": 0.53, "int6": 0.44, "int4": 0.36}
+_SHARE = {"int8": 0.53, "int6": 0.44, "int5": 0.4, "int4": 0.36}
 """Size of what is made, over that of a checkpoint with two bytes per weight: a little more than it comes to."""
 _HEADER = 100_000
 """Bytes beside the weights, which count in tiny models."""

@@ -36,7 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["to"], ["tokenize"]),
         (["ver"], ["verify"]),
         (["-m", "demo", "gen"], ["generate"]),
-        (["quantize", "demo", "--to", "int"], ["int8", "int6", "int4"]),
+        (["quantize", "demo", "--to", "int"], ["int8", "int6", "int5", "int4"]),
         (["quantize", "demo", "--to", "n"], ["nf4"]),
         (["export", "demo", "--to", ""], ["pth", "safetensors", "gguf", "hf", "bnb"]),
         (["export", "demo", "--dtype", "f"], ["f32", "f16"]),
@@ -70,7 +70,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["chat", "-m", "d"], ["demo"]),
         (["chat", "-m", "g1-7"], ["g1-7.2b"]),
         (["pull", "g1-1"], ["g1-1.5b", "g1-13.3b"]),
-        (["pull", "--quantize", ""], ["int8", "int6", "int4"]),
+        (["pull", "--quantize", ""], ["int8", "int6", "int5", "int4"]),
         (["list", "--remote", "world"], ["world7", "world6", "world5", "world4"]),
         (["rm", ""], ["owner/repo-x:small.pth", "owner/repo-x:sub/m.safetensors"]),
         (["nonsense", "x"], []),
@@ -200,7 +200,7 @@ def test_bash(cache: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("fish") is None, reason="no fish")
 def test_fish(cache: Path, tmp_path: Path) -> None:
     program = "rwkv completion fish | source; complete -C 'rwkv quantize demo --to int'"
-    assert in_shell(tmp_path, "fish", program) == ["int4", "int6", "int8"]
+    assert in_shell(tmp_path, "fish", program) == ["int4", "int5", "int6", "int8"]
     (tmp_path / "int.txt").write_text("")
     program = "rwkv completion fish | source; complete -C 'rwkv generate -f in'; complete -C 'rwkv generate --model=d'"
     assert in_shell(tmp_path, "fish", program) == ["int.txt", "--model=demo"]

@@ -207,10 +207,10 @@ def test_auto_takes_what_fits_and_tells(
     assert ": cpu, " in run(*args, "-v", **plenty, **config).err
     # and of a checkpoint
     choices = json.loads(run("doctor", pth, "--json", **plenty).out)["model"]["choices"]
-    assert [choice["devices"][0]["layers"] for choice in choices] == [2, 2, 2]
+    assert [choice["devices"][0]["layers"] for choice in choices] == [2, 2, 2, 2]
     lines = run("doctor", pth, **plenty).out.splitlines()
-    names = [f"int{bits}{of}" for bits in (4, 6, 8) for of in ("", ", cuda:0", ", auto")]
-    assert [line.split("  ")[0] for line in lines[-9:]] == names
+    names = [f"int{bits}{of}" for bits in (4, 5, 6, 8) for of in ("", ", cuda:0", ", auto")]
+    assert [line.split("  ")[0] for line in lines[-12:]] == names
     assert lines[-2].endswith("; it fits") and lines[-1].endswith("  cuda:0: all of it")
 
 

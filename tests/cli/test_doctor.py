@@ -93,8 +93,8 @@ def test_what_is_no_model_file(pth: Path) -> None:
     assert (done.code, done.out) == (3, "")
     done = rwkv_inside("doctor", pth)  # what could be made of it
     assert (done.code, done.err) == (0, "")
-    kinds = [line.split()[0] for line in done.out.splitlines()[-4:]]
-    assert kinds == ["checkpoint", "int4", "int6", "int8"]
+    kinds = [line.split()[0] for line in done.out.splitlines()[-5:]]
+    assert kinds == ["checkpoint", "int4", "int5", "int6", "int8"]
 
 
 @pytest.mark.parametrize(

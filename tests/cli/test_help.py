@@ -137,7 +137,10 @@ def test_unknown_verbs_and_options() -> None:
             "`1=inf` is not a token id, an equals sign and a number",
         ),
         (["generate", "--timeout", "0", "x"], "'--timeout': not a number of seconds above 0"),
-        (["quantize", "x", "--to", "int7"], "`int7` is not one of int8, int6, int4, nf4, bf16, f16, f32"),
+        (
+            ["quantize", "x", "--to", "int7"],
+            "`int7` is not one of int8, int6, int5, int4, nf4, bf16, f16, f32",
+        ),
         (["pull"], "no MODEL: name one, for example `g1-1.5b`"),
         (["rm"], "missing argument 'MODEL'"),
         (["list", "g1"], "a family or repository is listed with --remote"),

@@ -39,7 +39,7 @@ def test_it_writes_a_model_and_says_what_to_type_next(folder: Path) -> None:
     assert (used.code, used.err) == (0, "")
 
 
-@pytest.mark.parametrize("kind", ["int8", "int6", "int4", "bf16", "f16", "f32"])
+@pytest.mark.parametrize("kind", ["int8", "int6", "int5", "int4", "bf16", "f16", "f32"])
 def test_every_format_makes_the_same_bytes_with_any_number_of_threads(folder: Path, kind: str) -> None:
     for threads in ("1", "3"):
         done = rwkv(

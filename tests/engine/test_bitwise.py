@@ -20,9 +20,11 @@ CASES = [
     ("bf16", "tile"),
     ("int8", "tile"),
     ("int6", "tile"),
+    ("int5", "tile"),
     ("int4", "tile"),
     ("int8", "kn"),
     ("int6", "kn"),
+    ("int5", "kn"),
     ("int4", "kn"),
 ]
 
@@ -89,7 +91,7 @@ def test_serial_prompt_splits_batches_and_threads(
 
 
 @pytest.mark.parametrize("version", ["4", "5.2", "7"])
-@pytest.mark.parametrize("kind", ["f32", "int8", "int6", "int4"])
+@pytest.mark.parametrize("kind", ["f32", "int8", "int6", "int5", "int4"])
 def test_odd_sizes(make_model: ModelMaker, version: str, kind: str) -> None:
     # n_embd 40 with heads of 8: no multiple of a group, a tile or a vector
     model = Model.load(make_model(version, kind, n_embd=40, head_size=8, vocab_size=257), threads=3)

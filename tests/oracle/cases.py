@@ -23,7 +23,7 @@ from quant.synthetic import SyntheticModel, synthetic_arch, write_pth, write_saf
 
 Float32 = NDArray[np.float32]
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
-INTEGERS = [(kind, layout) for kind in ("int8", "int6", "int4") for layout in ("tile", "kn")]
+INTEGERS = [(kind, layout) for kind in ("int8", "int6", "int5", "int4") for layout in ("tile", "kn")]
 """The kinds that are made of codes of our own, in both layouts of ffn.value."""
 
 

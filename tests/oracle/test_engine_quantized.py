@@ -1,4 +1,4 @@
-"""The C++ engine on int8, int6, int4 and nf4 model files against float64 arithmetic on the same dequantized weights.
+"""The C++ engine on int8, int6, int5, int4 and nf4 model files against float64 arithmetic on the same dequantized weights.
 
 Before an integer product the engine rounds activations (to 8 bits per 32 channels; for a kn matrix to 16 bits per 16
 active channels), which the PyTorch backend can imitate. Then

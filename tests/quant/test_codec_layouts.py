@@ -11,7 +11,7 @@ from quant.errors import InvalidRequest
 from quant.formats import ENCODINGS, padded_length, parts_of, rows_and_length, stored_bytes
 
 SHAPES = [(1, 8), (17, 24), (16, 32), (5, 96), (33, 224), (130, 480), (64, 40), (3, 1)]
-QUANTIZED = ("q8g32", "q6g32", "q6g16", "q4g32", "q4g16")
+QUANTIZED = ("q8g32", "q6g32", "q6g16", "q5g32", "q5g16", "q4g32", "q4g16")
 COMBINATIONS = [(e, lay) for e in QUANTIZED for lay in ("t16x4", "row", "kn")]
 
 
@@ -20,13 +20,16 @@ def random_grouped(encoding: str, layout: str, shape: tuple[int, int], seed: int
     rows, length = rows_and_length(layout, shape)
     padded, group = padded_length(encoding, layout, shape), ENCODINGS[encoding].group
     bits = ENCODINGS[encoding].bits
-    four, eight = bits == 4, bits == 8
+    eight = bits == 8
     codes = np.full((rows, padded), 128 if eight else 0, np.uint8)
     codes[:, :length] = random.integers(1 if eight else 0, 1 << bits, (rows, length))
     scales = np.zeros((rows, padded // group), np.int8)
     used = -(-length // group)
     scales[:, :used] = random.integers(0 if eight else -127, 128, (rows, used))
-    book = np.sort(random.choice(np.arange(1, 128), 16, replace=False)).astype(np.uint8) if four else None
+    bytes_of_tables = {4: np.arange(1, 128), 5: np.arange(64, 128)}.get(bits)
+    book = None
+    if bytes_of_tables is not None:
+        book = np.sort(random.choice(bytes_of_tables, 16, replace=False)).astype(np.uint8)
     return Grouped(codes, scales, random.random(rows, np.float32), length, book)
 
 
@@ -42,20 +45,25 @@ def code_at(parts: dict[str, np.ndarray], encoding: str, layout: str, rows: int,
     if layout == "t16x4" and bits == 8:
         return int(q[n // 16, k // 4, n % 16, k % 4])
     if layout == "t16x4":
-        lines = {4: 4, 6: 6}[bits]
+        lines = bits
         byte = int(q[n // 16, k // 32 * lines + k % 32 // 8, n % 16, k % 4])
         nibble = byte >> 4 if k % 8 >= 4 else byte & 15
         if bits == 4:
             return nibble
+        if bits == 5:
+            above = int(q[n // 16, k // 32 * 5 + 4, n % 16, k % 4])
+            return nibble + 16 * (above >> k % 32 // 4 & 1)
         above = int(q[n // 16, k // 32 * 6 + 4 + k % 32 // 16, n % 16, k % 4])
         return nibble + 16 * (above >> 2 * (k % 16 // 4) & 3)
     if layout == "row" and bits == 8:
         return int(q[n, k])
     if layout == "row":
-        byte = int(q[n, {4: 16, 6: 24}[bits] * (k // 32) + k % 16])
+        byte = int(q[n, 4 * bits * (k // 32) + k % 16])
         nibble = byte >> 4 if k % 32 >= 16 else byte & 15
         if bits == 4:
             return nibble
+        if bits == 5:
+            return nibble + 16 * (int(q[n, 20 * (k // 32) + 16 + k % 4]) >> k % 32 // 4 & 1)
         return nibble + 16 * (int(q[n, 24 * (k // 32) + 16 + k % 8]) >> 2 * (k % 32 // 8) & 3)
     record = q[k].tobytes()
     per_line = 64 if bits == 8 else 128
@@ -66,6 +74,9 @@ def code_at(parts: dict[str, np.ndarray], encoding: str, layout: str, rows: int,
     nibble = dword >> 4 * i & 15
     if bits == 4:
         return nibble
+    if bits == 5:
+        byte = record[up(rows, 128) // 2 + 16 * line + d]
+        return nibble + 16 * (byte >> [0, 1, 4, 5, 2, 3, 6, 7][i] & 1)
     begin = up(rows, 128) // 2 + 32 * line + 2 * d
     word = int.from_bytes(record[begin : begin + 2], "little")
     return nibble + 16 * (word >> [0, 2, 8, 10, 4, 6, 12, 14][i] & 3)
@@ -79,7 +90,8 @@ def scale_at(parts: dict[str, np.ndarray], encoding: str, layout: str, rows: int
         return int(parts["s"][n // 16, k // group, n % 16])
     if layout == "row":
         return int(parts["s"][n, k // group])
-    codes = {8: up(rows, 64), 6: up(rows, 128) // 4 * 3, 4: up(rows, 128) // 2}[int(encoding[1])]
+    bits = int(encoding[1])
+    codes = up(rows, 64 if bits == 8 else 128) // 8 * bits
     return int(parts["q"][k].view(np.int8)[codes + n // group])
 
 
@@ -99,7 +111,8 @@ def test_every_element_lies_where_the_format_says(encoding: str, layout: str, sh
             assert code == grouped.codes[row, at]
             assert scale == grouped.scales[row, at // group]
             zero = 128 if encoding == "q8g32" else 32
-            number = code - zero if grouped.codebook is None else int(grouped.codebook[code]) - 64
+            number = code - zero if grouped.codebook is None else int(grouped.codebook[code % 16]) - 64
+            number = -1 - number if encoding[1] == "5" and code >= 16 else number
             factor = np.float32(parts["d"][row]) * np.float32(scale * abs(scale))
             assert values[n, k] == factor * np.float32(number)
 
@@ -147,6 +160,9 @@ def test_padding_is_neutral(encoding: str) -> None:
         ("q6g32", (2048, 64), 1600),
         ("q6g16", (2048, 64), 1664),
         ("q6g32", (40, 3), 128),
+        ("q5g32", (2048, 64), 1344),
+        ("q5g16", (2048, 64), 1408),
+        ("q5g32", (40, 3), 128),
         ("q4g32", (40, 3), 128),
     ],
 )
@@ -158,7 +174,7 @@ def test_kn_records_have_the_documented_strides(encoding: str, shape: tuple[int,
     ("encoding", "layout", "shape"),
     [
         ("q8g32", "row", (8,)), ("q8g32", "t16x4", (0, 4)), ("q4g32", "tile", (4, 4)),
-        ("f32", "t16x4", (4, 4)), ("q5g32", "row", (4, 4)), ("bf16", "kn", (4, 4)),
+        ("f32", "t16x4", (4, 4)), ("q7g32", "row", (4, 4)), ("bf16", "kn", (4, 4)),
     ],
 )  # fmt: skip
 def test_impossible_combinations_are_refused(encoding: str, layout: str, shape: tuple[int, ...]) -> None:

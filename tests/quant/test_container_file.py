@@ -269,6 +269,18 @@ def test_wrong_values_are_refused(
         ModelFile.open(path)
 
 
+def test_tables_of_five_bits_begin_at_their_zero(tmp_path: Path) -> None:
+    source, path = checkpoint(tmp_path / "m.pth", odd_arch("7")), tmp_path / "m.safetensors"
+    quantized(source, path, "int5")
+    with ModelFile.open(path) as model:
+        offset = next(p.offset for p in model.plan["blocks.0.att.key.weight"].parts if p.name == "cb")
+    data = bytearray(path.read_bytes())
+    data[offset] = 63  # a table of 4 bits could begin so
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match=r"a codebook that is not 16 ascending bytes in 64\.\.127"):
+        ModelFile.open(path)
+
+
 def test_truncated_files_are_refused(model_path: Path, tmp_path: Path) -> None:
     data = model_path.read_bytes()
     path = tmp_path / "short.safetensors"

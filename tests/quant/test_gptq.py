@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quant.codebooks import is_codebook
-from quant.codecs import decode, layouts, q4
+from quant.codecs import decode, layouts, levels, q4
 from quant.codecs.grouped import factors
 from quant.formats import KN, TILE, parts_of
 from quant.methods import gptq, numpy_encoder
@@ -27,7 +27,7 @@ def output_error(w: np.ndarray, stored: np.ndarray, hessian: np.ndarray) -> floa
 
 
 @pytest.mark.parametrize("layout", [TILE, KN])
-@pytest.mark.parametrize("encoding", ["q4g32", "q4g16", "q6g32"])
+@pytest.mark.parametrize("encoding", ["q4g32", "q4g16", "q5g32", "q6g32"])
 @pytest.mark.parametrize("shape", [(40, 144), (37, 75)])
 def test_the_output_loses_less(encoding: str, layout: str, shape: tuple[int, int]) -> None:
     w, hessian = case(*shape)
@@ -36,7 +36,7 @@ def test_the_output_loses_less(encoding: str, layout: str, shape: tuple[int, int
         (spec.part, 4 if spec.dtype == "F32" else 1, spec.shape) for spec in parts_of(encoding, layout, shape)
     ]
     assert ("cb" in parts) == (encoding != "q6g32") and (
-        "cb" not in parts or is_codebook(parts["cb"].tobytes())
+        "cb" not in parts or is_codebook(parts["cb"].tobytes(), int(encoding[1]))
     )
     importance = (np.diag(hessian) / np.diag(hessian).mean() + 0.01).astype(np.float32)
     plain = numpy_encoder().encode(w, encoding, layout, importance)
@@ -47,7 +47,7 @@ def test_the_output_loses_less(encoding: str, layout: str, shape: tuple[int, int
 
 
 @pytest.mark.parametrize("layout", [TILE, KN])
-@pytest.mark.parametrize("encoding", ["q4g16", "q6g16"])
+@pytest.mark.parametrize("encoding", ["q4g16", "q5g16", "q6g16"])
 def test_codes_are_those_of_the_definition(
     encoding: str, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,7 +63,7 @@ def test_codes_are_those_of_the_definition(
     codes = grouped.codes[:, : grouped.length]
     if layout == KN:
         factor, codes = factor.T, codes.T
-    entries = (q4.entries(parts["cb"]) if "cb" in parts else np.arange(-32, 32)).astype(np.float64)
+    entries = levels(grouped, encoding).astype(np.float64)
     damped = hessian.astype(np.float64)
     damped += 0.01 * np.diag(damped).mean() * np.eye(len(damped))
     left = w.astype(np.float64)
@@ -83,8 +83,8 @@ def test_without_correlations_it_is_plain_rounding_of_every_input() -> None:
     parts = gptq.encode(w, np.eye(64, dtype=np.float32), "q4g32", TILE)
     plain = numpy_encoder().encode(w, "q4g32", TILE)
     grouped = layouts.unpack(parts, "q4g32", TILE, w.shape)
-    levels = np.repeat(factors(grouped), 32, axis=1)[:, :, None] * q4.entries(parts["cb"]).astype(np.float64)
-    off = np.abs(w[:, :, None] - levels)
+    stored = np.repeat(factors(grouped), 32, axis=1)[:, :, None] * q4.entries(parts["cb"]).astype(np.float64)
+    off = np.abs(w[:, :, None] - stored)
     chosen = np.take_along_axis(off, grouped.codes[:, :, None].astype(np.int64), axis=2)[:, :, 0]
     assert (chosen <= off.min(axis=2) + 1e-6 * np.abs(w)).all()  # the nearest level, but for float32's ties
     # The scales have coarser steps (HEADROOM). Half a step off, a level is wrong by that share of itself.

@@ -37,6 +37,7 @@ from quant.sources import open_model
 from quant.synthetic import SyntheticModel, make_checkpoint, synthetic_arch, write_pth, write_safetensors
 
 LIMITS = {"f32": 0, "f16": 2e-7, "bf16": 5e-6, "q8g32": 6e-5, "q6g32": 8e-4, "q4g32": 1e-2, "q4g16": 8e-3}
+LIMITS |= dict.fromkeys(("q5g32", "q5g16"), 4 * LIMITS["q6g32"])  # steps at most twice as long
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -386,7 +387,7 @@ def test_recipes() -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("kind", ["int8", "int6", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "int6", "int5", "int4"])
 def test_recipes_keep_what_is_delicate(version: str, kind: str) -> None:
     for name, item in make_plan(odd_arch(version), kind).items():
         part = class_of(name)
@@ -400,9 +401,12 @@ def test_recipes_keep_what_is_delicate(version: str, kind: str) -> None:
 
 
 def test_real_sizes() -> None:
-    """RWKV-7 1.5B: about 990 MB in int4, as much as the usual 4-bit files of others, 1.28 GB in int6 and 1.58 GB in int8."""
+    """RWKV-7 1.5B: about 990 MB in int4, as much as the usual 4-bit files of others, 1.14 GB in int5,
+    1.28 GB in int6 and 1.58 GB in int8.
+    """
     arch = synthetic_arch("7", 24, 2048, 65536)
     assert 985e6 < estimated_bytes(make_plan(arch, "int4")) < 991e6
+    assert 1.13e9 < estimated_bytes(make_plan(arch, "int5")) < 1.15e9
     assert 1.27e9 < estimated_bytes(make_plan(arch, "int6")) < 1.29e9
     assert 1.56e9 < estimated_bytes(make_plan(arch, "int8")) < 1.60e9
 

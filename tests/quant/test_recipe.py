@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from least_errors import bounds
 from quant_models import checkpoint, odd_arch
 
 from quant import sampling
 from quant.budget import Option, choose, hull
 from quant.checkpoints import open_checkpoint
+from quant.codecs import layouts, levels
 from quant.errors import InvalidRequest
+from quant.formats import ENCODINGS
 from quant.methods import numpy_encoder
 from quant.recipe import (
     Override,
@@ -25,7 +28,7 @@ from quant.recipe import (
 from quant.sampling import losses, plan_within, rows_of
 from quant.sources import source_of
 from quant.synthetic import synthetic_arch
-from quant.yardstick import q4_k_m_bytes, q6_k_bytes
+from quant.yardstick import q4_k_m_bytes, q5_k_m_bytes, q6_k_bytes
 
 SIZES = {"0.1B": (12, 768), "0.4B": (24, 1024), "1.5B": (24, 2048), "2.9B": (32, 2560), "7B": (32, 4096)}
 
@@ -42,6 +45,25 @@ def test_the_default_is_no_larger_than_q4_k_m(size: str) -> None:
     for name in ("value", "output"):
         assert best[f"blocks.1.att.{name}.weight"].encoding == "q8g32"
     assert best["blocks.1.ffn.key.weight"].encoding == best["blocks.1.att.key.weight"].encoding == "q4g16"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_int5_is_no_larger_than_q5_k_m(size: str) -> None:
+    layers, width = SIZES[size]
+    arch = synthetic_arch("7", layers, width, 65536)
+    default, best = make_plan(arch, "int5"), make_plan(arch, "int5", recipe="best")
+    assert 0.95 * q5_k_m_bytes(arch) < estimated_bytes(default) <= q5_k_m_bytes(arch)
+    assert estimated_bytes(default) < estimated_bytes(best) < estimated_bytes(make_plan(arch, "int8"))
+    assert (
+        default["blocks.1.att.key.weight"].encoding
+        == default["blocks.1.att.value.weight"].encoding
+        == "q5g16"
+    )
+    assert default["blocks.1.ffn.key.weight"].encoding == "q5g32"
+    assert default["emb.weight"].encoding == {"0.1B": "q5g32", "0.4B": "q6g16"}.get(size, "q8g32")
+    assert default["head.weight"].encoding == default["blocks.1.att.w1"].encoding == "q8g32"
+    assert best["blocks.1.att.output.weight"].encoding == "q8g32"
+    assert best["blocks.1.att.key.weight"].encoding == best["blocks.1.ffn.key.weight"].encoding == "q5g16"
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -79,6 +101,8 @@ def test_the_size_of_q4_k_m() -> None:
         if class_of(name) == "vectors"
     )
     assert q4_k_m_bytes(small) == int((matrices + low_rank + vectors) / 8)
+    matrices = (300 * 256 + 12 * 256 * 256) * 5.5 + 300 * 256 * 6.5625
+    assert q5_k_m_bytes(small) == int((matrices + low_rank + vectors) / 8)
     matrices = (2 * 300 * 256 + 12 * 256 * 256) * 6.5625
     assert q6_k_bytes(small) == int((matrices + low_rank + vectors) / 8)
     narrow = synthetic_arch("7", 1, 64, 256, ranks=(8, 8, 8, 8))  # 64 is no multiple of 256, 4 * 64 is
@@ -96,6 +120,7 @@ def encodings(*words: str, kind: str = "int4") -> dict[str, str]:
 def test_overrides() -> None:
     plain, made = encodings(), encodings(r"att\.(value|output)=int8", "output=q4g32", "head=bf16", "emb=int4")
     assert encodings("att.key=int6")["blocks.1.att.key.weight"] == "q6g32"
+    assert encodings("att.key=int5", "ffn.key=q5g32")["blocks.1.att.key.weight"] == "q5g16"
     changed = {name for name in plain if plain[name] != made[name]}
     assert changed == {
         "emb.weight", "head.weight", *(f"blocks.{i}.att.{x}.weight" for i in "01" for x in ("value", "output")),
@@ -244,5 +269,10 @@ def test_what_is_measured_is_what_is_lost(tmp_path: Path) -> None:
     importance = np.linspace(0.1, 3, 48, dtype=np.float32)
     found = losses(values, numpy_encoder(), importance)
     assert 2e-3 < found["q4g16"] < found["q4g32"] < 1e-2 and found["q8g32"] < 6e-5
-    assert 1e-4 < found["q6g16"] < found["q6g32"] < 1e-3
+    assert found["q6g16"] < found["q6g32"] < found["q5g16"] < found["q5g32"] < found["q4g16"]
+    for encoding in ("q6g16", "q6g32", "q5g16", "q5g32"):
+        parts = numpy_encoder().encode(values, encoding, "t16x4", importance)
+        table = levels(layouts.unpack(parts, encoding, "t16x4", values.shape), encoding)
+        bound = bounds(values, ENCODINGS[encoding].group, table, importance)
+        assert bound.least < found[encoding] < bound.expected
     assert losses(np.zeros((16, 32), np.float32), numpy_encoder(), None) == dict.fromkeys(found, 0.0)

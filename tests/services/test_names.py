@@ -53,6 +53,7 @@ def test_the_newest_wins_and_others_can_be_named() -> None:
         ("g1-1.5b", files[1]),
         ("G1-1.5B-int4", files[1]),
         ("g1-1.5b-int6", files[1]),
+        ("g1-1.5b-int5", files[1]),
         ("g1-1.5b@20260805", files[2]),
         ("g1-1.5b@g1f", files[0]),
         (f"g1-1.5b@{files[4]}", files[4]),
