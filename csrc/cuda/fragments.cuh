@@ -20,7 +20,7 @@ template <int kForm, int kGroup>
 struct Fragments {
     static constexpr int kTerms = kActGroup / kGroup; ///< integer sums that end up in different products
     static constexpr int kNibbles = kForm != kForm8 && kTerms == 1 ? 1 : 2; ///< loads of them, or of bytes
-    static constexpr int kLoads = kForm == kForm6 ? 2 * kNibbles : kNibbles;
+    static constexpr int kLoads = kNibbles + (kForm == kForm6 ? kNibbles : kForm == kForm5 ? 1 : 0);
 
     uint4 codes[kLoads];
     unsigned scales[kTerms];
@@ -40,7 +40,7 @@ class UnitWeights {
         const int tiles = w.n_pad / kTileRows, tile = 2 * unit + i / 4;
         const size_t first = size_t(tile < tiles ? tile : tiles - 1) * size_t(w.k_pad / kActGroup);
         const int line = kForm == kForm8 ? 2 * j : F::kTerms == 1 ? j : j / 2;
-        above_ = unsigned((4 + (F::kTerms == 1 ? j / 2 : 0) - line) * kLine);
+        above_ = unsigned((4 + (kForm == kForm6 && F::kTerms == 1 ? j / 2 : 0) - line) * kLine);
         codes_ = w.q + first * kBytes + size_t(line * kLine + i % 4 * 16);
         scales_ = w.s + first * F::kTerms * kTileRows + size_t(i % 4 * 4);
     }
@@ -54,6 +54,8 @@ class UnitWeights {
 #pragma unroll
             for (int i = 0; i < F::kNibbles; ++i)
                 to.codes[F::kNibbles + i] = load16(codes_ + size_t(g) * kBytes + above_ + i * kLine);
+        if constexpr (kForm == kForm5)
+            to.codes[F::kNibbles] = load16(codes_ + size_t(g) * kBytes + above_);
 #pragma unroll
         for (int term = 0; term < F::kTerms; ++term)
             to.scales[term] = __ldg(reinterpret_cast<const unsigned*>(
@@ -63,7 +65,7 @@ class UnitWeights {
   private:
     const uint8_t* codes_;
     const int8_t* scales_;
-    unsigned above_; ///< q6: from the nibbles to the bits above them
+    unsigned above_; ///< q6 and q5: from the nibbles to the bits above them
 };
 
 /// Half of a word of 4-bit codes: the lower four, or the upper ones.
@@ -100,6 +102,15 @@ struct Weights32 {
             } else if constexpr (kForm == kForm8) { // codes around 128 become signed
                 low = word(0, row) ^ 0x80808080u;
                 high = word(1, row) ^ 0x80808080u;
+            } else if constexpr (kForm == kForm5 && F::kTerms == 1) {
+                int both[2];
+                look_up5(codebook, word(0, row), word(1, row) >> 2 * int(threadIdx.x % 4), &both[0],
+                         &both[1]);
+                low = uint32_t(both[0]), high = uint32_t(both[1]);
+            } else if constexpr (kForm == kForm5) {
+                const uint32_t signs = word(2, row) >> (int(threadIdx.x % 4) / 2 * 2 + 16 * odd);
+                low = look_up_half(codebook, word(0, row), odd) ^ low_signs(signs);
+                high = look_up_half(codebook, word(1, row), odd) ^ low_signs(signs >> 4);
             } else if constexpr (F::kTerms == 1) {
                 int both[2];
                 look_up(codebook, word(0, row), &both[0], &both[1]);
@@ -141,7 +152,7 @@ __device__ __forceinline__ void arrange(uint4& low, uint4& high) {
     if constexpr (kForm == kForm6 && kGroup == 16) {
         const uint4 a = low, b = high;
         low = make_uint4(a.x, b.x, a.y, b.y), high = make_uint4(a.z, b.z, a.w, b.w);
-    } else if constexpr (kForm == kForm4) { // the codebook's bytes come as 0 4 1 5, 2 6 3 7
+    } else if constexpr (kLookedUp<kForm>) { // the codebook's bytes come as 0 4 1 5, 2 6 3 7
         const auto turn = [](uint4 x) {
             return make_uint4(__byte_perm(x.x, x.y, 0x5140), __byte_perm(x.x, x.y, 0x7362),
                               __byte_perm(x.z, x.w, 0x5140), __byte_perm(x.z, x.w, 0x7362));
@@ -163,11 +174,11 @@ __device__ __forceinline__ uint2 arranged(const int8_t* x) {
         const auto four = [&](int which) { return __ldg(reinterpret_cast<const unsigned*>(x) + which); };
         return make_uint2(four(j), four(4 + j));
     }
-    if constexpr (kForm == kForm4 && kGroup == 32) {
+    if constexpr (kLookedUp<kForm> && kGroup == 32) {
         const uint2 in = eight(j);
         return make_uint2(__byte_perm(in.x, in.y, 0x5140), __byte_perm(in.x, in.y, 0x7362));
     }
-    if constexpr (kForm == kForm4 && kGroup == 16) {
+    if constexpr (kLookedUp<kForm> && kGroup == 16) {
         const uint2 first = eight(j / 2), second = eight(2 + j / 2);
         const unsigned order = j % 2 == 0 ? 0x5140u : 0x7362u;
         return make_uint2(__byte_perm(first.x, first.y, order), __byte_perm(second.x, second.y, order));

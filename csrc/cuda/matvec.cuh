@@ -85,6 +85,23 @@ struct LaneWeights {
                 row(2, nibbles.z, above.z);
                 row(3, nibbles.w, above.w);
             }
+        if constexpr (kForm == kForm5)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const uint4 &nibbles = stored[i], &signs = stored[4];
+                const auto row = [&](int r, uint32_t eight, uint32_t bits) {
+                    int &low = codes[2 * i][r], &high = codes[2 * i + 1][r];
+                    table.look_up(eight, &low, &high);
+                    low ^= int(low_signs(bits >> 2 * i) & 0x7f7f7f7fu);
+                    high ^= int(high_signs(bits >> 2 * i) & 0x7f7f7f7fu);
+                    pin(low);
+                    pin(high);
+                };
+                row(0, nibbles.x, signs.x);
+                row(1, nibbles.y, signs.y);
+                row(2, nibbles.z, signs.z);
+                row(3, nibbles.w, signs.w);
+            }
         if constexpr (kForm == kForm4)
 #pragma unroll
             for (int i = 0; i < kPieces; ++i) {
@@ -111,12 +128,12 @@ struct LaneWeights {
         for (int half = 0; half < 2; ++half) {
             const uint4 in = *reinterpret_cast<const uint4*>(x + half * 16);
             if constexpr (kForm != kForm8) {
-                constexpr bool kTurned = kForm == kForm4;
+                constexpr bool kTurned = kLookedUp<kForm>;
                 const int b[4] = {int(kTurned ? __byte_perm(in.x, in.y, 0x5140) : in.x),
                                   int(kTurned ? __byte_perm(in.x, in.y, 0x7362) : in.y),
                                   int(kTurned ? __byte_perm(in.z, in.w, 0x5140) : in.z),
                                   int(kTurned ? __byte_perm(in.z, in.w, 0x7362) : in.w)};
-                if constexpr (kForm == kForm4) { // what the codes have too much
+                if constexpr (kLookedUp<kForm>) { // what the codes have too much
                     int sum = 0;
 #pragma unroll
                     for (int i = 0; i < 4; ++i)

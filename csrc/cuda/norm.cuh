@@ -76,7 +76,10 @@ __device__ __forceinline__ float embedding_value(const DeviceMatrix& m, size_t r
         return f16_value(reinterpret_cast<const uint16_t*>(m.q)[row * k + at]);
     if (m.encoding == Encoding::kBf16)
         return bf16_value(reinterpret_cast<const uint16_t*>(m.q)[row * k + at]);
-    const int bits = m.encoding == Encoding::kQ8 ? 8 : m.encoding == Encoding::kQ6 ? 6 : 4;
+    const int bits = m.encoding == Encoding::kQ8   ? 8
+                     : m.encoding == Encoding::kQ6 ? 6
+                     : m.encoding == Encoding::kQ5 ? 5
+                                                   : 4;
     const uint8_t* codes = m.q + row * size_t(m.k_pad / 8 * bits);
     const int s = m.s[row * size_t(m.k_pad / m.group) + size_t(i / m.group)];
     int code;
@@ -84,11 +87,15 @@ __device__ __forceinline__ float embedding_value(const DeviceMatrix& m, size_t r
         const uint8_t* block = codes + i / 32 * 24; // nibbles, then the bits above them
         const int nibble = block[i % 16] >> i % 32 / 16 * 4 & 15;
         code = nibble + (block[16 + i % 8] >> i % 32 / 8 * 2 & 3) * 16 - kQ6Zero;
-    } else if (m.encoding == Encoding::kQ4) {
-        const int byte = codes[i / 32 * 16 + i % 16], entry = i % 32 < 16 ? byte & 15 : byte >> 4;
+    } else if (m.encoding != Encoding::kQ8) {
+        const bool five = m.encoding == Encoding::kQ5; // nibbles, then signs
+        const uint8_t* block = codes + i / 32 * (five ? 20 : 16);
+        const int byte = block[i % 16], entry = i % 32 < 16 ? byte & 15 : byte >> 4;
         code = signed_byte(entry < 8 ? (entry < 4 ? m.codebook[0] : m.codebook[1])
                                      : (entry < 12 ? m.codebook[2] : m.codebook[3]),
                            entry % 4);
+        if (five && (block[16 + i % 4] >> i % 32 / 4 & 1) != 0)
+            code = -1 - code;
     } else {
         code = int(codes[i]) - kQ8Zero;
     }

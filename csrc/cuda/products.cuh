@@ -46,11 +46,15 @@ struct PlainTable {
 };
 
 /// Forms of integer matrices, for templates.
-constexpr int kForm8 = 0, kForm4 = 1, kForm6 = 2;
+constexpr int kForm8 = 0, kForm4 = 1, kForm6 = 2, kForm5 = 3;
 template <int kForm>
 constexpr int kCodeBits = kForm == kForm8   ? 8
                           : kForm == kForm6 ? 6
+                          : kForm == kForm5 ? 5
                                             : 4;
+/// Whether codes are looked up in a table, and come in another order than they are stored in.
+template <int kForm>
+constexpr bool kLookedUp = kForm == kForm4 || kForm == kForm5;
 
 /// For every form of integer matrices: f<form, group>().
 template <class F>
@@ -61,6 +65,10 @@ __device__ __forceinline__ void with_format(const DeviceMatrix& w, F f) {
         f.template operator()<kForm6, 32>();
     else if (w.encoding == Encoding::kQ6)
         f.template operator()<kForm6, 16>();
+    else if (w.encoding == Encoding::kQ5 && w.group == 32)
+        f.template operator()<kForm5, 32>();
+    else if (w.encoding == Encoding::kQ5)
+        f.template operator()<kForm5, 16>();
     else if (w.group == 32)
         f.template operator()<kForm4, 32>();
     else
@@ -71,6 +79,24 @@ __device__ __forceinline__ void with_format(const DeviceMatrix& w, F f) {
 __device__ __forceinline__ uint32_t six_bits(uint32_t nibbles, uint32_t above) {
     const uint32_t codes = (nibbles & 0x0f0f0f0fu) | (above & 0x03030303u) << 4;
     return ((codes | 0x80808080u) - 0x20202020u) ^ 0x80808080u; // byte by byte: nothing is borrowed
+}
+
+/// Ones in the bytes of the lower four of eight 5-bit codes that have their sign; that of the nibbles of byte
+/// i is bits 0 and 1 of byte i of `signs`.
+__device__ __forceinline__ uint32_t low_signs(uint32_t signs) {
+    return bytes_or_signs(signs << 7, signs << 6, 0xd9c8u);
+}
+/// The same of the upper four.
+__device__ __forceinline__ uint32_t high_signs(uint32_t signs) {
+    return bytes_or_signs(signs << 7, signs << 6, 0xfbeau);
+}
+
+/// Eight 5-bit codes to signed bytes, as look_up.
+__device__ __forceinline__ void look_up5(const uint32_t* codebook, uint32_t nibbles, uint32_t signs, int* low,
+                                         int* high) {
+    look_up(codebook, nibbles, low, high);
+    *low ^= int(low_signs(signs));
+    *high ^= int(high_signs(signs));
 }
 
 __device__ __forceinline__ uint4 load16(const void* p) { return __ldg(static_cast<const uint4*>(p)); }

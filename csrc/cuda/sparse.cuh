@@ -98,11 +98,19 @@ __device__ __forceinline__ void six_bit_outputs(uint32_t nibbles, uint32_t above
     *high = __byte_perm(even, odd, 0x7362);
 }
 
+/// The signs of the eight 5-bit codes of a word as look_up5 takes them, from the byte that a record has of
+/// them.
+__device__ __forceinline__ uint32_t sign_pairs(uint32_t byte) {
+    const uint32_t half = byte | byte << 4;
+    return half | half << 14;
+}
+
 /// Half a line of 64 bytes: what a warp makes of sixteen channels of it at a time.
 template <int kForm, int kGroup>
 struct HalfLine {
     static constexpr int kPerWord = kForm == kForm8 ? 4 : 8, kOutputs = 8 * kPerWord;
     static constexpr int kLineOutputs = 2 * kOutputs, kGroups = kLineOutputs / kGroup;
+    static constexpr int kAbove = kForm == kForm6 ? 2 : 1; ///< bytes above a word's nibbles, if any
     int line, half;
     size_t first_scale, first_code, first_above; ///< in a record; codes, and the bits above, are the lane's
 
@@ -110,13 +118,13 @@ struct HalfLine {
         : line(line_), half(half_),
           first_scale(size_t(w.n_pad) / 8 * kCodeBits<kForm> + size_t(line_) * kGroups),
           first_code(size_t(line_) * 64 + size_t(half_) * 32 + size_t(threadIdx.x % 8) * 4),
-          first_above(size_t(w.n_pad) / 2 + size_t(line_) * 32 + size_t(half_) * 16 +
-                      size_t(threadIdx.x % 8) * 2) {}
+          first_above(size_t(w.n_pad) / 2 +
+                      (size_t(line_) * 16 + size_t(half_) * 8 + size_t(threadIdx.x % 8)) * kAbove) {}
 
     /// A lane's: four channels' codes of one word; and of one channel every second scale.
     struct Codes {
         uint32_t words[4];
-        uint16_t above[kForm == kForm6 ? 4 : 1]; ///< q6: the bits above the words' nibbles
+        uint16_t above[kCodeBits<kForm> % 4 != 0 ? 4 : 1]; ///< q6 and q5: the bits above the words' nibbles
         int8_t scales[(kGroups + 1) / 2];
         float factor; ///< of that channel
 
@@ -135,6 +143,10 @@ struct HalfLine {
                 for (int i = 0; i < 4; ++i)
                     above[i] = __ldg(reinterpret_cast<const uint16_t*>(
                         w.q + size_t(record[i]) * size_t(w.stride) + at.first_above));
+            if constexpr (kForm == kForm5)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    above[i] = __ldg(w.q + size_t(record[i]) * size_t(w.stride) + at.first_above);
             const uint8_t* from =
                 w.q + size_t(channels[lane % kBlockChannels]) * size_t(w.stride) + at.first_scale;
 #pragma unroll
@@ -177,10 +189,15 @@ struct HalfLine {
                 six_bit_outputs(b, codes.above[2 * pair + 1], &b_low, &b_high);
                 add(0, a_low, b_low);
                 add(4, a_high, b_high);
-            } else if constexpr (kForm == kForm4) {
+            } else if constexpr (kLookedUp<kForm>) {
                 int a_low, a_high, b_low, b_high;
-                look_up(w.codebook, a, &a_low, &a_high);
-                look_up(w.codebook, b, &b_low, &b_high);
+                if constexpr (kForm == kForm5) {
+                    look_up5(w.codebook, a, sign_pairs(codes.above[2 * pair]), &a_low, &a_high);
+                    look_up5(w.codebook, b, sign_pairs(codes.above[2 * pair + 1]), &b_low, &b_high);
+                } else {
+                    look_up(w.codebook, a, &a_low, &a_high);
+                    look_up(w.codebook, b, &b_low, &b_high);
+                }
                 add(0, uint32_t(a_low), uint32_t(b_low));
                 add(4, uint32_t(a_high), uint32_t(b_high));
             } else {

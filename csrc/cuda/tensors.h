@@ -16,7 +16,7 @@ struct DeviceMatrix {
     const uint8_t* q = nullptr;
     const int8_t* s = nullptr;
     const float* d = nullptr;
-    uint32_t codebook[4] = {}; ///< q4: sixteen signed bytes, the zero point taken off
+    uint32_t codebook[4] = {}; ///< q4 and q5: sixteen signed bytes, the zero point taken off
 
     bool empty() const { return n == 0; }
     bool wants_quantized() const { return layout == Layout::kTile; }

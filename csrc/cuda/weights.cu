@@ -11,7 +11,7 @@ int round_up(int value, int multiple) { return (value + multiple - 1) / multiple
 void describe(const rwkv_cuda_matrix& from, DeviceMatrix& to) {
     if (from.n == 0)
         return;
-    require(from.encoding >= 0 && from.encoding <= int(Encoding::kQ6) && from.layout >= 0 &&
+    require(from.encoding >= 0 && from.encoding <= int(Encoding::kQ5) && from.layout >= 0 &&
                 from.layout <= int(Layout::kKn) && from.n > 0 && from.k > 0,
             Fault::kFormat, "impossible matrix");
     to.encoding = Encoding(from.encoding);
@@ -32,7 +32,7 @@ void describe(const rwkv_cuda_matrix& from, DeviceMatrix& to) {
         const auto code_bytes = [&](size_t weights) { return weights / 8 * size_t(code_bits(to.encoding)); };
         require(to.group == 32 || (to.encoding != Encoding::kQ8 && to.group == 16), Fault::kFormat,
                 "impossible group");
-        cb = to.encoding == Encoding::kQ4 ? 16 : 0;
+        cb = has_codebook(to.encoding) ? 16 : 0;
         if (to.layout == Layout::kKn) {
             require(to.n_pad == round_up(to.n, line_outputs(to.encoding)) && to.k_pad == to.k &&
                         to.stride == round_up(int(code_bytes(n)) + to.n_pad / to.group, 64),

@@ -23,7 +23,7 @@ rwkv_cuda_matrix matrix(const Matrix& m) {
         c.q_bytes = m.bytes();
         return c;
     }
-    c.cb_bytes = m.encoding == Encoding::kQ4 ? 16 : 0;
+    c.cb_bytes = has_codebook(m.encoding) ? 16 : 0;
     if (m.layout == Layout::kKn) {
         c.q_bytes = size_t(m.k) * size_t(m.stride);
         c.d_bytes = size_t(m.k) * sizeof(float);

@@ -138,7 +138,8 @@ int main(int argc, char** argv) {
                 config.n_layer);
     std::vector<std::string> encodings(argv + std::min(argc, 3), argv + argc);
     if (encodings.empty())
-        encodings = {"q8g32", "q8g32/kn", "q8g32/sparse", "q6g32", "q4g32", "q4g32/kn", "q4g32/sparse"};
+        encodings = {"q8g32", "q8g32/kn", "q8g32/sparse", "q6g32",
+                     "q5g32", "q4g32",    "q4g32/kn",     "q4g32/sparse"};
     for (const std::string& encoding : encodings) {
         const size_t name = encoding.find('/');
         measure(config, encoding.substr(0, name),

@@ -135,6 +135,8 @@ class ModelWriter {
             return "q4g16";
         if (has("att.key") || has("att.w2"))
             return "q6g32";
+        if (has("att.value") || has("att.a2"))
+            return "q5g32";
         if (has("ffn.") || has("head."))
             return "q4g32";
         return has("emb.") ? "bf16" : has(".weight") ? "q8g32" : "f16";

@@ -171,11 +171,12 @@ constexpr Version kVersions[] = {Version::k4,   Version::k5_0, Version::k5_1,
 
 TEST(odd_models_give_the_bits_of_the_cpu_engine) {
     for (const Version version : kVersions)
-        for (const char* encoding : {"f32", "bf16", "q8g32", "q6g32", "q6g16", "q4g32", "q4g16"}) {
+        for (const char* encoding :
+             {"f32", "bf16", "q8g32", "q6g32", "q6g16", "q5g32", "q5g16", "q4g32", "q4g16"}) {
             const bool q = encoding[0] == 'q';
             std::optional<Setting> order; // every other model the other way round: races would show
             if (std::strcmp(encoding, "q8g32") == 0 || std::strcmp(encoding, "q6g16") == 0 ||
-                std::strcmp(encoding, "bf16") == 0)
+                std::strcmp(encoding, "q5g16") == 0 || std::strcmp(encoding, "bf16") == 0)
                 order.emplace("RWKV_CUDA_EMULATED_ORDER", "reverse");
             compare(config_of(version, 2, 72, 8, 104, 50), encoding, q && version != Version::k4);
         }
@@ -216,6 +217,7 @@ TEST(usual_head_sizes_give_the_bits_of_the_cpu_engine) {
     for (const Version version : kVersions) {
         compare(config_of(version, 2, 128, 64, 192, 50), "q4g16", false);
         compare(config_of(version, 1, 128, 64, 192, 50), "q6g16", false);
+        compare(config_of(version, 1, 128, 64, 192, 50), "q5g16", false);
         const Setting order("RWKV_CUDA_EMULATED_ORDER", "reverse");
         compare(config_of(version, 2, 128, 64, 192, 50), "mixed", true);
         compare(config_of(version, 1, 96, 32, 130, 50), "f16", false);
@@ -225,7 +227,7 @@ TEST(usual_head_sizes_give_the_bits_of_the_cpu_engine) {
 
 // More inputs than are summed at once, more active channels than meet in shared memory.
 TEST(long_rows_give_the_bits_of_the_cpu_engine) {
-    for (const char* encoding : {"q8g32", "q6g32", "q6g16", "q4g32", "q4g16"})
+    for (const char* encoding : {"q8g32", "q6g32", "q6g16", "q5g32", "q5g16", "q4g32", "q4g16"})
         for (const bool kn : {false, true})
             compare(config_of(Version::k7, 1, 64, 64, 4200, 50), encoding, kn);
 }
@@ -293,7 +295,7 @@ void compare_many_columns(const Config& config, const char* encoding, std::initi
 
 // Blocks of 8, 32 and 64 columns, whole and not; units and stages that are not whole; all formats.
 TEST(many_columns_give_the_bits_of_the_cpu_engine) {
-    for (const char* encoding : {"q8g32", "q6g32", "q6g16", "q4g32", "q4g16", "mixed"}) {
+    for (const char* encoding : {"q8g32", "q6g32", "q6g16", "q5g32", "q5g16", "q4g32", "q4g16", "mixed"}) {
         compare_many_columns(config_of(Version::k7, 1, 136, 8, 420, 70), encoding, {9, 33, 70});
         const Setting order("RWKV_CUDA_EMULATED_ORDER", "reverse");
         compare_many_columns(config_of(Version::k6, 1, 72, 8, 104, 50), encoding, {20, 41});
@@ -307,7 +309,7 @@ TEST(large_products_give_the_bits_of_the_cpu_engine) {
     std::vector<int32_t> tokens(512);
     for (size_t i = 0; i < tokens.size(); ++i)
         tokens[i] = int32_t(i * i % 50);
-    for (const char* encoding : {"q8g32", "q6g32", "q4g32", "q4g16"}) {
+    for (const char* encoding : {"q8g32", "q6g32", "q5g32", "q4g32", "q4g16"}) {
         Reference reference(config, encoding, false);
         std::vector<float> expected(50), got(50);
         State state(config);

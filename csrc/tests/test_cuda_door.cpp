@@ -83,7 +83,8 @@ TEST(devices_that_cannot_hold_a_model_say_why) {
 
 TEST(all_weights_reach_the_device) {
     for (const Version version : {Version::k4, Version::k5_0, Version::k6, Version::k7}) {
-        for (const char* encoding : {"f32", "bf16", "q8g32", "q6g32", "q6g16", "q4g16", "q4g32"}) {
+        for (const char* encoding :
+             {"f32", "bf16", "q8g32", "q6g32", "q6g16", "q5g32", "q5g16", "q4g16", "q4g32"}) {
             const Small small(version, encoding);
             size_t bytes = 0; // of the matrices in the file: vectors are f32 and have one dimension
             for (const auto& [name, spec] : small.specs)

@@ -11,7 +11,7 @@ from rwkvcli import Model, State
 
 pytestmark = needs_library
 
-KINDS = [("f32", "auto"), ("bf16", "auto"), *(each for each in INTEGERS if each[0] != "int5")]
+KINDS = [("f32", "auto"), ("bf16", "auto"), *INTEGERS]
 BOUND = 1e-5
 """Of the logits' range, in float32: that of the engine on the CPU."""
 
