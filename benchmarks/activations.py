@@ -14,7 +14,7 @@ from typing import Any
 
 from quant.container.reader import ModelFile
 
-KINDS = ("int8", "int6", "int4")
+KINDS = ("int8", "int6", "int5", "int4")
 HEAD = "| format | KL, weights rounded | KL, activations too | KL, one against the other | ratio, one to the other |"
 
 

@@ -72,7 +72,7 @@ def pth(folder: Path, shape: Shape) -> Path:
 
 
 def ours(folder: Path, shape: Shape, kind: str) -> Path:
-    """This engine's file: int8, int6, int4, bf16, f16 or f32. `ffn.value` is laid out as `--calibrate`, which finds the
+    """This engine's file: int8, int6, int5, int4, bf16, f16 or f32. `ffn.value` is laid out as `--calibrate`, which finds the
     density out, lays it out."""
     path = folder / f"{shape.stem}-{kind}.safetensors"
     if not path.exists():

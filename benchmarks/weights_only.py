@@ -37,9 +37,9 @@ Maker = Callable[[str, F32, F32 | None], Made]
 """(name, float32 matrix [N, K], importance [K]) -> what it becomes."""
 Weights = Callable[[str], F32 | None]
 """How much errors at each input of a matrix count."""
-OURS = ("q4g32", "q4g16", "q6g32", "q6g16", "q8g32")
-MIXED = (5.5, 6.5625)
-"""Bits per weight, those of Q5_K and Q6_K, that mixtures of ours are made for."""
+OURS = ("q4g32", "q4g16", "q5g32", "q5g16", "q6g32", "q6g16", "q8g32")
+MIXED = (5.0, 5.5, 6.5625)
+"""Bits per weight, the last two those of Q5_K and Q6_K, that mixtures of ours are made for."""
 HEAD = "| format | bits per weight | weight error | output error | ratio to f32 | KL mean | KL from the 65th token on |"
 
 

@@ -32,12 +32,14 @@ def bits_per_byte(model: Model) -> float:
 
 
 # The project's goal for int8 is 0.1 % of perplexity; for int4, what Q4_K_M with an importance matrix costs (3.44 %). int6
-# diverges by 1.7e-4 nats (docs/quality.md), so a byte's loss changes by the root of twice that: three errors of the mean.
-SIX = (1.7e-4 + 3 * math.sqrt(2 * 1.7e-4 / len(TEXT))) / math.log(2)
+# and int5 diverge by 1.7e-4 and 3.9e-4 nats (docs/quality.md), so a byte's loss changes by the root of twice that: three
+# errors of the mean.
+SIX, FIVE = ((kl + 3 * math.sqrt(2 * kl / len(TEXT))) / math.log(2) for kl in (1.7e-4, 3.9e-4))
 
 
 @pytest.mark.parametrize(
-    ("kind", "cost"), [("int8", math.log2(1.001)), ("int6", SIX), ("int4", math.log2(1.0344))]
+    ("kind", "cost"),
+    [("int8", math.log2(1.001)), ("int6", SIX), ("int5", FIVE), ("int4", math.log2(1.0344))],
 )
 def test_the_demo_predicts_english(tmp_path: Path, kind: str, cost: float) -> None:
     full = bits_per_byte(Model.load("demo"))
