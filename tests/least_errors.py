@@ -1,9 +1,9 @@
 """What codes of given levels lose at the least, by trying every scale: the bound that searched and rounded scales are held to.
 
 A group x with codes c loses |x - s c|², least at s = xc/cc, where it explains s² |c|² of the group's power. The file has the
-scale (d r²) with a whole root r of at most 127, which the largest group of a row has. Neighbouring roots differ by 2/r, so the
-nearest misses a wanted scale by a share e of at most 1/r (and half of the gap more, (2r + 1) / 2r², where r is small), on
-average of e² by a third of that squared, and then the group loses e² s² |c|² more: at its optimum there is no term in e.
+scale (d r²) with a whole root r of at most 127, which the largest group of a row has exactly. The scales of roots r and r + 1 are
+a share of 2r + 1 over r² apart, so the nearer one misses a wanted scale by a share e of at most half of that. e² is a third of
+(1/r)² on average (of all wanted roots between), and the group loses e² s² |c|² more: at its optimum there is no term in e.
 So an encoder that finds the best scales, and then the better of two roots, loses at most `least` + `rounding`; one that
 also tries other codes for them less.
 """
@@ -62,6 +62,7 @@ def bounds(values: np.ndarray, group: int, levels: np.ndarray, counts: np.ndarra
     root = np.maximum(
         127 * np.sqrt(sizes / np.where(sizes.max(axis=1) > 0, sizes.max(axis=1), 1.0)[:, None]), 1
     )
-    missed = np.square((2 * root + 1) / (2 * root**2)).reshape(-1)
-    worst = float((missed * best).sum())
-    return Bounds(least / power, worst / 3 / power, worst / power) if power > 0 else Bounds(0.0, 0.0, 0.0)
+    missed = np.where(root < 127, 1 / root, 0.0).reshape(-1)
+    rounding = float((np.square(missed) / 3 * best).sum())
+    worst = float((np.square((2 * root + 1) / (2 * root**2)).reshape(-1) * best).sum())
+    return Bounds(least / power, rounding / power, worst / power) if power > 0 else Bounds(0.0, 0.0, 0.0)

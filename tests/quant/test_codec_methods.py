@@ -65,8 +65,8 @@ def test_errors_of_six_and_five_bits_are_those_of_the_best_scales_rounded(kind: 
         largest = np.abs(values.reshape(-1, group)).max(axis=1).astype(np.float64)
         assert error < group * np.square(largest / end).sum() / 12 / power
         bound = bounds(values, group, levels(layouts.unpack(parts, encoding, "row", values.shape), encoding))
-        # without a tail all scales are about as good as the best one, which the few tries of 5 bits then miss
-        assert error < (bound.most if (kind, ENCODINGS[encoding].bits) == ("uniform", 5) else bound.expected)
+        # with 5 bits two roots are tried, after scales that are 2 to 8 % apart: the best one may be missed
+        assert error < (bound.expected if ENCODINGS[encoding].bits == 6 else bound.most)
 
 
 @pytest.mark.parametrize("kind", ["gauss", "t5", "x6", "x60"])
