@@ -34,10 +34,11 @@ constexpr Level kLevels[] = {
 
 size_t product_scratch_bytes(const Matrix& w, int rows) {
     if (w.layout != Layout::kKn) {
-        // matmat_inl.h: outputs of a unit; of a tile the codes of 8 bits, and the groups' scales
+        // matmat_inl.h, panel_inl.h: outputs of a unit; of its two tiles the codes of 8 bits, and the groups'
+        // scales
         const size_t decoded =
             w.layout == Layout::kTile
-                ? size_t(w.k_pad) * kTileRows + size_t(w.k_pad / w.group) * kTileRows * sizeof(float)
+                ? size_t(w.k_pad) * kUnitRows + size_t(w.k_pad / w.group) * kUnitRows * sizeof(float)
                 : 0;
         return size_t(rows + kWidestBlock) * kUnitRows * sizeof(float) + decoded;
     }

@@ -8,6 +8,8 @@
 //
 #include "cpu/matmat_inl.h"
 //
+#include "cpu/panel_inl.h"
+//
 #include "cpu/softmax_inl.h"
 //
 #include "cpu/sparse_inl.h"
@@ -30,12 +32,14 @@ void product(const Product& p, int begin, int end, int rows, uint8_t* scratch) {
     for (int unit = begin; unit < end; ++unit) {
         const int n = unit * kUnitRows, count = w.n - n < kUnitRows ? w.n - n : kUnitRows;
         if (w.layout == Layout::kTile) {
-            for (int tile = 2 * unit; tile < 2 * unit + 2 && tile * kTileRows < w.n; ++tile) {
-                float* part = y + (tile & 1) * kTileRows;
-                with_codes(w, [&]<Encoding E, int kGroup>() {
-                    tile_times_rows<E, kGroup>(w, tile, *p.x, rows, part, kUnitRows, decoded);
-                });
-            }
+            with_codes(w, [&]<Encoding E, int kGroup>() {
+                if constexpr (kTakesPanels)
+                    if (takes_panel(E, rows) && count > kTileRows)
+                        return panel_times_rows<E, kGroup>(w, unit, *p.x, rows, y, decoded);
+                for (int tile = 2 * unit; tile < 2 * unit + 2 && tile * kTileRows < w.n; ++tile)
+                    tile_times_rows<E, kGroup>(w, tile, *p.x, rows, y + (tile & 1) * kTileRows, kUnitRows,
+                                               decoded);
+            });
         } else if (w.encoding == Encoding::kF32) {
             float_unit<Encoding::kF32>(w, n, count, *p.x, rows, y);
         } else if (w.encoding == Encoding::kF16) {

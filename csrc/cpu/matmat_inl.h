@@ -183,7 +183,8 @@ RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, 
 }
 
 /// A tile as the dot products take it: 64 bytes hold 4 inputs of 16 rows. Its group scales become floats.
-template <Encoding E, int kGroup>
+/// kLift is added to codes of q4, and so to their zero point.
+template <Encoding E, int kGroup, int kLift = 0>
 const uint8_t* decode_tile(const Matrix& w, int tile, uint8_t* decoded, float* scales) {
     const int groups = w.k_pad / kGroup;
     const int8_t* s = w.s + size_t(tile) * size_t(groups) * kTileRows;
@@ -208,8 +209,8 @@ const uint8_t* decode_tile(const Matrix& w, int tile, uint8_t* decoded, float* s
             }
         return decoded;
     }
-    const vc codebook = load_codebook(w.cb);
     if constexpr (E == Encoding::kQ5) {
+        const vc codebook = load_codebook(w.cb);
         for (size_t i = 0; i < bytes; i += 8 * 64, codes += 5 * 64) {
             vc high = load_codes(codes + 4 * 64);
             for (int line = 0; line < 5; ++line)
@@ -226,6 +227,10 @@ const uint8_t* decode_tile(const Matrix& w, int tile, uint8_t* decoded, float* s
         }
         return decoded;
     }
+    uint8_t lifted[16];
+    for (int i = 0; i < 16; ++i)
+        lifted[i] = uint8_t(w.cb[i] + kLift);
+    const vc codebook = load_codebook(lifted);
     for (size_t i = 0; i < bytes; i += 128, codes += 64) {
         prefetch(codes + kPrefetchBytes);
         const vc packed = load_codes(codes);

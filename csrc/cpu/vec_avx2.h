@@ -20,6 +20,7 @@ namespace {
 constexpr int kMaxTokens = 4;        // eight of the sixteen registers are accumulators
 constexpr int kFloatRows = 2;        // rows of floats that kMaxTokens / 2 tokens meet in registers
 constexpr bool kDecodesTiles = true; // so the codebook needs none
+constexpr bool kTakesPanels = false; // for want of registers
 
 struct vf {
     __m256 a, b;
@@ -127,6 +128,10 @@ inline vf square_law(vi s) {
 inline __m256i load_half(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
 inline vi load_words(const uint8_t* p) { return {load_half(p), load_half(p + 32)}; }
 inline vi isub(vi x, vi y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
+template <int I>
+inline vi shift_right(vi x) {
+    return {_mm256_srai_epi32(x.a, I), _mm256_srai_epi32(x.b, I)};
+}
 template <int I>
 inline __m256i signed_byte(__m256i x) {
     return _mm256_srai_epi32(_mm256_slli_epi32(x, 24 - 8 * I), 24);

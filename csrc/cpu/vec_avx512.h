@@ -19,6 +19,7 @@ namespace {
 constexpr int kMaxTokens = 8;
 constexpr int kFloatRows = 4;         // rows of floats that kMaxTokens / 2 tokens meet in registers
 constexpr bool kDecodesTiles = false; // whether tiles are decoded for all tokens at once
+constexpr bool kTakesPanels = true;   // whether many tokens meet two tiles at once
 
 using vf = __m512;
 using vi = __m512i;
@@ -78,6 +79,10 @@ inline vf square_law(vi s) { return to_float(_mm512_mullo_epi32(s, _mm512_abs_ep
 
 inline vi load_words(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline vi isub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+template <int I>
+inline vi shift_right(vi a) {
+    return _mm512_srai_epi32(a, I);
+}
 template <int I>
 inline vi signed_byte(vi a) {
     return _mm512_srai_epi32(_mm512_slli_epi32(a, 24 - 8 * I), 24);

@@ -18,6 +18,7 @@ namespace {
 constexpr int kMaxTokens = 4; // tokens that one tile of weights meets in registers
 constexpr int kFloatRows = 4; // rows of floats that kMaxTokens / 2 tokens meet in registers
 constexpr bool kDecodesTiles = true;
+constexpr bool kTakesPanels = false;
 constexpr bool kQuantizesBlocks = false;
 
 struct vf {
@@ -167,6 +168,11 @@ vi isub(vi a, vi b) {
     vi r;
     RWKV_LANES(int32_t(uint32_t(a.v[i]) - uint32_t(b.v[i])));
 } // wraps around
+template <int I>
+vi shift_right(vi a) {
+    vi r;
+    RWKV_LANES(a.v[i] >> I);
+}
 /// Byte I of each word, sign-extended.
 template <int I>
 vi signed_byte(vi a) {

@@ -150,6 +150,29 @@ TEST(many_tokens_meet_chunks_of_channels_as_one_does) {
         }
 }
 
+TEST(many_tokens_meet_panels_of_tiles_as_one_does) {
+    unsigned seed = 950;
+    for (const char* encoding : {"q8g32", "q4g32", "q4g16", "q6g32", "q6g16"})
+        for (const int k : {500, 544, 1100}) // one panel, and more with an odd number of groups
+            for (const int rows : {5, 13, 24}) {
+                const int n = 112; // the last tile is alone
+                const RandomMatrix random(encoding, "t16x4", n, k, ++seed);
+                const std::vector<float> x = gaussian(size_t(rows) * size_t(k), ++seed);
+                const std::vector<float> initial = gaussian(size_t(rows) * size_t(n), ++seed);
+                std::vector<float> first;
+                for (const KernelTable* op : levels()) {
+                    const auto alone = run(*op, random.matrix, x, rows, Epilogue::kAdd, initial, 1, true);
+                    if (first.empty())
+                        first = alone;
+                    CHECK(same_bits(first, alone), "%s %s k=%d: differs from scalar", op->name, encoding, k);
+                    for (const int pieces : {1, 3})
+                        CHECK(same_bits(alone, run(*op, random.matrix, x, rows, Epilogue::kAdd, initial,
+                                                   pieces, false)),
+                              "%s %s k=%d: %d rows in %d pieces differ", op->name, encoding, k, rows, pieces);
+                }
+            }
+}
+
 TEST(epilogues_match_float64) {
     const struct {
         Epilogue epilogue;
