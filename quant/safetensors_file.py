@@ -11,7 +11,7 @@ import json
 import os
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MAX_HEADER = 100_000_000
 """Longest header accepted, in bytes (the same limit as the reference implementation's)."""
 MAX_RANK = 32
+DATA_ALIGNMENT = 64
+"""Where the data begins of a file that is written here."""
 MAX_ELEMENTS = 1 << 62
 
 _BITS = {
@@ -192,6 +194,23 @@ class SafetensorsFile:
             at = info.end
         if at != self.file.size:
             raise FormatError(f"{self.file.path}: the last {self.file.size - at} bytes belong to no tensor")
+
+
+def header_bytes(
+    places: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str]
+) -> bytes:
+    """What a file begins with whose tensors, {name: (dtype, shape, bytes)}, follow one another in this order.
+
+    Padded with spaces so that the data begins at a multiple of DATA_ALIGNMENT bytes.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    at = 0
+    for name, (dtype, shape, size) in places.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text
 
 
 def _parse_json(path: str, text: bytes) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <span>
 #include <string>
 #include <vector>
@@ -57,6 +58,32 @@ struct NewFloats {
             throw py::error_already_set();
         array = view.attr("cast")("f", shape);
     }
+};
+
+/// The float32 values of any array in C order, while this lives; of other arrays, a copy as numpy makes it.
+class FloatValues {
+  public:
+    explicit FloatValues(const pybind11::object& object) {
+        namespace py = pybind11;
+        if (PyObject_CheckBuffer(object.ptr())) {
+            info_ = py::reinterpret_borrow<py::buffer>(object).request();
+            auto step = py::ssize_t(sizeof(float));
+            bool as_they_are = info_.item_type_is_equivalent_to<float>() &&
+                               reinterpret_cast<uintptr_t>(info_.ptr) % sizeof(float) == 0;
+            for (auto i = info_.ndim; i-- > 0; step *= info_.shape[size_t(i)])
+                as_they_are = as_they_are && info_.strides[size_t(i)] == step;
+            if (as_they_are)
+                return;
+        }
+        const auto numpy = py::module_::import("numpy");
+        info_ = py::buffer(numpy.attr("array")(object, "f4", py::arg("order") = "C")).request();
+    }
+
+    const float* data() const { return static_cast<const float*>(info_.ptr); }
+    size_t size() const { return size_t(info_.size); }
+
+  private:
+    pybind11::buffer_info info_;
 };
 
 } // namespace rwkv::bindings

@@ -1,5 +1,6 @@
 #include "bindings/model_door.h"
 
+#include <algorithm>
 #include <chrono>
 
 namespace py = pybind11;
@@ -47,17 +48,19 @@ std::function<bool()> interruption() {
 
 py::dict arrays_of(const std::vector<State::Entry>& entries) {
     py::dict result;
-    for (const State::Entry& entry : entries)
-        result[py::str(entry.name)] = py::array_t<float>(
-            std::vector<py::ssize_t>(entry.shape.begin(), entry.shape.end()), entry.values.data());
+    for (const State::Entry& entry : entries) {
+        const NewFloats values(std::vector<py::ssize_t>(entry.shape.begin(), entry.shape.end()));
+        std::copy(entry.values.begin(), entry.values.end(), values.data);
+        result[py::str(entry.name)] = values.array;
+    }
     return result;
 }
 
-StateArrays pointers_into(const py::dict& arrays, std::vector<Floats>& kept) {
+StateArrays pointers_into(const py::dict& arrays, std::vector<FloatValues>& kept) {
     StateArrays entries;
     for (const auto& [name, value] : arrays) {
-        kept.push_back(value.cast<Floats>());
-        entries[name.cast<std::string>()] = {kept.back().data(), size_t(kept.back().size())};
+        kept.emplace_back(py::reinterpret_borrow<py::object>(value));
+        entries[name.cast<std::string>()] = {kept.back().data(), kept.back().size()};
     }
     return entries;
 }

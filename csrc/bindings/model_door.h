@@ -20,7 +20,6 @@
 
 namespace rwkv::bindings {
 
-using Floats = pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>;
 /// (name, encoding, layout, shape, parts as (name, offset, bytes))
 using SpecTuple = std::tuple<std::string, std::string, std::string, std::vector<int>,
                              std::vector<std::tuple<std::string, size_t, size_t>>>;
@@ -67,12 +66,12 @@ pybind11::object forward_batch(M& model, const pybind11::buffer& tokens, const s
 }
 
 /// Pointers into the arrays of a dict, which `kept` keeps.
-StateArrays pointers_into(const pybind11::dict& arrays, std::vector<Floats>& kept);
+StateArrays pointers_into(const pybind11::dict& arrays, std::vector<FloatValues>& kept);
 
 /// Takes the arrays of a dict over, all or none.
 template <class S>
 void import_state(S& state, const pybind11::dict& arrays) {
-    std::vector<Floats> kept;
+    std::vector<FloatValues> kept;
     const StateArrays entries = pointers_into(arrays, kept);
     const pybind11::gil_scoped_release released;
     state.import_entries(entries);

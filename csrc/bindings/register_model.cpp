@@ -1,4 +1,6 @@
 // Model and State: ids in, logits out; the state stays in the engine.
+#include <algorithm>
+#include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
@@ -31,6 +33,15 @@ void register_model(py::module_& m) {
         .def("to_numpy", [](const State& state) { return arrays_of(state.export_entries()); })
         .def("load_numpy", &import_state<State>)
         .def_property_readonly("nbytes", &State::bytes);
+
+    m.def(
+        "all_finite",
+        [](const py::object& array) {
+            const FloatValues values(array);
+            return std::all_of(values.data(), values.data() + values.size(),
+                               [](float x) { return std::isfinite(x); });
+        },
+        py::arg("array"), "Whether no float32 value is NaN or infinite.");
 
     py::class_<Model>(m, "Model")
         .def(py::init([](const std::string& path, const py::dict& config,

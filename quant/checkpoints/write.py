@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import zlib
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from quant.atomic import whole_file
 from quant.errors import InvalidRequest
+from quant.safetensors_file import header_bytes
 
 FloatArray = npt.NDArray[np.float32]
 ALIGNMENT = 64
@@ -86,17 +86,11 @@ def write_safetensors(
     unknown dtype. An interrupted write leaves no file behind.
     """
     shapes, dtypes, pairs = _prepare(tensors, dtype)
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    at = 0
-    for name, shape in shapes.items():
-        size = _size(shape, dtypes[name])
-        kind = dtypes[name].upper()
-        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    places = {
+        name: (dtypes[name].upper(), shape, _size(shape, dtypes[name])) for name, shape in shapes.items()
+    }
     with whole_file(path) as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(header_bytes(places, metadata or {}))
         for name, values in pairs:
             file.write(_checked(name, values, shapes, dtypes).data)
 

@@ -27,12 +27,12 @@ class BackendState(Protocol):
 
     def copy(self) -> BackendState: ...
 
-    def to_numpy(self) -> dict[str, Float32]:
-        """The canonical form (a copy): per block `att.x_prev` [C], `ffn.x_prev` [C] and `att.state`
+    def to_numpy(self) -> Mapping[str, Logits]:
+        """The canonical form (a copy), in arrays that `numpy.asarray` takes as they are: per block `att.x_prev` [C], `ffn.x_prev` [C] and `att.state`
         [H, value, key]; for RWKV-4 `att.aa`, `att.bb`, `att.pp` [C]."""
         ...
 
-    def load_numpy(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def load_numpy(self, arrays: Mapping[str, Any]) -> None:
         """Take the canonical form over. Raises ValueError, and changes nothing, if it does not fit."""
         ...
 

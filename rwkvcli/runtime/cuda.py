@@ -15,10 +15,8 @@ from rwkvcli.runtime.device import cpu_level
 from rwkvcli.runtime.native import engine_arguments, too_many_threads
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from quant.container.reader import ModelFile
-    from rwkvcli.runtime.backend import Float32, Ids, Logits
+    from rwkvcli.runtime.backend import Ids, Logits
 
 LIBRARY = "RWKV_CUDA_LIBRARY"
 """Environment variable with the path of a librwkv_cuda, for development; empty, there is none. With it `auto` is the CPU."""
@@ -130,12 +128,12 @@ class CudaState:
         with _errors_of_the_device():
             return CudaState(self.inner.copy(), self.model)
 
-    def to_numpy(self) -> dict[str, Float32]:
+    def to_numpy(self) -> Mapping[str, Logits]:
         """The canonical form of `BackendState`."""
         with _errors_of_the_device():
             return self.inner.to_numpy()
 
-    def load_numpy(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def load_numpy(self, arrays: Mapping[str, Any]) -> None:
         """Take the canonical form over. Raises ValueError, and changes nothing, if it does not fit."""
         with _errors_of_the_device():
             self.inner.load_numpy(dict(arrays))

@@ -43,14 +43,16 @@ class State:
     def to_numpy(self) -> dict[str, NDArray[np.float32]]:
         """The canonical form, a copy: `blocks.N.att.x_prev` [C], `blocks.N.ffn.x_prev` [C] and `blocks.N.att.state`
         [n_head, value, key]; for RWKV-4 `blocks.N.att.aa`, `.bb`, `.pp` [C] instead of the matrices."""
-        return self.inner.to_numpy()
+        import numpy as np
+
+        return {name: np.asarray(array) for name, array in self.inner.to_numpy().items()}
 
     def save(self, path: str | Path) -> None:
         """Write the state to one safetensors file. An interrupted save leaves what was there before.
 
         Raises OSError when the folder cannot be written, and UsageError for a path that is no regular file.
         """
-        write_state(path, self.to_numpy(), self.origin, self.tokens_seen, self.pause)
+        write_state(path, self.inner.to_numpy(), self.origin, self.tokens_seen, self.pause)
 
     @classmethod
     def load(cls, path: str | Path, model: Model) -> State:
@@ -63,7 +65,7 @@ class State:
             file.check_belongs_to(model.origin)
             file.verify()
             state = model.new_state()
-            expected = {name: array.shape for name, array in state.to_numpy().items()}
+            expected = {name: array.shape for name, array in state.inner.to_numpy().items()}
             if file.shapes != expected:
                 raise FormatError(f"{path}: its arrays are not those of the model's states")
             pause = file.pause
@@ -71,7 +73,7 @@ class State:
             if logits is not None and logits.shape != (model.config.vocab_size,):
                 raise FormatError(f"{path}: {LOGITS} is not as long as the vocabulary")
             try:
-                state.inner.load_numpy(file.arrays())
+                state.inner.load_numpy(file.values())
             except ValueError as e:
                 raise FormatError(f"{path}: {e}") from None
             state.tokens_seen, state.pause = file.tokens_seen, pause

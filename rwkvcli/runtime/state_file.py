@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from quant.container.header import arch_fields
 from quant.errors import SourceNotFound, quoted
@@ -20,6 +20,8 @@ from quant.safetensors_file import SafetensorsFile
 from rwkvcli.errors import FormatError, ModelNotFound, StateMismatch
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from quant.arch import Arch
     from rwkvcli.runtime.backend import Float32, Logits
 
@@ -101,26 +103,39 @@ class StateFile:
         said = self._pause
         if said is None:
             return None
-        logits = self._file.array(LOGITS).copy() if LOGITS in self._file.header else None
+        logits: memoryview[float] | None = None
+        if LOGITS in self._file.header:
+            if len(self._file.header[LOGITS].shape) != 1:
+                raise FormatError(f"{self.path}: {LOGITS} is not one row of numbers")
+            logits = memoryview(bytearray(self._file.buffer(LOGITS))).cast("f")
         return Pause(logits, said["sampler"], said["text"], said["ended"])
 
     def arrays(self) -> dict[str, Float32]:
         """The state's arrays as read-only views of the file. FormatError: a value that is NaN or infinite."""
-        import numpy as np
+        self.values()
+        return {name: self._file.array(name) for name in self.shapes}
 
-        found: dict[str, Float32] = {}
-        for name in self.shapes:
-            array = self._file.array(name)
-            if not np.isfinite(array).all():
+    def values(self) -> dict[str, memoryview[float]]:
+        """The same without importing numpy, each [elements]: `shapes` tells the rest."""
+        from rwkvcli import _kernels
+
+        found = {name: self._file.buffer(name).cast("f") for name in self.shapes}
+        for name, values in found.items():
+            if not _kernels.all_finite(values):
                 raise FormatError(f"{self.path}: {quoted(name)} has values that are NaN or infinite")
-            found[name] = array
         return found
 
     def verify(self) -> None:
         """Raise FormatError if the checksum does not hold: something in the file is not as it was written."""
-        arrays = {name: self._file.array(name) for name in self._file.header}
+        header = self._file.header
         metadata = dict(self._file.metadata)
-        if metadata.pop("sha256", None) != _digest(metadata, arrays):
+        said = metadata.pop("sha256", None)
+        found = _digest(
+            metadata,
+            {name: info.shape for name, info in header.items()},
+            {name: self._file.buffer(name) for name in header},
+        )
+        if said != found:
             raise FormatError(f"{self.path}: its checksum is wrong: the state file is damaged")
 
     def check_belongs_to(self, origin: Origin) -> None:
@@ -180,15 +195,14 @@ def is_state_file(path: str | Path) -> bool:
 
 
 def write_state(
-    path: str | Path, arrays: Mapping[str, Float32], origin: Origin, tokens_seen: int, pause: Pause | None
+    path: str | Path, arrays: Mapping[str, Logits], origin: Origin, tokens_seen: int, pause: Pause | None
 ) -> None:
-    """Write a state file. An interrupted write leaves what was there before.
+    """Write a state file of float32 arrays in C order. An interrupted write leaves what was there before.
 
     Raises OSError when the folder cannot be written, and UsageError for a path that is no regular file.
     """
-    import numpy as np
-
-    from quant.checkpoints.write import write_safetensors
+    from quant.atomic import whole_file
+    from quant.safetensors_file import header_bytes
 
     metadata = {
         "format": FORMAT,
@@ -202,10 +216,16 @@ def write_state(
     if pause is not None:
         metadata["pause"] = _json(pause.to_json())
         if pause.logits is not None:
-            arrays[LOGITS] = np.asarray(pause.logits)
-    metadata["sha256"] = _digest(metadata, arrays)
+            arrays[LOGITS] = pause.logits
+    shapes = {name: tuple(array.shape or ()) for name, array in arrays.items()}
+    bytes_of = {name: memoryview(cast("Buffer", array)).cast("B") for name, array in arrays.items()}
+    metadata["sha256"] = _digest(metadata, shapes, bytes_of)
+    places = {name: ("F32", shape, len(bytes_of[name])) for name, shape in shapes.items()}
     try:
-        write_safetensors(path, arrays, metadata=metadata)
+        with whole_file(path) as file:
+            file.write(header_bytes(places, metadata))
+            for data in bytes_of.values():
+                file.write(data)
     except OSError as error:
         if error.filename is None:  # of a full disk: say what did not fit
             error.filename = str(path)
@@ -216,14 +236,14 @@ def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def _digest(metadata: Mapping[str, str], arrays: Mapping[str, Float32]) -> str:
-    """SHA-256 of everything that the file says, wherever it stands."""
-    import numpy as np
-
-    shapes = {name: list(array.shape) for name, array in arrays.items()}
-    digest = hashlib.sha256(_json([dict(metadata), shapes]).encode())
-    for name in sorted(arrays):
-        digest.update(np.ascontiguousarray(arrays[name], "<f4").data)
+def _digest(
+    metadata: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], data: Mapping[str, memoryview]
+) -> str:
+    """SHA-256 of everything that the file says, wherever it stands; `data` are the arrays' bytes."""
+    sizes = {name: list(shape) for name, shape in shapes.items()}
+    digest = hashlib.sha256(_json([dict(metadata), sizes]).encode())
+    for name in sorted(data):
+        digest.update(data[name])
     return digest.hexdigest()
 
 

@@ -73,10 +73,11 @@ class TorchState:
             for name, tensor in self._canonical().items()
         }
 
-    def load_numpy(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def load_numpy(self, arrays: Mapping[str, Any]) -> None:
         """Become the state that `to_numpy` gave. Raises ValueError, and changes nothing, when it does not
         fit.
         """
+        arrays = {name: np.asarray(array) for name, array in arrays.items()}
         mine = self._canonical()
         if odd := sorted(arrays.keys() ^ mine.keys()):
             raise ValueError(f"not a state of this model: tensor {odd[0]!r} is missing or unexpected")

@@ -68,6 +68,18 @@ def test_making_text_imports_nothing_heavy(model: Path) -> None:
         assert not names & set(HEAVY), line
 
 
+def test_going_on_from_a_state_imports_nothing_heavy(model: Path, tmp_path: Path) -> None:
+    some = ["generate", "-m", str(model), "--max-tokens", "2", "--temperature", "0"]
+    state = str(tmp_path / "a.state")
+    lines = [
+        [*some, "--save-state", state, "hello"],
+        [*some, "--state", state, "--update", " world"],
+    ]
+    for line, names in zip(lines, imported(*lines), strict=True):
+        assert not names & set(HEAVY), line
+    assert Path(state).exists()
+
+
 def test_help_of_the_program_names_every_verb_and_its_line() -> None:
     page = rwkv_inside("--help")
     assert (page.code, page.err) == (0, "")
