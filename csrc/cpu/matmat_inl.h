@@ -8,7 +8,8 @@
 namespace rwkv::cpu {
 namespace {
 
-constexpr int kPrefetchBytes = 4096; // how far ahead of the tile stream of one token
+constexpr int kPrefetchBytes = 4096;    // how far ahead of the tile stream of one token
+constexpr int kPrefetchFarBytes = 6144; // the same, into the second-level cache
 
 inline void prefetch(const uint8_t* p) {
 #ifdef _MSC_VER
@@ -165,7 +166,10 @@ RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, 
                 dot[t] = dot_start_q8(bias[t]);
             bias += T;
             for (int j = 0; j < 8; ++j, codes += 64, xq += kQuad) {
-                if constexpr (kFetch)
+                if constexpr (kFetch &&
+                              T == 1) // lines follow each other fast: they would crowd the first level
+                    prefetch_far(codes + kPrefetchFarBytes);
+                else if constexpr (kFetch)
                     prefetch(codes + kPrefetchBytes);
                 const vc quads = load_codes(codes);
                 for (int t = 0; t < T; ++t)
