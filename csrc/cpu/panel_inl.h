@@ -4,7 +4,7 @@
 // scales.
 #pragma once
 
-#include "cpu/kernels.h"
+#include "cpu/codes_inl.h"
 
 namespace rwkv::cpu {
 namespace {

@@ -152,7 +152,7 @@ TEST(many_tokens_meet_chunks_of_channels_as_one_does) {
 
 TEST(many_tokens_meet_panels_of_tiles_as_one_does) {
     unsigned seed = 950;
-    for (const char* encoding : {"q8g32", "q4g32", "q4g16", "q6g32", "q6g16"})
+    for (const char* encoding : {"q8g32", "q4g32", "q4g16", "q6g32", "q6g16", "q5g32", "q5g16"})
         for (const int k : {500, 544, 1100}) // one panel, and more with an odd number of groups
             for (const int rows : {5, 13, 24}) {
                 const int n = 112; // the last tile is alone
