@@ -72,8 +72,11 @@ class State:
             logits = pause.logits if pause is not None else None
             if logits is not None and logits.shape != (model.config.vocab_size,):
                 raise FormatError(f"{path}: {LOGITS} is not as long as the vocabulary")
+            values = {
+                name: each.cast("B").cast("f", file.shapes[name]) for name, each in file.values().items()
+            }
             try:
-                state.inner.load_numpy(file.values())
+                state.inner.load_numpy(values)
             except ValueError as e:
                 raise FormatError(f"{path}: {e}") from None
             state.tokens_seen, state.pause = file.tokens_seen, pause
