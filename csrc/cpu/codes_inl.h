@@ -6,8 +6,9 @@
 namespace rwkv::cpu {
 namespace {
 
-constexpr int kPrefetchBytes = 4096;    // how far ahead of the tile stream of one token
-constexpr int kPrefetchFarBytes = 6144; // the same, into the second-level cache
+constexpr int kPrefetchBytes = 4096;           // how far ahead of the tile stream of one token
+constexpr size_t kPageBytes = 4096;            // at the least, and on Linux always where a file is mapped
+constexpr size_t kPageAhead = 16 * kPageBytes; // of a stream
 
 inline void prefetch(const uint8_t* p) {
 #ifdef _MSC_VER
@@ -24,6 +25,21 @@ inline void prefetch_far(const uint8_t* p) {
 #else
     __builtin_prefetch(p, 0, 2);
 #endif
+}
+
+/// To be called in loops that only fetch: GCC takes them for loops without effect and leaves them out.
+inline void keep_loop() {
+#ifndef _MSC_VER
+    asm volatile("");
+#endif
+}
+
+/// To be called at every `step` bytes of a stream: once per page asks for one line `ahead` bytes further on.
+/// Finding a page takes about as long as a read from memory, and the lines fetched just ahead would all wait
+/// for it.
+inline void meet_page(const void* at, size_t step, size_t ahead = kPageAhead) {
+    if (reinterpret_cast<uintptr_t>(at) % kPageBytes < step)
+        prefetch_far(static_cast<const uint8_t*>(at) + ahead);
 }
 
 /// Keeps the inner loops of products to themselves: where GCC puts several into one function, it runs out of

@@ -29,6 +29,10 @@ RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, 
     if constexpr (has_codebook(E))
         codebook = load_codebook(w.cb);
     for (int g = 0; g < groups; ++g, x_scale += T) {
+        if constexpr (T == 1) {
+            meet_page(codes, kGroupBytes);
+            meet_page(scales, kScales * kTileRows, kPageBytes); // as early: they are a fraction of the codes
+        }
         vi dot[T];
         if constexpr (E == Encoding::kQ6) {
             const uint8_t* high_codes = codes + 4 * 64; // of which a line has the bits of 16 inputs
@@ -116,10 +120,7 @@ RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, 
                 dot[t] = dot_start_q8(bias[t]);
             bias += T;
             for (int j = 0; j < 8; ++j, codes += 64, xq += kQuad) {
-                if constexpr (kFetch &&
-                              T == 1) // lines follow each other fast: they would crowd the first level
-                    prefetch_far(codes + kPrefetchFarBytes);
-                else if constexpr (kFetch)
+                if constexpr (kFetch)
                     prefetch(codes + kPrefetchBytes);
                 const vc quads = load_codes(codes);
                 for (int t = 0; t < T; ++t)
@@ -248,6 +249,10 @@ void rows_times_tokens(const Matrix& w, int row, const Acts& x, int t0, float* y
         k += 16;
     };
     if constexpr (T == 1) {
+        for (size_t at = 0; at < R * row_bytes; at += kPageBytes) { // see meet_page
+            prefetch_far(weights + at + kPageAhead);
+            keep_loop();
+        }
         constexpr int kLine = E == Encoding::kF32 ? 16 : 32; // inputs whose weights fill a line of the cache
         while (k + kLine <= w.k) {
             for (int r = 0; r < R; ++r) // the same place of the rows that come next

@@ -153,58 +153,68 @@ inline int find_used(const float* x, int n, size_t stride, int tokens, int32_t* 
     return count;
 }
 
-/// Fetches lines [begin, end) of the channels that several tokens use, and their scales, into the
-/// second-level cache: those of the next chunk bit by bit while the tokens visit this one.
+/// Fetches lines [begin, end) of the channels that are used, and their scales: those that come next bit by
+/// bit while tokens visit others. They go into the second-level cache, but where one token takes a line in
+/// halves (AVX2) into the first: that is much faster there, and a little slower elsewhere.
 template <Encoding E>
 class Fetcher {
   public:
-    Fetcher(const Matrix& w, int begin, int end, size_t scales_at, const int32_t* used, int count)
-        : w_(w), begin_(begin), end_(end), scales_at_(scales_at), used_(used), count_(count) {}
+    Fetcher(const Matrix& w, int begin, int end, size_t scales_at, const int32_t* used, int count, int tokens)
+        : w_(w), begin_(begin), end_(end), scales_at_(scales_at), used_(used), count_(count),
+          near_(kHalves > 1 && tokens == 1) {}
 
     /// Spreads the channels below `until` over the coming `steps` calls of `step`.
-    void plan(int64_t until, int steps) {
+    void plan_until(int64_t until, int steps) {
         int stop = next_;
         while (stop < count_ && used_[stop] < until)
             ++stop;
-        planned_ = stop - next_;
+        plan(stop - next_, steps);
+    }
+    /// The same with the next `records` channels.
+    void plan(int records, int steps) {
+        planned_ = records < count_ - next_ ? records : count_ - next_;
         steps_ = steps;
         credit_ = 0;
     }
+    /// Fetches the scales of what is planned, so that all its pages are met at once: one after the other
+    /// would hold up the lines.
+    void meet() {
+        for (int i = 0; i < planned_; ++i) {
+            fetch(record(next_ + i) + scales_at_);
+            keep_loop();
+        }
+    }
     void step() {
         for (credit_ += planned_; credit_ >= steps_; credit_ -= steps_) {
-            const uint8_t* record = w_.q + size_t(used_[next_++]) * size_t(w_.stride);
+            const uint8_t* lines = record(next_++);
+            fetch(lines + scales_at_);
             for (int line = begin_; line < end_; ++line)
-                prefetch_far(record + size_t(line) * 64);
-            prefetch_far(record + scales_at_);
+                fetch(lines + size_t(line) * 64);
             if constexpr (E == Encoding::kQ6) // two lines of nibbles have one of the bits above them
                 for (int line = begin_; line < end_ + begin_ % 2; line += 2)
-                    prefetch_far(record + size_t(w_.n_pad) / 2 + size_t(line) * 32);
+                    fetch(lines + size_t(w_.n_pad) / 2 + size_t(line) * 32);
             if constexpr (E == Encoding::kQ5) // four have one
                 for (int line = begin_; line < end_ + begin_ % 4; line += 4)
-                    prefetch_far(record + size_t(w_.n_pad) / 2 + size_t(line) * 16);
+                    fetch(lines + size_t(w_.n_pad) / 2 + size_t(line) * 16);
         }
     }
 
   private:
+    void fetch(const uint8_t* p) const {
+        if (near_)
+            prefetch(p);
+        else
+            prefetch_far(p);
+    }
+    const uint8_t* record(int i) const { return w_.q + size_t(used_[i]) * size_t(w_.stride); }
+
     const Matrix& w_;
     int begin_, end_;
     size_t scales_at_;
     const int32_t* used_;
     int count_, next_ = 0, planned_ = 0, steps_ = 1, credit_ = 0;
+    bool near_;
 };
-
-/// Asks for the codes of lines [begin, end) of a record.
-template <Encoding E>
-inline void fetch_lines(const Matrix& w, const uint8_t* record, int begin, int end) {
-    for (int line = begin; line < end; ++line)
-        prefetch(record + size_t(line) * 64);
-    if constexpr (E == Encoding::kQ6)
-        for (int line = begin; line < end + begin % 2; line += 2)
-            prefetch(record + size_t(w.n_pad) / 2 + size_t(line) * 32);
-    if constexpr (E == Encoding::kQ5)
-        for (int line = begin; line < end + begin % 4; line += 4)
-            prefetch(record + size_t(w.n_pad) / 2 + size_t(line) * 16);
-}
 
 /// Lines [begin, end) for tokens [t0, t0 + tokens): y[t] has (end - begin) * kOutputs floats.
 template <Encoding E, int kGroup>
@@ -222,19 +232,31 @@ RWKV_BY_ITSELF void sparse_lines(const Matrix& w, int begin, int end, const Acts
     vh codebook = half_set(0);
     if constexpr (has_codebook(E))
         codebook = half_codebook(w.cb);
+    for (int i = 0; i < w.k; i += 16) { // the channels' scales
+        prefetch_far(reinterpret_cast<const uint8_t*>(w.d + i));
+        keep_loop();
+    }
     for (int i = 0; i < tokens * width; i += 16)
         store(y + i, zero());
-    int count[kSparseTokens], done[kSparseTokens];
-    for (int t = 0; t < tokens; ++t) {
+    int count[kSparseTokens] = {}, done[kSparseTokens] = {};
+    for (int t = 0; t < tokens; ++t)
         count[t] = find_active(inputs + size_t(t) * size_t(x.k_pad), w.k, active + size_t(t) * size_t(w.k));
-        done[t] = 0;
+    const int32_t* used = active;
+    int used_count = count[0];
+    if (tokens > 1) {
+        int32_t* any = active + size_t(tokens) * size_t(w.k);
+        used_count = find_used(inputs, w.k, size_t(x.k_pad), tokens, any);
+        used = any;
     }
-    int32_t* used = active + size_t(tokens) * size_t(w.k);
-    Fetcher<E> fetcher(w, begin, end, own_scale, used,
-                       tokens == 1 ? 0 : find_used(inputs, w.k, size_t(x.k_pad), tokens, used));
+    Fetcher<E> fetcher(w, begin, end, own_scale, used, used_count, tokens);
     // Tokens take turns on a chunk of channels; each finishes its blocks that begin in it.
     const int chunk = tokens == 1 ? w.k : kChunkBytes / (64 * (lines + 1));
-    fetcher.plan(chunk, 1);
+    if (tokens == 1) {
+        fetcher.plan(kBlock, 1);
+        fetcher.meet();
+    } else {
+        fetcher.plan_until(chunk, 1);
+    }
     fetcher.step();
     for (int64_t until = chunk; until < int64_t(w.k) + chunk; until += chunk) {
         if (tokens > 1) {
@@ -243,7 +265,7 @@ RWKV_BY_ITSELF void sparse_lines(const Matrix& w, int begin, int end, const Acts
                 for (int i = done[t]; i < count[t] && active[size_t(t) * size_t(w.k) + size_t(i)] < until;
                      i += kBlock)
                     ++blocks;
-            fetcher.plan(until + chunk, blocks * lines);
+            fetcher.plan_until(until + chunk, blocks * lines);
         }
         for (int t = 0; t < tokens; ++t) {
             const int32_t* mine = active + size_t(t) * size_t(w.k);
@@ -262,20 +284,11 @@ RWKV_BY_ITSELF void sparse_lines(const Matrix& w, int begin, int end, const Acts
                                                place * kGroups / 4 * 4, (last * kGroups + 3) / 4 * 4,
                                                multipliers);
                     }
-                    if (tokens ==
-                        1) { // this line's share of the next block's records, whose scales come first
-                        const int later = left - here < kBlock ? left - here : kBlock;
-                        const auto record = [&](int r) {
-                            return w.q + size_t(mine[done[t] + here + r]) * size_t(w.stride);
-                        };
-                        for (int r = 0; line == begin && r < later; ++r)
-                            prefetch(record(r) + own_scale);
-                        for (int r = later * (line - begin) / lines; r < later * (line - begin + 1) / lines;
-                             ++r)
-                            fetch_lines<E>(w, record(r), begin, end);
-                    } else {
-                        fetcher.step();
+                    if (tokens == 1 && line == begin) {
+                        fetcher.plan(kBlock, lines); // of the next block
+                        fetcher.meet();
                     }
+                    fetcher.step();
                     add_line<E, kGroup>(w, block, line, multipliers, place * kGroups, codebook,
                                         out + size_t(line - begin) * kOutputs);
                 }

@@ -13,11 +13,13 @@ float read_lines(const uint8_t* p, size_t lines) {
     for (vi& each : left)
         each = iset(0);
     size_t line = 0;
-    for (; line + kAtOnce <= lines; line += kAtOnce)
+    for (; line + kAtOnce <= lines; line += kAtOnce) {
+        meet_page(p + line * 64, kAtOnce * 64);
         for (size_t i = 0; i < kAtOnce; ++i) {
             prefetch(p + (line + i) * 64 + kPrefetchBytes);
             left[i] = isub(left[i], load_words(p + (line + i) * 64));
         }
+    }
     for (; line < lines; ++line)
         left[0] = isub(left[0], load_words(p + line * 64));
     return reduce_add(to_float(isub(isub(left[0], left[1]), isub(left[2], left[3]))));
