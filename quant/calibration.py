@@ -16,8 +16,8 @@ from quant.formats import KN, TILE, stored_bytes
 DAMPING = 0.01
 """Added to every input's share, of the size 1, so that what the text leaves untouched is not given up."""
 KN_BELOW = 0.25
-"""Density under which `ffn.value` is laid out by input channel: one text decodes faster so up to about 0.3, prompts and batches
-up to 0.13 (AVX-512) or 0.3 (AVX2), see docs/benchmarks.md."""
+"""Density under which `ffn.value` is laid out by input channel: one text decodes faster so up to 0.3 (AVX2) or 0.5 (AVX-512),
+prompts and batches up to 0.15 (AVX-512) or 0.3 (AVX2), see docs/benchmarks.md."""
 KN_PADDING = 1.125
 """How much larger it may be so, for its records are padded: what narrow models would pay."""
 
