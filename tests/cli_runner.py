@@ -98,12 +98,12 @@ def rwkv_inside(
 
 
 def start(*args: str | Path, cwd: Path | None = None, **more: Any) -> subprocess.Popen[bytes]:
-    """Start the command and leave it running."""
+    """Start the command and leave it running. Pipes have no buffer, whose bytes `communicate` would not see."""
     more.setdefault("stdout", subprocess.PIPE)
     more.setdefault("stderr", subprocess.PIPE)
     more.setdefault("stdin", subprocess.DEVNULL)
     more.setdefault("env", environment())
-    return subprocess.Popen([*RWKV, *map(str, args)], cwd=cwd, **more)
+    return subprocess.Popen([*RWKV, *map(str, args)], cwd=cwd, bufsize=0, **more)
 
 
 class Terminal:

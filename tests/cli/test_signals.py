@@ -63,7 +63,7 @@ def wait_for_handlers(process: subprocess.Popen[bytes]) -> None:
 def test_a_reader_that_goes_ends_the_process_by_sigpipe() -> None:
     process = start(*ENDLESS)
     assert process.stdout is not None and process.stderr is not None
-    assert len(process.stdout.read(20)) == 20
+    assert process.stdout.read(20)
     process.stdout.close()
     assert process.wait(30) == -signal.SIGPIPE
     assert process.stderr.read() == b""
