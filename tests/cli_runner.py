@@ -11,7 +11,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from unittest import mock
 
 import pexpect
@@ -104,6 +104,14 @@ def start(*args: str | Path, cwd: Path | None = None, **more: Any) -> subprocess
     more.setdefault("stdin", subprocess.DEVNULL)
     more.setdefault("env", environment())
     return subprocess.Popen([*RWKV, *map(str, args)], cwd=cwd, bufsize=0, **more)
+
+
+def receive(pipe: IO[bytes], count: int) -> bytes:
+    """The next `count` bytes of a pipe without a buffer; fewer only at its end."""
+    data = b""
+    while len(data) < count and (more := pipe.read(count - len(data))):
+        data += more
+    return data
 
 
 class Terminal:

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cli_runner import Terminal, rwkv, rwkv_inside, start
+from cli_runner import Terminal, receive, rwkv, rwkv_inside, start
 
 from rwkvcli import Model, State
 
@@ -63,7 +63,7 @@ def test_a_run_that_was_ended_goes_on_token_for_token(
 ) -> None:
     process = start(*ENDLESS, "--save-state", "s", "It was", cwd=tmp_path)
     assert process.stdout is not None
-    first = process.stdout.read(50)
+    first = receive(process.stdout, 50)
     process.send_signal(signum)
     rest, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (code, b"")
@@ -172,7 +172,7 @@ def test_nothing_read_is_nothing_written(tmp_path: Path) -> None:
     before = (tmp_path / "s").read_bytes()
     process = start(*ENDLESS, "--state", "s", "--update", cwd=tmp_path, stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
-    process.stdout.read(20)
+    assert len(receive(process.stdout, 20)) == 20
     process.stdout.close()
     assert process.wait(30) == -signal.SIGPIPE
     process.stderr.close()

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_runner import Terminal, environment, rwkv, rwkv_inside, start
+from cli_runner import Terminal, environment, receive, rwkv, rwkv_inside, start
 from quant_models import checkpoint
 
 from quant.arch import expected
@@ -63,7 +63,7 @@ def wait_for_handlers(process: subprocess.Popen[bytes]) -> None:
 def test_a_reader_that_goes_ends_the_process_by_sigpipe() -> None:
     process = start(*ENDLESS)
     assert process.stdout is not None and process.stderr is not None
-    assert process.stdout.read(20)
+    assert len(receive(process.stdout, 20)) == 20
     process.stdout.close()
     assert process.wait(30) == -signal.SIGPIPE
     assert process.stderr.read() == b""
@@ -96,7 +96,7 @@ def test_a_full_disk_under_stdout(args: list[str]) -> None:
 def test_ctrl_c_keeps_what_was_written() -> None:
     process = start(*ENDLESS)
     assert process.stdout is not None and process.stderr is not None
-    first = process.stdout.read(20)
+    first = receive(process.stdout, 20)
     process.send_signal(signal.SIGINT)
     rest = process.stdout.read()
     assert process.wait(30) == 130

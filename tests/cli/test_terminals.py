@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from cli_runner import Terminal, rwkv, rwkv_inside, start
+from cli_runner import Terminal, receive, rwkv, rwkv_inside, start
 
 from rwkvcli.runtime.tokenizer import WorldTokenizer
 
@@ -62,7 +62,7 @@ def test_a_suspended_generation_goes_on_where_it_was() -> None:
     args = ["generate", "-m", "demo", "--max-tokens", "300", "--seed", "1", "It was"]
     process = start(*args, process_group=0)  # an orphaned group, as under nohup, would ignore the signal
     assert process.stdout is not None
-    first = process.stdout.read(20)
+    first = receive(process.stdout, 20)
     process.send_signal(signal.SIGTSTP)
     pid, status = os.waitpid(process.pid, os.WUNTRACED)
     assert (pid, os.WIFSTOPPED(status)) == (process.pid, True)
