@@ -42,10 +42,12 @@ size_t product_scratch_bytes(const Matrix& w, int rows) {
                 : 0;
         return size_t(rows + kWidestBlock) * kUnitRows * sizeof(float) + decoded;
     }
-    // sparse_inl.h: outputs and the list of active channels, for each row; and the list for all of them
+    // sparse_inl.h: of each row outputs, and its active channels with their values; of all of them channels, and a
+    // bit for each
+    const size_t listed = listed_channels(w);
     return size_t(std::min(rows, kSparseTokens)) *
-               (size_t(w.n_pad) * sizeof(float) + size_t(w.k) * sizeof(int32_t)) +
-           size_t(w.k) * sizeof(int32_t);
+               (size_t(w.n_pad) * sizeof(float) + listed * (sizeof(int32_t) + sizeof(float))) +
+           listed * sizeof(int32_t) + listed / 8;
 }
 
 const KernelTable& choose(const char* forced_level) {

@@ -61,6 +61,9 @@ struct Shifted {
 /// Rows that a kn product takes at once.
 constexpr int kSparseTokens = 32;
 
+/// Room for a list of a kn matrix's input channels, as its product writes it: whole vectors, and one more.
+inline size_t listed_channels(const Matrix& w) { return size_t(w.k) / 16 * 16 + 32; }
+
 /// Bytes of scratch that a thread needs for any part of a product with `w` over `rows` rows.
 size_t product_scratch_bytes(const Matrix& w, int rows);
 

@@ -21,23 +21,19 @@ struct ChannelBlock {
     float step;
 };
 
-/// `count` (1 to 16) active channels of one token; the places of missing ones hold zeros.
-inline ChannelBlock make_block(const Matrix& w, const int32_t* channels, int count, const float* f) {
+/// `count` (1 to 16) active channels of one token, with their activations times record scales; the places of
+/// missing ones hold zeros.
+inline ChannelBlock make_block(const Matrix& w, const int32_t* channels, const float* values, int count) {
     ChannelBlock block;
-    float a[kBlock] = {};
-    for (int r = 0; r < kBlock; ++r) {
-        const int32_t channel = channels[r < count ? r : 0];
-        block.record[r] = w.q + size_t(channel) * size_t(w.stride);
-        if (r < count)
-            a[r] = f[channel] * w.d[channel];
-    }
-    const vf all = load(a);
+    for (int r = 0; r < kBlock; ++r)
+        block.record[r] = w.q + size_t(channels[r < count ? r : 0]) * size_t(w.stride);
+    const vf all = load_n(values, count);
     const float largest = reduce_max(abs(all));
     const bool used = largest > kTiny;
     const vf factor = mul(all, set(used ? kLargest16 / kLargestScale / largest : 0.0f));
     store(block.factor, factor);
-    const float total = reduce_add(factor);
-    block.step = total != total ? NAN : used ? largest * (kLargestScale / kLargest16) : 0.0f;
+    const bool finite = nonzero_mask(sub(factor, factor)) == 0;
+    block.step = !finite ? NAN : used ? largest * (kLargestScale / kLargest16) : 0.0f;
     return block;
 }
 
@@ -131,25 +127,27 @@ inline void add_line(const Matrix& w, const ChannelBlock& block, int line, const
     }
 }
 
-/// Indices of the non-zero values among x[0..n), ascending; returns their number. x is padded to 32.
-inline int find_active(const float* x, int n, int32_t* active) {
+/// Of what x [k] activates: the channels, ascending, and activation times record scale of each; returns their
+/// number. What comes after them is overwritten up to a whole vector. Bit c % 16 of used[c / 16] is set for
+/// each. x is padded to 32.
+inline int find_active(const float* x, const Matrix& w, int32_t* channels, float* values, uint16_t* used) {
     int count = 0;
-    for (int k = 0; k < n; k += 16)
-        for (unsigned mask = nonzero_mask(load(x + k)); mask != 0; mask &= mask - 1)
-            active[count++] = k + lowest_bit(mask);
+    for (int k = 0; k < w.k; k += 16) {
+        const vf v = load(x + k);
+        const unsigned mask = nonzero_mask(v);
+        pack(mask, v, load_n(w.d + k, lanes(k, w.k)), k, channels + count, values + count);
+        count += count_bits(mask);
+        used[k / 16] = uint16_t(used[k / 16] | mask);
+    }
     return count;
 }
 
-/// Indices of the channels that any of `tokens` rows x[t * stride ..] uses, ascending; returns their number.
-inline int find_used(const float* x, int n, size_t stride, int tokens, int32_t* used) {
+/// Channels whose bit is set (see find_active), ascending; returns their number.
+inline int list_used(const uint16_t* used, int k, int32_t* channels) {
     int count = 0;
-    for (int k = 0; k < n; k += 16) {
-        unsigned mask = 0;
-        for (int t = 0; t < tokens; ++t)
-            mask |= nonzero_mask(load(x + size_t(t) * stride + k));
-        for (; mask != 0; mask &= mask - 1)
-            used[count++] = k + lowest_bit(mask);
-    }
+    for (int i = 0; i < k; i += 16)
+        for (unsigned mask = used[i / 16]; mask != 0; mask &= mask - 1)
+            channels[count++] = i + lowest_bit(mask);
     return count;
 }
 
@@ -227,8 +225,12 @@ RWKV_BY_ITSELF void sparse_lines(const Matrix& w, int begin, int end, const Acts
     const size_t first_scale = w.code_bytes(size_t(w.n_pad));
     const size_t own_scale = first_scale + size_t(begin) * kGroups;
     const float* inputs = x.f + size_t(t0) * size_t(x.k_pad);
+    const size_t stride = listed_channels(w); // of a token's channels and their values
     float* y = reinterpret_cast<float*>(scratch);
-    int32_t* active = reinterpret_cast<int32_t*>(y + size_t(tokens) * size_t(w.n_pad));
+    float* values = y + size_t(tokens) * size_t(w.n_pad);
+    int32_t* active = reinterpret_cast<int32_t*>(values + size_t(tokens) * stride);
+    int32_t* any = active + size_t(tokens) * stride;
+    uint16_t* used_bits = reinterpret_cast<uint16_t*>(any + stride);
     vh codebook = half_set(0);
     if constexpr (has_codebook(E))
         codebook = half_codebook(w.cb);
@@ -238,16 +240,14 @@ RWKV_BY_ITSELF void sparse_lines(const Matrix& w, int begin, int end, const Acts
     }
     for (int i = 0; i < tokens * width; i += 16)
         store(y + i, zero());
+    for (int i = 0; i < w.k; i += 16)
+        used_bits[i / 16] = 0;
     int count[kSparseTokens] = {}, done[kSparseTokens] = {};
     for (int t = 0; t < tokens; ++t)
-        count[t] = find_active(inputs + size_t(t) * size_t(x.k_pad), w.k, active + size_t(t) * size_t(w.k));
-    const int32_t* used = active;
-    int used_count = count[0];
-    if (tokens > 1) {
-        int32_t* any = active + size_t(tokens) * size_t(w.k);
-        used_count = find_used(inputs, w.k, size_t(x.k_pad), tokens, any);
-        used = any;
-    }
+        count[t] = find_active(inputs + size_t(t) * size_t(x.k_pad), w, active + size_t(t) * stride,
+                               values + size_t(t) * stride, used_bits);
+    const int32_t* used = tokens == 1 ? active : any;
+    const int used_count = tokens == 1 ? count[0] : list_used(used_bits, w.k, any);
     Fetcher<E> fetcher(w, begin, end, own_scale, used, used_count, tokens);
     // Tokens take turns on a chunk of channels; each finishes its blocks that begin in it.
     const int chunk = tokens == 1 ? w.k : kChunkBytes / (64 * (lines + 1));
@@ -262,18 +262,18 @@ RWKV_BY_ITSELF void sparse_lines(const Matrix& w, int begin, int end, const Acts
         if (tokens > 1) {
             int blocks = 0;
             for (int t = 0; t < tokens; ++t)
-                for (int i = done[t]; i < count[t] && active[size_t(t) * size_t(w.k) + size_t(i)] < until;
+                for (int i = done[t]; i < count[t] && active[size_t(t) * stride + size_t(i)] < until;
                      i += kBlock)
                     ++blocks;
             fetcher.plan_until(until + chunk, blocks * lines);
         }
         for (int t = 0; t < tokens; ++t) {
-            const int32_t* mine = active + size_t(t) * size_t(w.k);
-            const float* f = inputs + size_t(t) * size_t(x.k_pad);
+            const int32_t* mine = active + size_t(t) * stride;
             float* out = y + size_t(t) * size_t(width);
             for (; done[t] < count[t] && mine[done[t]] < until; done[t] += kBlock) {
                 const int left = count[t] - done[t], here = left < kBlock ? left : kBlock;
-                const ChannelBlock block = make_block(w, mine + done[t], here, f);
+                const ChannelBlock block = 
+                    make_block(w, mine + done[t], values + size_t(t) * stride + size_t(done[t]), here);
                 Multipliers multipliers;
                 for (int line = begin; line < end; ++line) {
                     const int place = line % kWindowLines; // in an aligned window of the scales

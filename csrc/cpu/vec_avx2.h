@@ -175,6 +175,17 @@ inline unsigned nonzero_mask(vf x) {
 }
 inline int lowest_bit(unsigned mask) { return int(_mm_popcnt_u32((mask & (0u - mask)) - 1)); }
 
+inline int count_bits(unsigned mask) { return int(_mm_popcnt_u32(mask)); }
+inline void pack(unsigned mask, vf a, vf b, int32_t first, int32_t* lanes, float* products) {
+    float all[16];
+    store(all, mul(a, b));
+    for (; mask != 0; mask &= mask - 1, ++lanes, ++products) {
+        const int i = lowest_bit(mask);
+        *lanes = first + i;
+        *products = all[i];
+    }
+}
+
 using vh = __m256i;
 constexpr int kHalves = 2; // sixteen registers hold the sums of half a line
 inline vh half_set(int32_t x) { return _mm256_set1_epi32(x); }

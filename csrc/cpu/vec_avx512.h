@@ -116,6 +116,14 @@ inline void store_pairs(int32_t* to, vi a) { _mm256_storeu_si256((__m256i*)to, _
 inline unsigned nonzero_mask(vf a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
 inline int lowest_bit(unsigned mask) { return int(_mm_popcnt_u32((mask & (0u - mask)) - 1)); }
 
+inline int count_bits(unsigned mask) { return int(_mm_popcnt_u32(mask)); }
+inline void pack(unsigned mask, vf a, vf b, int32_t first, int32_t* lanes, float* products) {
+    const vi numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __mmask16 chosen = __mmask16(mask);
+    _mm512_storeu_si512(lanes, _mm512_maskz_compress_epi32(chosen, _mm512_add_epi32(numbers, iset(first))));
+    store(products, _mm512_maskz_compress_ps(chosen, mul(a, b)));
+}
+
 using vh = __m512i;
 constexpr int kHalves = 1;
 inline vh load_half(const uint8_t* p) { return _mm512_loadu_si512(p); }

@@ -206,11 +206,27 @@ unsigned nonzero_mask(vf a) {
         mask |= unsigned(a.v[i] != 0.0f) << i;
     return mask;
 }
+int count_bits(unsigned mask) {
+    int count = 0;
+    for (; mask != 0; mask &= mask - 1)
+        ++count;
+    return count;
+}
 int lowest_bit(unsigned mask) {
     int bit = 0;
     while ((mask >> bit & 1) == 0)
         ++bit;
     return bit;
+}
+
+/// Of the lanes whose bit is set, side by side: first + lane, and a times b. After them anything may be written, up
+/// to sixteen in all.
+void pack(unsigned mask, vf a, vf b, int32_t first, int32_t* lanes, float* products) {
+    for (; mask != 0; mask &= mask - 1, ++lanes, ++products) {
+        const int i = lowest_bit(mask);
+        *lanes = first + i;
+        *products = a.v[i] * b.v[i];
+    }
 }
 
 // 64 / kHalves bytes as words: what one pass over a line of records holds in registers.
