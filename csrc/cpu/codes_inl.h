@@ -50,6 +50,13 @@ inline void meet_page(const void* at, size_t step, size_t ahead = kPageAhead) {
 #define RWKV_BY_ITSELF __attribute__((noinline))
 #endif
 
+/// Before a loop over arrays that stay in registers; its limit is known.
+#if defined(__GNUC__) && !defined(__clang__)
+#define RWKV_UNROLL _Pragma("GCC unroll 8")
+#else
+#define RWKV_UNROLL
+#endif
+
 /// f<encoding, group>() for the form of a quantized matrix.
 template <class F>
 void with_codes(const Matrix& w, F&& f) {

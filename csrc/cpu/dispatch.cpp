@@ -42,8 +42,8 @@ size_t product_scratch_bytes(const Matrix& w, int rows) {
                 : 0;
         return size_t(rows + kWidestBlock) * kUnitRows * sizeof(float) + decoded;
     }
-    // sparse_inl.h: of each row outputs, and its active channels with their values; of all of them channels, and a
-    // bit for each
+    // sparse_inl.h: of each row outputs, and its active channels with their values; of all of them channels,
+    // and a bit for each
     const size_t listed = listed_channels(w);
     return size_t(std::min(rows, kSparseTokens)) *
                (size_t(w.n_pad) * sizeof(float) + listed * (sizeof(int32_t) + sizeof(float))) +

@@ -12,13 +12,6 @@ namespace {
 constexpr int kPanelTokens = 4;
 constexpr int kPanelInputs = 512; // of 32 rows, that stay in the first-level cache beside the activations
 
-/// Before a loop over arrays that stay in registers; its limit is known.
-#if defined(__GNUC__) && !defined(__clang__)
-#define RWKV_UNROLL _Pragma("GCC unroll 8")
-#else
-#define RWKV_UNROLL
-#endif
-
 /// A unit's two tiles as the dot products take them (see decode_tile).
 struct Panel {
     const uint8_t* codes[2];
@@ -30,11 +23,8 @@ constexpr bool takes_panel(Encoding e, int rows) {
     return rows > (e == Encoding::kQ8 ? kPanelTokens : kMaxTokens);
 }
 
-/// The zero point that the biases of a group's activations are for, and the codes' own.
+/// The zero point that the biases of a group's activations are for.
 constexpr int bias_zero(int group) { return group == kActGroup ? kQ8Zero : kQ4Zero; }
-constexpr int zero_point(Encoding e) {
-    return e == Encoding::kQ8 ? kQ8Zero : e == Encoding::kQ6 ? kQ6Zero : kQ4Zero;
-}
 /// What is added to q4 codes, so that the bias is right as it stands.
 constexpr int lift_of(Encoding e, int group) { return e == Encoding::kQ4 ? bias_zero(group) - kQ4Zero : 0; }
 constexpr int log2(int n) { return n <= 1 ? 0 : 1 + log2(n / 2); }

@@ -20,6 +20,7 @@ constexpr int kMaxTokens = 8;
 constexpr int kFloatRows = 4;         // rows of floats that kMaxTokens / 2 tokens meet in registers
 constexpr bool kDecodesTiles = false; // whether tiles are decoded for all tokens at once
 constexpr bool kTakesPanels = true;   // whether many tokens meet two tiles at once
+constexpr bool kFetchesNear = false;
 
 using vf = __m512;
 using vi = __m512i;
@@ -179,6 +180,65 @@ inline vh dot_pairs(vh acc, vh w, int32_t x) {
 #endif
 }
 inline void add_scaled(float* y, vh acc, float scale) { store(y, fma(to_float(acc), set(scale), load(y))); }
+
+#define RWKV_VEC_SUMS_BYTES 1 // sparse_bytes_inl.h
+/// Words of 16 lanes in four vectors as two bytes, word = 256 high + low, both signed: word 4 i + j of low
+/// and of high has the bytes of lanes 4 i to 4 i + 3 of m[j]. Words within 127 * 257.
+inline void split_words(const vi (&m)[4], vi& low, vi& high) {
+    const vi a = _mm512_packs_epi32(m[0], m[1]), b = _mm512_packs_epi32(m[2], m[3]);
+    const vi byte = _mm512_set1_epi16(255), half = _mm512_set1_epi16(128);
+    low = _mm512_packus_epi16(_mm512_and_si512(a, byte), _mm512_and_si512(b, byte));
+    high = _mm512_packs_epi16(_mm512_srai_epi16(_mm512_add_epi16(a, half), 8),
+                              _mm512_srai_epi16(_mm512_add_epi16(b, half), 8));
+}
+inline void store_words(int32_t* p, vi a) { _mm512_storeu_si512(p, a); }
+/// Four words in every quarter.
+inline vi load_quad(const int32_t* p) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p)); }
+/// Words I, J, K, L of each quarter.
+template <int I, int J, int K, int L>
+inline vi pick_words(vi a) {
+    return _mm512_shuffle_epi32(a, _MM_PERM_ENUM(I | J << 2 | K << 4 | L << 6));
+}
+/// Words 0 and 2 (1 and 3) of each quarter of a, then of b.
+inline vi even_words(vi a, vi b) {
+    return _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), 0x88));
+}
+inline vi odd_words(vi a, vi b) {
+    return _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), 0xdd));
+}
+/// Words of one byte of each of four vectors: word 4 i + j of to[v] from their bytes 16 i + 4 v + j.
+inline void mix_bytes(vc a, vc b, vc c, vc d, vc (&to)[4]) {
+    const vc ab_low = _mm512_unpacklo_epi8(a, b), ab_high = _mm512_unpackhi_epi8(a, b);
+    const vc cd_low = _mm512_unpacklo_epi8(c, d), cd_high = _mm512_unpackhi_epi8(c, d);
+    to[0] = _mm512_unpacklo_epi16(ab_low, cd_low);
+    to[1] = _mm512_unpackhi_epi16(ab_low, cd_low);
+    to[2] = _mm512_unpacklo_epi16(ab_high, cd_high);
+    to[3] = _mm512_unpackhi_epi16(ab_high, cd_high);
+}
+/// acc[i] += sum of the four bytes of w[i] (unsigned) times those of x[i] (signed)
+inline vi dot_bytes(vi acc, vc w, vi x) {
+#ifdef __GNUC__ // of the intrinsic GCC 12 makes two more moves between registers
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+    return acc;
+#else
+    return _mm512_dpbusd_epi32(acc, w, x);
+#endif
+}
+inline vi times_256(vi a) { return _mm512_slli_epi32(a, 8); }
+inline vc set_bytes(int byte) { return _mm512_set1_epi8(char(byte)); }
+/// Four vectors, `stride` apart: word 4 i + j of the v-th becomes word 4 i + v of the j-th.
+inline void transpose_quads(float* p, int stride) {
+    const auto at = [&](int i) { return load(p + i * stride); };
+    const auto put = [&](int i, __m512d a) { store(p + i * stride, _mm512_castpd_ps(a)); };
+    const auto pairs = [](vf a) { return _mm512_castps_pd(a); };
+    const vf a = at(0), b = at(1), c = at(2), d = at(3);
+    const __m512d ab_low = pairs(_mm512_unpacklo_ps(a, b)), ab_high = pairs(_mm512_unpackhi_ps(a, b));
+    const __m512d cd_low = pairs(_mm512_unpacklo_ps(c, d)), cd_high = pairs(_mm512_unpackhi_ps(c, d));
+    put(0, _mm512_unpacklo_pd(ab_low, cd_low));
+    put(1, _mm512_unpackhi_pd(ab_low, cd_low));
+    put(2, _mm512_unpacklo_pd(ab_high, cd_high));
+    put(3, _mm512_unpackhi_pd(ab_high, cd_high));
+}
 
 inline vc load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline void store_codes(uint8_t* p, vc x) { _mm512_storeu_si512(p, x); }

@@ -19,6 +19,7 @@ constexpr int kMaxTokens = 4; // tokens that one tile of weights meets in regist
 constexpr int kFloatRows = 4; // rows of floats that kMaxTokens / 2 tokens meet in registers
 constexpr bool kDecodesTiles = true;
 constexpr bool kTakesPanels = false;
+constexpr bool kFetchesNear = false;
 constexpr bool kQuantizesBlocks = false;
 
 struct vf {
@@ -219,8 +220,8 @@ int lowest_bit(unsigned mask) {
     return bit;
 }
 
-/// Of the lanes whose bit is set, side by side: first + lane, and a times b. After them anything may be written, up
-/// to sixteen in all.
+/// Of the lanes whose bit is set, side by side: first + lane, and a times b. After them anything may be
+/// written, up to sixteen in all.
 void pack(unsigned mask, vf a, vf b, int32_t first, int32_t* lanes, float* products) {
     for (; mask != 0; mask &= mask - 1, ++lanes, ++products) {
         const int i = lowest_bit(mask);

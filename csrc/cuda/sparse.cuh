@@ -19,10 +19,12 @@ struct BlockFactor {
 __device__ __forceinline__ BlockFactor block_factor(float a) {
     const float largest = max_over<kBlockChannels>(fabsf(a));
     const bool used = largest > 1e-30f;
-    constexpr float kLargestScale = 127.0f * 127, kLargest16 = 32767.0f;
-    const float factor = a * (used ? kLargest16 / kLargestScale / largest : 0.0f);
+    constexpr float kLargestScale = 127.0f * 127;
+    const float factor = a * (used ? kLargestMultiplier / kLargestScale / largest : 0.0f);
     const float sum = fold16(factor); // NaN if any is
-    return {factor, sum != sum ? not_a_number() : used ? largest * (kLargestScale / kLargest16) : 0.0f};
+    return {factor, sum != sum ? not_a_number()
+                    : used     ? largest * (kLargestScale / kLargestMultiplier)
+                               : 0.0f};
 }
 
 /// Grid: rows. Lists the active channels of each row of x.f and what a block of sixteen needs. d: [k] record

@@ -20,10 +20,16 @@ constexpr int kActGroup = 32;
 constexpr int kQ8Zero = 128;
 constexpr int kQ4Zero = 64; ///< q5 too
 constexpr int kQ6Zero = 32;
+/// Products with kn records: activation times record scale times group scale, of the largest in a block of
+/// sixteen, as an integer that two signed bytes hold.
+constexpr float kLargestMultiplier = 127 * 257;
 
 /// Bits of one code of a quantized encoding.
 constexpr int code_bits(Encoding e) {
     return e == Encoding::kQ8 ? 8 : e == Encoding::kQ6 ? 6 : e == Encoding::kQ5 ? 5 : 4;
+}
+constexpr int zero_point(Encoding e) {
+    return e == Encoding::kQ8 ? kQ8Zero : e == Encoding::kQ6 ? kQ6Zero : kQ4Zero;
 }
 /// Whether a table of 16 bytes says what its codes stand for.
 constexpr bool has_codebook(Encoding e) { return e == Encoding::kQ4 || e == Encoding::kQ5; }

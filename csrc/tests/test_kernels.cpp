@@ -51,14 +51,14 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 
 /// How far rounding row x [k] to 16 bits, sixteen active channels at a time, may move output n of a kn
 /// product: half a step (the block's largest activation times record scale, at the largest group scale, over
-/// 32767) per weight.
+/// kLargestMultiplier) per weight.
 double rounding_of_blocks(const RandomMatrix& random, const float* x, int n) {
     const Matrix& m = random.matrix;
     double bound = 0, largest = 0, codes = 0;
     int count = 0;
     for (int k = 0; k <= m.k; ++k) {
         if (count == 16 || k == m.k) {
-            bound += 0.5001 * largest * 127 * 127 / 32767 * codes;
+            bound += 0.5001 * largest * 127 * 127 / double(kLargestMultiplier) * codes;
             largest = codes = count = 0;
         }
         if (k == m.k || x[k] == 0.0f)

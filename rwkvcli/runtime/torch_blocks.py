@@ -25,6 +25,8 @@ LN_EPS = 1e-5
 KK_NORM_FLOOR = 1e-12
 ACTIVATION_GROUP = 32
 """Channels that share a scale when activations are rounded to 8 bits."""
+LARGEST_MULTIPLIER = 127 * 257
+"""Of a block's activations times scales, rounded to integers, in products with layout kn; two signed bytes hold it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class ChannelBlocks:
     """A product with a matrix in layout kn, as the native engine computes it: sixteen active channels at a time.
 
     In float32, activation times record scale, over the block's largest, times a group's scale is rounded to an
-    integer (32767 at the largest scale of 127 squared); what follows is exact up to one rounding a block.
+    integer (LARGEST_MULTIPLIER at the largest scale of 127 squared); what follows is exact up to one rounding a block.
     """
 
     record_scales: Tensor
@@ -109,9 +111,11 @@ class ChannelBlocks:
             scaled = x[channels].to(torch.float32) * self.record_scales[channels]
             largest = scaled.abs().max()
             if largest > 1e-30:
-                factor = scaled * (torch.tensor(32767 / 127**2, dtype=torch.float32) / largest)
+                factor = scaled * (torch.tensor(LARGEST_MULTIPLIER / 127**2, dtype=torch.float32) / largest)
                 codes = torch.round(factor[:, None] * self.group_scales[channels]).to(x.dtype)
-                out += (codes * self.codes[channels]).sum(0) * (largest.to(x.dtype) * 127**2 / 32767)
+                out += (codes * self.codes[channels]).sum(0) * (
+                    largest.to(x.dtype) * 127**2 / LARGEST_MULTIPLIER
+                )
         return out
 
 
