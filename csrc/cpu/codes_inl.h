@@ -7,6 +7,7 @@ namespace rwkv::cpu {
 namespace {
 
 constexpr int kPrefetchBytes = 4096;           // how far ahead of the tile stream of one token
+constexpr int kBatchPrefetchBytes = 16384;     // and of several
 constexpr size_t kPageBytes = 4096;            // at the least, and on Linux always where a file is mapped
 constexpr size_t kPageAhead = 16 * kPageBytes; // of a stream
 
@@ -39,7 +40,7 @@ inline void keep_loop() {
 /// for it.
 inline void meet_page(const void* at, size_t step, size_t ahead = kPageAhead) {
     if (reinterpret_cast<uintptr_t>(at) % kPageBytes < step)
-        prefetch_far(static_cast<const uint8_t*>(at) + ahead);
+        prefetch(static_cast<const uint8_t*>(at) + ahead);
 }
 
 /// Keeps the inner loops of products to themselves: where GCC puts several into one function, it runs out of
@@ -74,6 +75,14 @@ void with_codes(const Matrix& w, F&& f) {
         f.template operator()<Encoding::kQ4, 32>();
     else
         f.template operator()<Encoding::kQ4, 16>();
+}
+
+/// A codebook with `lift` added to every entry.
+inline vc load_lifted_codebook(const uint8_t* cb, int lift) {
+    uint8_t lifted[16];
+    for (int i = 0; i < 16; ++i)
+        lifted[i] = uint8_t(cb[i] + lift);
+    return load_codebook(lifted);
 }
 
 /// Where sums of six-bit codes start: what a start of q4 takes off, for half its zero point.
@@ -124,10 +133,7 @@ const uint8_t* decode_tile(const Matrix& w, int tile, uint8_t* decoded, float* s
         }
         return decoded;
     }
-    uint8_t lifted[16];
-    for (int i = 0; i < 16; ++i)
-        lifted[i] = uint8_t(w.cb[i] + kLift);
-    const vc codebook = load_codebook(lifted);
+    const vc codebook = load_lifted_codebook(w.cb, kLift);
     for (size_t i = 0; i < bytes; i += 128, codes += 64) {
         prefetch(codes + kPrefetchBytes);
         const vc packed = load_codes(codes);

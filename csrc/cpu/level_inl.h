@@ -34,7 +34,7 @@ void product(const Product& p, int begin, int end, int rows, uint8_t* scratch) {
         if (w.layout == Layout::kTile) {
             with_codes(w, [&]<Encoding E, int kGroup>() {
                 if constexpr (kTakesPanels)
-                    if (takes_panel(E, rows) && count > kTileRows)
+                    if (takes_panel(rows) && count > kTileRows)
                         return panel_times_rows<E, kGroup>(w, unit, *p.x, rows, y, decoded);
                 for (int tile = 2 * unit; tile < 2 * unit + 2 && tile * kTileRows < w.n; ++tile)
                     tile_times_rows<E, kGroup>(w, tile, *p.x, rows, y + (tile & 1) * kTileRows, kUnitRows,

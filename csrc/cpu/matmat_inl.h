@@ -15,18 +15,25 @@ RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, 
     const int groups = w.k_pad / kActGroup;
     constexpr int kGroupBytes = kTileRows * kActGroup / 8 * code_bits(E); // codes of 32 inputs
     constexpr int kScales = kActGroup / kGroup;                           // scale lines in them
-    constexpr int kQuad = 4 * T;                                          // bytes of 4 inputs of all tokens
+    constexpr int kAhead = T == 1 ? kPrefetchBytes : kBatchPrefetchBytes;
+    constexpr int kQuad = 4 * T; // bytes of 4 inputs of all tokens
     const uint8_t* codes = w.q + size_t(tile) * size_t(groups) * kGroupBytes;
     const int8_t* scales = w.s + size_t(tile) * size_t(groups) * kScales * kTileRows;
     const size_t first_group = size_t(block) * size_t(groups) * T;
     const int8_t* xq = x.q + first_group * kActGroup;
     const float* x_scale = x.scale + first_group;
-    const int32_t* bias = E == Encoding::kQ8 ? x.bias_q8 + first_group : x.bias_q4 + 2 * first_group;
+    // levels that take panels can take any byte for a code: q4's get the zero point that the bias of a whole
+    // group is for
+    constexpr bool kLifted = kTakesPanels && E == Encoding::kQ4 && kGroup == kActGroup;
+    constexpr bool kWholeBias = E == Encoding::kQ8 || kLifted;
+    const int32_t* bias = kWholeBias ? x.bias_q8 + first_group : x.bias_q4 + 2 * first_group;
     vf total[T];
     for (int t = 0; t < T; ++t)
         total[t] = zero();
     vc codebook{};
-    if constexpr (has_codebook(E))
+    if constexpr (kLifted)
+        codebook = load_lifted_codebook(w.cb, kQ8Zero - kQ4Zero);
+    else if constexpr (has_codebook(E))
         codebook = load_codebook(w.cb);
     for (int g = 0; g < groups; ++g, x_scale += T) {
         if constexpr (T == 1) {
@@ -44,7 +51,7 @@ RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, 
                 }
                 if constexpr (kFetch)
                     for (int line = 0; line < 3; ++line)
-                        prefetch(codes + half * 64 + line * 64 + kPrefetchBytes);
+                        prefetch(codes + half * 64 + line * 64 + kAhead);
                 const vc high = load_codes(high_codes + half * 64), a = load_codes(codes),
                          b = load_codes(codes + 64);
                 const auto add = [&]<int V>(vc packed) {
@@ -74,7 +81,7 @@ RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, 
                 }
                 if constexpr (kFetch)
                     for (int line = 0; line < 3 - half; ++line)
-                        prefetch(codes + half * 64 + line * 64 + kPrefetchBytes);
+                        prefetch(codes + half * 64 + line * 64 + kAhead);
                 const vc a = load_codes(codes), b = load_codes(codes + 64);
                 const auto add = [&]<int V>(vc packed) {
                     const vc quads = five_bits<V>(codebook, packed, high);
@@ -98,17 +105,20 @@ RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, 
             constexpr int kLoads = kGroup / 8; // 64 bytes hold 8 inputs of 16 rows
             for (int half = 0; half < kScales; ++half) {
                 for (int t = 0; t < T; ++t)
-                    dot[t] = dot_start(kScales == 2 ? bias[t] : bias[t] + bias[T + t]);
-                bias += kScales == 2 ? T : 2 * T;
+                    dot[t] = dot_start(kScales == 2 || kLifted ? bias[t] : bias[t] + bias[T + t]);
+                bias += kScales == 2 || kLifted ? T : 2 * T;
                 for (int j = 0; j < kLoads; ++j, codes += 64, xq += 2 * kQuad) {
                     if constexpr (kFetch)
-                        prefetch(codes + kPrefetchBytes);
+                        prefetch(codes + kAhead);
                     const vc packed = load_codes(codes);
                     const vc low = low_codes(codebook, packed), high = high_codes(codebook, packed);
-                    for (int t = 0; t < T; ++t)
-                        dot[t] = dot_q4(dot[t], low, xq + 4 * t);
-                    for (int t = 0; t < T; ++t)
-                        dot[t] = dot_q4(dot[t], high, xq + kQuad + 4 * t);
+                    const auto add = [&](vc quads, const int8_t* inputs) {
+                        for (int t = 0; t < T; ++t)
+                            dot[t] = kLifted ? dot_q8(dot[t], quads, inputs + 4 * t)
+                                             : dot_q4(dot[t], quads, inputs + 4 * t);
+                    };
+                    add(low, xq);
+                    add(high, xq + kQuad);
                 }
                 const vf scale = square_law(load_i8(scales));
                 scales += kTileRows;
@@ -121,7 +131,7 @@ RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, 
             bias += T;
             for (int j = 0; j < 8; ++j, codes += 64, xq += kQuad) {
                 if constexpr (kFetch)
-                    prefetch(codes + kPrefetchBytes);
+                    prefetch(codes + kAhead);
                 const vc quads = load_codes(codes);
                 for (int t = 0; t < T; ++t)
                     dot[t] = dot_q8(dot[t], quads, xq + 4 * t);
@@ -138,10 +148,11 @@ RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, 
 }
 
 /// Outputs of a decoded tile for the first T tokens of block `block`. The sums of the groups go to memory, so
-/// that the registers hold those of more tokens.
+/// that the registers hold those of more tokens. For every group `lines` lines are fetched from `fetch` on.
 template <int T, Encoding E, int kGroup>
 RWKV_BY_ITSELF void decoded_times_tokens(const Matrix& w, int tile, const uint8_t* codes, const float* scales,
-                                         const Acts& x, int block, float* y, int y_stride) {
+                                         const Acts& x, int block, float* y, int y_stride,
+                                         const uint8_t* fetch, int lines) {
     constexpr int kHalf = E == Encoding::kQ8 ? 32 : 16; // inputs per bias
     constexpr int kBiases = kGroup / kHalf;
     const size_t first_group = size_t(block) * size_t(w.k_pad / kActGroup) * kMaxTokens;
@@ -151,6 +162,10 @@ RWKV_BY_ITSELF void decoded_times_tokens(const Matrix& w, int tile, const uint8_
     for (int t = 0; t < T; ++t)
         store(y + t * y_stride, zero());
     for (int k = 0; k < w.k_pad; k += kGroup, scales += kTileRows) {
+        for (int i = 0; i < lines; ++i, fetch += 64) {
+            prefetch_far(fetch);
+            keep_loop();
+        }
         vi dot[T];
         for (int t = 0; t < T; ++t) {
             const int32_t start = kBiases == 2 ? bias[t] + bias[kMaxTokens + t] : bias[t];
@@ -191,13 +206,22 @@ void tile_times_rows(const Matrix& w, int tile, const Acts& x, int rows, float* 
     if constexpr (kDecodesTiles) {
         float* scales = reinterpret_cast<float*>(scratch + size_t(w.k_pad) * kTileRows);
         const uint8_t* codes = decode_tile<E, kGroup>(w, tile, scratch, scales);
+        // the next tile's codes, spread over all groups of all blocks
+        const size_t tile_bytes = w.code_bytes(size_t(w.k_pad) * kTileRows);
+        const size_t groups = size_t(w.k_pad / kGroup);
+        const size_t all_groups = groups * size_t((rows + kMaxTokens - 1) / kMaxTokens);
+        const int lines = int((tile_bytes / 64 + all_groups - 1) / all_groups);
+        const uint8_t* fetch = w.q + size_t(tile + 1) * tile_bytes;
+        const uint8_t* fetch_end = fetch + ((tile + 1) * kTileRows < w.n ? tile_bytes : 0);
         for (int t = 0; t < rows; t += kMaxTokens, y += kMaxTokens * y_stride) {
-            const int block = t / kMaxTokens;
+            const int block = t / kMaxTokens, each = fetch < fetch_end ? lines : 0;
             if (rows - t <= kMaxTokens / 2)
-                decoded_times_tokens<kMaxTokens / 2, E, kGroup>(w, tile, codes, scales, x, block, y,
-                                                                y_stride);
+                decoded_times_tokens<kMaxTokens / 2, E, kGroup>(w, tile, codes, scales, x, block, y, y_stride,
+                                                                fetch, each);
             else
-                decoded_times_tokens<kMaxTokens, E, kGroup>(w, tile, codes, scales, x, block, y, y_stride);
+                decoded_times_tokens<kMaxTokens, E, kGroup>(w, tile, codes, scales, x, block, y, y_stride,
+                                                            fetch, each);
+            fetch += groups * size_t(each) * 64;
         }
     } else {
         tile_times_tokens<kMaxTokens, E, kGroup, true>(w, tile, x, 0, y, y_stride);
@@ -250,7 +274,7 @@ void rows_times_tokens(const Matrix& w, int row, const Acts& x, int t0, float* y
     };
     if constexpr (T == 1) {
         for (size_t at = 0; at < R * row_bytes; at += kPageBytes) { // see meet_page
-            prefetch_far(weights + at + kPageAhead);
+            prefetch(weights + at + kPageAhead);
             keep_loop();
         }
         constexpr int kLine = E == Encoding::kF32 ? 16 : 32; // inputs whose weights fill a line of the cache

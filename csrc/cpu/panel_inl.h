@@ -18,10 +18,8 @@ struct Panel {
     const float* scales[2];
 };
 
-/// Whether it pays for so many tokens to decode tiles before, where codes are not read as they are.
-constexpr bool takes_panel(Encoding e, int rows) {
-    return rows > (e == Encoding::kQ8 ? kPanelTokens : kMaxTokens);
-}
+/// Whether it pays for so many tokens to decode both tiles before.
+constexpr bool takes_panel(int rows) { return rows > kMaxTokens; }
 
 /// The zero point that the biases of a group's activations are for.
 constexpr int bias_zero(int group) { return group == kActGroup ? kQ8Zero : kQ4Zero; }

@@ -65,14 +65,14 @@ inline int list_used(const uint16_t* used, int k, int32_t* channels) {
 }
 
 /// Fetches lines [begin, end) of the channels that are used, and their scales: those that come next bit by
-/// bit while tokens visit others. They go into the second-level cache, but for one token and a level that
-/// fetches near into the first.
+/// bit while tokens visit others. They go into the first-level cache, but for one token on levels that do not
+/// fetch near into the second.
 template <Encoding E>
 class Fetcher {
   public:
     Fetcher(const Matrix& w, int begin, int end, size_t scales_at, const int32_t* used, int count, int tokens)
         : w_(w), begin_(begin), end_(end), scales_at_(scales_at), used_(used), count_(count),
-          near_(kFetchesNear && tokens == 1) {}
+          near_(kFetchesNear || tokens > 1) {}
 
     /// Spreads the channels below `until` over the coming `steps` calls of `step`.
     void plan_until(int64_t until, int steps) {
