@@ -26,8 +26,11 @@ from benchmarks.workers.client import Worker
 from rwkvcli.runtime.machine import processor_name
 from rwkvcli.services.benchmarking import read_bandwidth
 
-RIVAL = {"int8": "Q8_0", "int6": "Q6_K", "int5": "Q5_K", "int4": "Q4_0", "f16": "F16", "f32": "F32"}
+RIVAL = {"int8": "Q8_0", "int6": "Q6_K", "int5": "Q5_K_M", "int4": "Q4_0", "f16": "F16", "f32": "F32"}
 """llama.cpp's format that each of ours is compared with."""
+
+QUANTIZED_RIVALS = [RIVAL[kind] for kind in ("int8", "int6", "int5", "int4")]
+"""Those of which the fastest is what a prompt is compared with."""
 
 
 @dataclass
@@ -96,7 +99,7 @@ def ratio(mine: list[float], theirs: Iterable[list[float]]) -> float | None:
 def rows(found: list[Engine], bandwidth: list[float], shape: Shape, threads: int) -> Iterator[dict[str, Any]]:
     """What is told of each engine of ours and each peer that has no counterpart."""
     by_label = {engine.label: engine for engine in found}
-    quantized = [by_label[name].prompt for name in ("Q8_0", "Q6_K", "Q5_K", "Q4_0") if name in by_label]
+    quantized = [by_label[name].prompt for name in QUANTIZED_RIVALS if name in by_label]
     for engine in found:
         rival = by_label.get(RIVAL.get(engine.label, ""))
         row: dict[str, Any] = {
