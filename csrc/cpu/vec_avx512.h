@@ -114,7 +114,13 @@ inline void store_sums(int32_t* to, const vi (&m)[4], int32_t factor) {
     _mm_storeu_si128((__m128i*)to, _mm_mullo_epi32(sums, _mm_set1_epi32(factor)));
 }
 inline void store_pairs(int32_t* to, vi a) { _mm256_storeu_si256((__m256i*)to, _mm512_cvtsepi32_epi16(a)); }
-inline unsigned nonzero_mask(vf a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
+inline unsigned nonzero_mask(vf a) {
+    unsigned mask = _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+#ifdef __GNUC__
+    __asm__("" : "+r"(mask)); // GCC 12 spills a mask register as two bytes and reads four back
+#endif
+    return mask;
+}
 inline int lowest_bit(unsigned mask) { return int(_mm_popcnt_u32((mask & (0u - mask)) - 1)); }
 
 inline int count_bits(unsigned mask) { return int(_mm_popcnt_u32(mask)); }

@@ -20,7 +20,6 @@ constexpr int kFloatRows = 4; // rows of floats that kMaxTokens / 2 tokens meet 
 constexpr bool kDecodesTiles = true;
 constexpr bool kTakesPanels = false;
 constexpr bool kFetchesNear = false;
-constexpr bool kQuantizesBlocks = false;
 
 struct vf {
     float v[16];
