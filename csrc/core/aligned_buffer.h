@@ -1,7 +1,6 @@
 // A zero-filled array whose first element is 64-byte aligned.
 #pragma once
 
-#include <cstring>
 #include <utility>
 
 #include "core/os.h"
@@ -12,10 +11,8 @@ template <class T>
 class AlignedBuffer {
   public:
     AlignedBuffer() = default;
-    explicit AlignedBuffer(size_t count) : count_(count) {
-        data_ = static_cast<T*>(os::aligned_allocate(count * sizeof(T)));
-        std::memset(static_cast<void*>(data_), 0, count * sizeof(T));
-    }
+    explicit AlignedBuffer(size_t count)
+        : data_(static_cast<T*>(os::allocate_zeroed(count * sizeof(T)))), count_(count) {}
     AlignedBuffer(AlignedBuffer&& other) noexcept
         : data_(std::exchange(other.data_, nullptr)), count_(std::exchange(other.count_, 0)) {}
     AlignedBuffer& operator=(AlignedBuffer&& other) noexcept {
@@ -25,7 +22,7 @@ class AlignedBuffer {
     }
     ~AlignedBuffer() {
         if (data_)
-            os::aligned_free(data_);
+            os::free_zeroed(data_, count_ * sizeof(T));
     }
 
     T* data() { return data_; }

@@ -61,14 +61,15 @@ size_t physical_memory() noexcept {
 
 int process_id() noexcept { return _getpid(); }
 
-void* aligned_allocate(size_t bytes) {
+// The heap asks the system for large pieces itself.
+void* allocate_zeroed(size_t bytes) {
     void* p = _aligned_malloc(bytes ? bytes : 64, 64);
     if (!p)
         throw std::bad_alloc();
-    return p;
+    return std::memset(p, 0, bytes);
 }
 
-void aligned_free(void* p) noexcept { _aligned_free(p); }
+void free_zeroed(void* p, size_t) noexcept { _aligned_free(p); }
 
 #else
 
@@ -104,15 +105,33 @@ size_t physical_memory() noexcept {
 
 int process_id() noexcept { return int(::getpid()); }
 
-void* aligned_allocate(size_t bytes) {
-    const size_t rounded = (bytes + 63) / 64 * 64;
-    void* p = std::aligned_alloc(64, rounded ? rounded : 64);
+/// Pieces of so many bytes are not the heap's. The address sanitizer watches all of them.
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kOwnPages = SIZE_MAX;
+#else
+constexpr size_t kOwnPages = size_t(1) << 20;
+#endif
+
+void* allocate_zeroed(size_t bytes) {
+    if (bytes >= kOwnPages) {
+        void* p = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED)
+            throw std::bad_alloc();
+        return p;
+    }
+    const size_t rounded = bytes ? (bytes + 63) / 64 * 64 : 64;
+    void* p = std::aligned_alloc(64, rounded);
     if (!p)
         throw std::bad_alloc();
-    return p;
+    return std::memset(p, 0, rounded);
 }
 
-void aligned_free(void* p) noexcept { std::free(p); }
+void free_zeroed(void* p, size_t bytes) noexcept {
+    if (bytes >= kOwnPages)
+        (void)::munmap(p, bytes);
+    else
+        std::free(p);
+}
 
 #endif
 

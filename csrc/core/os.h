@@ -45,8 +45,11 @@ class FlushDenormals {
 /// Tells the core that it waits in a loop.
 void spin_pause() noexcept;
 
-/// Memory whose address is a multiple of 64 bytes, for vector loads. Never null: throws std::bad_alloc.
-void* aligned_allocate(size_t bytes);
-void aligned_free(void* p) noexcept;
+/// Zeroed memory whose address is a multiple of 64 bytes, for vector loads. Never null: throws
+/// std::bad_alloc. Large pieces come from the system and go back to it as a whole: in the heap something
+/// small would soon lie where one had been, and the next would not fit.
+void* allocate_zeroed(size_t bytes);
+/// `bytes` as asked for.
+void free_zeroed(void* p, size_t bytes) noexcept;
 
 } // namespace rwkv::os

@@ -2,10 +2,9 @@
 
 #include <chrono>
 #include <cstring>
-#include <memory>
 
+#include "core/aligned_buffer.h"
 #include "core/check.h"
-#include "core/os.h"
 #include "core/thread_pool.h"
 
 namespace rwkv::cpu {
@@ -16,11 +15,10 @@ std::vector<double> read_bandwidth(const KernelTable& op, int threads, size_t by
     const size_t lines = bytes / 64 / size_t(threads); // of each thread
     require(lines >= 1, Fault::kArgument, "too few bytes to read");
     const size_t total = lines * size_t(threads) * 64;
-    const std::unique_ptr<uint8_t, void (*)(uint8_t*)> buffer(
-        static_cast<uint8_t*>(os::aligned_allocate(total)), [](uint8_t* p) { os::aligned_free(p); });
+    AlignedBuffer<uint8_t> buffer(total);
     ThreadPool pool(threads);
     std::vector<float> sums(size_t(threads) * 16); // a cache line each
-    const auto part = [&](int thread) { return buffer.get() + size_t(thread) * lines * 64; };
+    const auto part = [&](int thread) { return buffer.data() + size_t(thread) * lines * 64; };
     pool.run([&](int thread) { std::memset(part(thread), thread + 1, lines * 64); });
     std::vector<double> rates;
     for (int round = -1; round < rounds; ++round) {

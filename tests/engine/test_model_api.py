@@ -325,6 +325,32 @@ def test_memory_does_not_grow_with_the_prompt(make_model: ModelMaker) -> None:
     assert int(result.stdout) < 4096  # kB
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_number_of_prompts(make_model: ModelMaker) -> None:
+    """A prompt takes a copy of the state with it; something small that stays lies in memory after each."""
+    result = run_python(
+        """
+        import sys
+        from rwkvcli import Model
+
+        def anonymous():
+            return sum(int(l.split()[1]) for l in open("/proc/self/smaps_rollup") if l.startswith("Anonymous:"))
+
+        model = Model.load(sys.argv[1], threads=1)
+        state = model.new_state()
+        kept, sizes = [], []
+        for _ in range(10):
+            model.forward(list(range(20)), state)
+            kept.append(bytearray(10_000))
+            sizes.append(anonymous())
+        print(sizes[-1] - sizes[0])
+        """,
+        str(make_model("7", "bf16", n_layer=20, n_embd=256)),
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 1024  # kB; a state has 1320
+
+
 def test_generate_is_seeded_and_stops(make_model: ModelMaker) -> None:
     model = Model.load(make_model("7", "int8", vocab_size=256))
     settings = {"max_tokens": 30, "temperature": 1.0, "top_p": 0.9, "seed": 3}
