@@ -20,8 +20,8 @@ struct ByteSums {
 
     /// Groups [begin, end) of the window whose scales stand at `scales_at` in the records. Both are multiples
     /// of 4.
-    static void set_multipliers(const ChannelBlock& block, size_t scales_at, int begin, int end,
-                                Multipliers& to) {
+    RWKV_BY_ITSELF static void set_multipliers(const ChannelBlock& block, size_t scales_at, int begin,
+                                               int end, Multipliers& to) {
         vi columns[kWindow / 4];
         load_columns(block.record, scales_at, columns);
         const vf factor = load(block.factor);
@@ -58,8 +58,9 @@ struct ByteSums {
     /// y[0..lines * kOutputs) += the block's products with `lines` lines from `line` on of every record, the
     /// first of which is the window's line `place`. Before each a step is taken by `fetcher`. The outputs of
     /// a line stand in the order of put_in_order.
+    template <class F>
     RWKV_BY_ITSELF static void add_lines(const Matrix& w, const ChannelBlock& block, int line, int lines,
-                                         int place, const Multipliers& m, float* y, Fetcher<E>& fetcher) {
+                                         int place, const Multipliers& m, float* y, F& fetcher) {
         constexpr int kVectors = line_outputs(E) / 16, kSlots = E != Encoding::kQ8 && kGroup == 16 ? 2 : 1;
         const vc zero_points = set_bytes(zero_point(E));
         const vf step = set(block.step);

@@ -38,8 +38,8 @@ struct PairSums {
 
     /// y[0..kOutputs) += the block's products with one 64-byte line of every record; its groups are the
     /// multipliers' from `first` on.
-    static void add_line(const Matrix& w, const ChannelBlock& block, int line, const Multipliers& m,
-                         int first, vh codebook, float* y) {
+    RWKV_BY_ITSELF static void add_line(const Matrix& w, const ChannelBlock& block, int line,
+                                        const Multipliers& m, int first, vh codebook, float* y) {
         constexpr int kVectors = line_outputs(E) / 16;
         const auto* pairs = m.pairs + first;
         for (int half = 0; half < kHalves; ++half) {
@@ -98,25 +98,9 @@ struct PairSums {
 
     /// y[0..lines * kOutputs) += the block's products with `lines` lines from `line` on of every record, the
     /// first of which is the window's line `place`. Before each a step is taken by `fetcher`.
+    template <class F>
     static void add_lines(const Matrix& w, const ChannelBlock& block, int line, int lines, int place,
-                          const Multipliers& m, float* y, Fetcher<E>& fetcher) {
-        if constexpr (E == Encoding::kQ8) // GCC makes it a quarter faster by itself, and others slower
-            return add_lines_apart(w, block, line, lines, place, m, y, fetcher);
-        else
-            add_all(w, block, line, lines, place, m, y, fetcher);
-    }
-
-    /// Puts the outputs of a line in order, after all blocks.
-    static void put_in_order(float*) {}
-
-  private:
-    RWKV_BY_ITSELF static void add_lines_apart(const Matrix& w, const ChannelBlock& block, int line,
-                                               int lines, int place, const Multipliers& m, float* y,
-                                               Fetcher<E>& fetcher) {
-        add_all(w, block, line, lines, place, m, y, fetcher);
-    }
-    static void add_all(const Matrix& w, const ChannelBlock& block, int line, int lines, int place,
-                        const Multipliers& m, float* y, Fetcher<E>& fetcher) {
+                          const Multipliers& m, float* y, F& fetcher) {
         vh codebook = half_set(0);
         if constexpr (has_codebook(E))
             codebook = half_codebook(w.cb);
@@ -126,6 +110,9 @@ struct PairSums {
                      y + size_t(i) * line_outputs(E));
         }
     }
+
+    /// Puts the outputs of a line in order, after all blocks.
+    static void put_in_order(float*) {}
 };
 
 } // namespace

@@ -19,7 +19,6 @@ constexpr int kMaxTokens = 4; // tokens that one tile of weights meets in regist
 constexpr int kFloatRows = 4; // rows of floats that kMaxTokens / 2 tokens meet in registers
 constexpr bool kDecodesTiles = true;
 constexpr bool kTakesPanels = false;
-constexpr bool kFetchesNear = false;
 
 struct vf {
     float v[16];
