@@ -23,19 +23,41 @@ set(RWKV_CUDA_SOURCES csrc/cuda/abi.cu csrc/cuda/model.cu csrc/cuda/scratch.cu c
 # What both libraries need of the engine: no kernels of CPUs, no threads.
 set(RWKV_CUDA_COMMON csrc/core/os.cpp csrc/model/config.cpp)
 
-# Sets `result` to whether nvcc is there and compiles a kernel, and `why` to a line about it if not.
+# Sets `result` to the nvcc that CMAKE_CUDA_COMPILER or CUDACXX names, else to all that are found: NVIDIA's wheel
+# nvidia-cuda-nvcc in the environment of Python, PATH, CUDA_PATH, /usr/local/cuda.
+function(rwkv_cuda_compilers result)
+  set(found)
+  if(CMAKE_CUDA_COMPILER)
+    set(found ${CMAKE_CUDA_COMPILER})
+  elseif(NOT "$ENV{CUDACXX}" STREQUAL "")
+    set(found $ENV{CUDACXX})
+  else()
+    find_package(Python 3.11 QUIET COMPONENTS Interpreter)
+    file(GLOB wheels ${Python_SITELIB}/nvidia/cu[0-9]*/bin)
+    list(SORT wheels COMPARE NATURAL ORDER DESCENDING)
+    foreach(folder ${wheels})
+      find_program(of_wheel nvcc PATHS ${folder} NO_DEFAULT_PATH NO_CACHE)
+      if(of_wheel)
+        list(APPEND found ${of_wheel})
+      endif()
+      unset(of_wheel)
+    endforeach()
+    find_program(of_system nvcc PATHS ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin NO_CACHE)
+    if(of_system)
+      list(APPEND found ${of_system})
+    endif()
+  endif()
+  set(${result} ${found} PARENT_SCOPE)
+endfunction()
+
+# Sets CMAKE_CUDA_COMPILER to the first nvcc that compiles a kernel and `result` to TRUE; or `result` to FALSE and `why` to
+# a line about it.
 function(rwkv_find_cuda result why)
   set(${result} FALSE PARENT_SCOPE)
-  if(NOT CMAKE_CUDA_COMPILER AND NOT "$ENV{CUDACXX}" STREQUAL "")
-    set(CMAKE_CUDA_COMPILER $ENV{CUDACXX})
-  elseif(NOT CMAKE_CUDA_COMPILER)
-    find_program(RWKV_NVCC nvcc PATHS ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
-    mark_as_advanced(RWKV_NVCC)
-    if(NOT RWKV_NVCC)
-      set(${why} "no nvcc was found on PATH, nor in CUDACXX" PARENT_SCOPE)
-      return()
-    endif()
-    set(CMAKE_CUDA_COMPILER ${RWKV_NVCC})
+  rwkv_cuda_compilers(compilers)
+  if(NOT compilers)
+    set(${why} "no nvcc was found on PATH, nor in CUDACXX, nor a wheel nvidia-cuda-nvcc" PARENT_SCOPE)
+    return()
   endif()
   # A whole project of its own, so that a broken toolkit fails there and not here.
   set(probe ${CMAKE_BINARY_DIR}/cuda_probe)
@@ -45,27 +67,37 @@ function(rwkv_find_cuda result why)
   file(WRITE ${probe}/probe.cu
     "#include <cuda_runtime.h>\n#include <span>\n__global__ void k(int* p) { *p = __dp4a(1, 2, *p); }\n"
     "void start(int* p) { k<<<1, 1>>>(p); }\n")
-  execute_process(
-    COMMAND ${CMAKE_COMMAND} -S ${probe} -B ${probe}/build -G ${CMAKE_GENERATOR} -DCMAKE_MAKE_PROGRAM=${CMAKE_MAKE_PROGRAM}
-            -DCMAKE_CXX_COMPILER=${CMAKE_CXX_COMPILER} -DCMAKE_CUDA_COMPILER=${CMAKE_CUDA_COMPILER}
-            -DCMAKE_CUDA_ARCHITECTURES=75
-    RESULT_VARIABLE failed OUTPUT_VARIABLE output ERROR_VARIABLE output)
-  if(NOT failed)
-    execute_process(COMMAND ${CMAKE_COMMAND} --build ${probe}/build
+  set(complaints)
+  foreach(compiler ${compilers})
+    file(REMOVE_RECURSE ${probe}/build)
+    execute_process(
+      COMMAND ${CMAKE_COMMAND} -S ${probe} -B ${probe}/build -G ${CMAKE_GENERATOR} -DCMAKE_MAKE_PROGRAM=${CMAKE_MAKE_PROGRAM}
+              -DCMAKE_CXX_COMPILER=${CMAKE_CXX_COMPILER} -DCMAKE_CUDA_COMPILER=${compiler} -DCMAKE_CUDA_ARCHITECTURES=75
       RESULT_VARIABLE failed OUTPUT_VARIABLE output ERROR_VARIABLE output)
-  endif()
-  if(failed)
+    if(NOT failed)
+      execute_process(COMMAND ${CMAKE_COMMAND} --build ${probe}/build
+        RESULT_VARIABLE failed OUTPUT_VARIABLE output ERROR_VARIABLE output)
+    endif()
+    if(NOT failed)
+      set(${result} TRUE PARENT_SCOPE)
+      set(CMAKE_CUDA_COMPILER ${compiler} CACHE FILEPATH "nvcc")
+      return()
+    endif()
     # CMake keeps the words of a compiler that it cannot identify to itself.
-    execute_process(COMMAND ${CMAKE_CUDA_COMPILER} -std=c++20 -c ${probe}/probe.cu -o ${probe}/probe.o
+    execute_process(COMMAND ${compiler} -std=c++20 -c ${probe}/probe.cu -o ${probe}/probe.o
       RESULT_VARIABLE alone OUTPUT_VARIABLE words ERROR_VARIABLE words)
     if(alone)
-      string(APPEND output "${words}\n${CMAKE_CUDA_COMPILER}: ${alone}\n")
+      string(APPEND output "${words}\n${compiler}: ${alone}\n")
     endif()
-    file(WRITE ${probe}/output.txt "${output}")
-    set(${why} "${CMAKE_CUDA_COMPILER} does not compile (${probe}/output.txt)" PARENT_SCOPE)
+    string(APPEND complaints "${output}")
+  endforeach()
+  file(WRITE ${probe}/output.txt "${complaints}")
+  list(JOIN compilers " nor " names)
+  list(LENGTH compilers count)
+  if(count GREATER 1)
+    set(${why} "neither ${names} compiles (${probe}/output.txt)" PARENT_SCOPE)
   else()
-    set(${result} TRUE PARENT_SCOPE)
-    set(CMAKE_CUDA_COMPILER ${CMAKE_CUDA_COMPILER} CACHE FILEPATH "nvcc")
+    set(${why} "${names} does not compile (${probe}/output.txt)" PARENT_SCOPE)
   endif()
 endfunction()
 

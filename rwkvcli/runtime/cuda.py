@@ -215,7 +215,7 @@ def _library() -> Path:
     if path is None:
         raise DeviceUnavailable(
             "this build has no CUDA kernels",
-            hint="use `--device cpu`, or `--device torch:cuda` with the torch extra",
+            hint="`pip install nvidia-cuda-nvcc`, then install rwkvcli anew from its sources; or use `--device cpu`",
         )
     return path
 

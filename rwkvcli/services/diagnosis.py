@@ -71,8 +71,13 @@ def _gpu() -> dict[str, Any]:
     from rwkvcli.runtime import cuda
     from rwkvcli.runtime.machine import nvidia_gpus
 
-    kernels, devices, used = cuda.library_path(), [], None
-    if kernels is None:
+    kernels, devices, used, named = cuda.library_path(), [], None, nvidia_gpus()
+    if kernels is None and named:
+        why = (
+            "this build has no CUDA kernels, `auto` is the CPU; `pip install nvidia-cuda-nvcc`, then install rwkvcli "
+            "anew from its sources to have them"
+        )
+    elif kernels is None:
         why = "this build has no CUDA kernels, `auto` is the CPU; `--device torch` uses PyTorch's"
     else:
         try:
@@ -89,7 +94,7 @@ def _gpu() -> dict[str, Any]:
         except DeviceUnavailable as e:
             why = f"{e}; `auto` is the CPU"
     return {
-        "found": nvidia_gpus(),
+        "found": named,
         "kernels": str(kernels) if kernels is not None else None,
         "devices": devices,
         "used": used,

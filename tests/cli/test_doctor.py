@@ -12,7 +12,7 @@ from quant.arch import parameter_count
 from quant.checkpoints import open_checkpoint
 from quant.synthetic import synthetic_arch
 from rwkvcli.cli.app import main
-from rwkvcli.runtime import machine
+from rwkvcli.runtime import cuda, machine
 from rwkvcli.runtime.machine import Memory
 from rwkvcli.services import diagnosis, fitting
 from rwkvcli.services.store import LocalModel
@@ -86,6 +86,17 @@ def test_the_size_of_a_model_decides_what_it_needs_to_work_in(
 def test_what_is_missing_comes_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "EXTRAS", {"torch": ("a-package-that-is-not-there",)})
     assert diagnosis.examine()["extras"] == {"torch": {"a-package-that-is-not-there": None}}
+
+
+@pytest.mark.parametrize("gpus", [[], ["NVIDIA GeForce RTX 3060"]])
+def test_a_gpu_without_kernels_comes_with_the_line_that_brings_them(
+    gpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "nvidia_gpus", lambda: gpus)
+    monkeypatch.setattr(cuda, "library_path", lambda: None)
+    found = diagnosis.examine()["gpu"]
+    assert (found["found"], found["used"]) == (gpus, None)
+    assert ("`pip install nvidia-cuda-nvcc`" in found["why"]) == bool(gpus)
 
 
 def test_what_is_no_model_file(pth: Path) -> None:

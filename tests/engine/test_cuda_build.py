@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import venv
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def configure(build: Path, nvcc: Path | str, *definitions: str) -> subprocess.CompletedProcess[str]:
+    """Run CMake; an empty `nvcc` leaves it to find one."""
     command = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DRWKV_PYTHON=OFF", *definitions]
     environment = {**os.environ, "CUDACXX": str(nvcc)}
     return subprocess.run(
@@ -66,6 +68,40 @@ def test_off_asks_for_no_compiler(tmp_path: Path, broken: Path) -> None:
     assert done.returncode == 0, done.stdout
     assert "CUDA" not in done.stdout
     assert not (tmp_path / "build/cuda_probe").exists()
+
+
+@pytest.fixture
+def wheel(tmp_path: Path) -> tuple[Path, str]:
+    """Where the wheel nvidia-cuda-nvcc puts nvcc in a virtual environment, and the definition that names this one."""
+    venv.create(tmp_path / "venv", symlinks=True)
+    python = tmp_path / "venv/bin/python"
+    asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    folder = Path(site) / "nvidia/cu13/bin"
+    folder.mkdir(parents=True)
+    return folder / "nvcc", f"-DPython_EXECUTABLE={python}"
+
+
+def test_the_nvcc_of_a_wheel_comes_first(tmp_path: Path, broken: Path, wheel: tuple[Path, str]) -> None:
+    nvcc, python = wheel
+    broken.rename(nvcc)
+    done = configure(tmp_path / "build", "", python)
+    assert done.returncode == 0, done.stdout
+    if not (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()):
+        assert f"-- CUDA engine: not built, {nvcc} does not compile (" in done.stdout
+    else:  # that of the system takes its place
+        assert "not built" not in done.stdout
+        assert "rwkv_cuda_attempt" in targets(tmp_path / "build")
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
+def test_the_nvcc_of_a_wheel_is_used(tmp_path: Path, wheel: tuple[Path, str]) -> None:
+    nvcc, python = wheel
+    nvcc.write_text(f'#!/bin/sh\nexec {shutil.which("nvcc")} "$@"\n')
+    nvcc.chmod(0o755)
+    done = configure(tmp_path / "build", "", python)
+    assert done.returncode == 0, done.stdout
+    assert f"-DCUDA_COMPILER={nvcc}" in targets(tmp_path / "build")
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
