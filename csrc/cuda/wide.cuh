@@ -101,42 +101,37 @@ __device__ __forceinline__ void wide_units(const Product& p, int first_unit, int
 #pragma unroll
     for (int g = 0; g < kAhead; ++g)
         weights.load(g < groups ? g : groups - 1, ahead[g]);
-#pragma unroll
+#pragma unroll 1
     for (int step = 0; step < Plan::kStage; step += Plan::kStep) {
         bringer.fetch(step);
         bringer.store(shared, step);
     }
     __syncthreads();
-    int begin = 0;
     uint8_t *now = shared, *coming = shared + Plan::kBuffer;
-    for (; begin + Plan::kStage <= groups; begin += Plan::kStage) {
-#pragma unroll
+    // The code of a group stands there once: a short loop stays where instructions come from fast.
+#pragma unroll 1
+    for (int begin = 0; begin < groups; begin += Plan::kStage) {
+#pragma unroll 1
         for (int step = 0; step < Plan::kStage; step += Plan::kStep) {
             bringer.fetch(begin + Plan::kStage + step);
-            if (works)
+            const int left = works ? groups - begin : 0,
+                      end = left < step + Plan::kStep ? left : step + Plan::kStep;
+#pragma unroll 1
+            for (int g = step; g < end; ++g) {
+                const F fragments = ahead[0];
 #pragma unroll
-                for (int g = step; g < step + Plan::kStep; ++g) {
-                    const F fragments = ahead[g % kAhead];
-                    const int next = begin + g + kAhead;
-                    weights.load(next < groups ? next : groups - 1, ahead[g % kAhead]);
-                    multiply(fragments, now, g);
-                }
+                for (int i = 0; i + 1 < kAhead; ++i)
+                    ahead[i] = ahead[i + 1];
+                const int next = begin + g + kAhead;
+                weights.load(next < groups ? next : groups - 1, ahead[kAhead - 1]);
+                multiply(fragments, now, g);
+            }
             bringer.store(coming, step);
         }
         __syncthreads();
         uint8_t* const used = now;
         now = coming, coming = used;
     }
-    if (works)
-        for (int g = 0; begin + g < groups; ++g) { // the rest of a stage
-            const F fragments = ahead[0];
-            const int next = begin + g + kAhead;
-#pragma unroll
-            for (int i = 0; i + 1 < kAhead; ++i)
-                ahead[i] = ahead[i + 1];
-            weights.load(next < groups ? next : groups - 1, ahead[kAhead - 1]);
-            multiply(fragments, now, g);
-        }
 
     float d[4];
 #pragma unroll
