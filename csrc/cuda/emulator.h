@@ -122,11 +122,11 @@ const uint32_t* meet(const uint32_t* words, unsigned count);
 inline const uint32_t* meet(uint32_t value) { return meet(&value, 1); }
 void block_barrier();
 
-/// mma.sync of signed bytes, m16n8k32 or (kDepth 16) m16n8k16: c += a b. Who holds what is the PTX ISA's:
-/// lane 4 i + j has four inputs from 4 j on of rows i and i + 8 of a, then the same of inputs 16 later;
-/// likewise of column i of b; and columns 2 j, 2 j + 1 of rows i and i + 8 of c.
+/// mma.sync of signed bytes, m16n8k32 or (kDepth 16) m16n8k16: c = first + a b. Who holds what is the PTX
+/// ISA's: lane 4 i + j has four inputs from 4 j on of rows i and i + 8 of a, then the same of inputs 16
+/// later; likewise of column i of b; and columns 2 j, 2 j + 1 of rows i and i + 8 of c.
 template <int kDepth>
-inline void mma(int* c, const uint32_t* a, const uint32_t* b) {
+inline void mma(int* c, const uint32_t* a, const uint32_t* b, int first) {
     constexpr unsigned kHalves = kDepth / 16, kWordsA = 2 * kHalves;
     uint32_t mine[kWordsA + kHalves];
     std::memcpy(mine, a, sizeof(uint32_t) * kWordsA);
@@ -135,6 +135,7 @@ inline void mma(int* c, const uint32_t* a, const uint32_t* b) {
     const unsigned lane = place.thread.x % 32;
     for (unsigned i = 0; i < 4; ++i) {
         const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        c[i] = first;
         for (unsigned k = 0; k < unsigned(kDepth); ++k) {
             const uint32_t wa = all[(row / 8 + k / 16 * 2) * 32 + row % 8 * 4 + k % 16 / 4],
                            wb = all[(kWordsA + k / 16) * 32 + column * 4 + k % 16 / 4];

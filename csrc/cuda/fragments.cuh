@@ -1,5 +1,5 @@
 // What products of many columns with integer tiles share: a unit's weights on their way into registers, as
-// multiply_add_32 wants them, and its outputs on their way out.
+// multiply_32 wants them, and its outputs on their way out.
 //
 // A warp takes 32 outputs, two tiles. Which of them is which row of a multiplication is free: lane 4 i + j
 // takes outputs 4 i .. 4 i + 3, so that 16 bytes of the file are four of its words, and 4 bytes their scales.
@@ -75,6 +75,12 @@ __device__ __forceinline__ uint32_t look_up_half(const uint32_t* codebook, uint3
                        __byte_perm(codebook[2], codebook[3], three), 0x3210u | (mine & 0x8888u) >> 1);
 }
 
+/// Sums of a group begin at the bits of 1.5 x 2^23: as floats they are that plus the sum, exact up to 2^22
+/// (here 32 x 128 x 127 at most). Taking it off again is an addition; conversions of integers run at half
+/// that rate, where look-ups and shifts of codes run too.
+constexpr int kSumBegin = 0x4b400000;
+__device__ __forceinline__ float sum_value(int sum) { return __uint_as_float(unsigned(sum)) - 12582912.0f; }
+
 /// The same, decoded.
 template <int kForm, int kGroup>
 struct Weights32 {
@@ -127,21 +133,23 @@ struct Weights32 {
                 s[term][row] = square_law(signed_byte(from.scales[term], row));
     }
 
-    /// take(term, row, column, sum): the exact sums of the lane's outputs 0 to 3 and columns 0 and 1.
+    /// take(term, row, column, sum): the exact sums, as floats, of the lane's outputs 0 to 3 and columns 0
+    /// and 1.
     template <class Take>
     __device__ __forceinline__ void times(uint2 b, Take take) const {
 #pragma unroll
         for (int pair = 0; pair < kPairs; ++pair)
 #pragma unroll
             for (int term = 0; term < F::kTerms; ++term) {
-                int c[4] = {0, 0, 0, 0};
+                int c[4];
                 if constexpr (F::kTerms == 1)
-                    multiply_add_32(c, a[pair], b);
+                    multiply_32(c, a[pair], b, kSumBegin);
                 else
-                    multiply_add_16(c, a[pair][2 * term], a[pair][2 * term + 1], term == 0 ? b.x : b.y);
+                    multiply_16(c, a[pair][2 * term], a[pair][2 * term + 1], term == 0 ? b.x : b.y,
+                                kSumBegin);
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
-                    take(term, 2 * pair + i / 2, i % 2, c[i]);
+                    take(term, 2 * pair + i / 2, i % 2, sum_value(c[i]));
             }
     }
 };

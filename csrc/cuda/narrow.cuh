@@ -55,7 +55,7 @@ __device__ __forceinline__ void narrow_unit(const Product& p, int unit, int t0, 
             const Weights32<kForm, kGroup> w(coming[each], p.w.codebook);
             float sums[F::kTerms][2][4];
             w.times(inputs[each],
-                    [&](int term, int row, int column, int sum) { sums[term][column][row] = float(sum); });
+                    [&](int term, int row, int column, float sum) { sums[term][column][row] = sum; });
 #pragma unroll
             for (int term = 0; term < F::kTerms; ++term) {
                 const int place = g * F::kTerms + term;

@@ -7,43 +7,45 @@
 namespace rwkv::cuda {
 
 #if defined(__CUDACC__)
-/// c += a b on Turing's unit: 8 rows, 8 columns, 16 inputs.
-__device__ __forceinline__ void multiply_add_8(int& c0, int& c1, uint32_t a, uint32_t b) {
-    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
-        : "+r"(c0), "+r"(c1)
-        : "r"(a), "r"(b));
+/// c = first + a b on Turing's unit: 8 rows, 8 columns, 16 inputs.
+__device__ __forceinline__ void multiply_8(int& c0, int& c1, uint32_t a, uint32_t b, int first0, int first1) {
+    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%4, %5};"
+        : "=r"(c0), "=r"(c1)
+        : "r"(a), "r"(b), "r"(first0), "r"(first1));
 }
 #endif
 
-/// c += a b: 16 rows, 8 columns, 16 inputs, exact. Lane 4 i + j has inputs 4 j .. 4 j + 3 of rows i and i + 8
-/// in a0 and a1, of column i in b; and columns 2 j, 2 j + 1 of row i, then of row i + 8, in c.
-__device__ __forceinline__ void multiply_add_16(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+/// c = first + a b: 16 rows, 8 columns, 16 inputs, exact. Lane 4 i + j has inputs 4 j .. 4 j + 3 of rows i
+/// and i + 8 in a0 and a1, of column i in b; and columns 2 j, 2 j + 1 of row i, then of row i + 8, in c.
+__device__ __forceinline__ void multiply_16(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b, int first) {
 #if !defined(__CUDACC__)
     const uint32_t a[2] = {a0, a1};
-    emulator::mma<16>(c, a, &b);
+    emulator::mma<16>(c, a, &b, first);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a0), "r"(a1), "r"(b));
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, %7, %7};"
+        : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
+        : "r"(a0), "r"(a1), "r"(b), "r"(first));
 #else
-    multiply_add_8(c[0], c[1], a0, b);
-    multiply_add_8(c[2], c[3], a1, b);
+    multiply_8(c[0], c[1], a0, b, first, first);
+    multiply_8(c[2], c[3], a1, b, first, first);
 #endif
 }
 
 /// The same for 32 inputs: a[2], a[3] and b.y hold those 16 after a[0], a[1] and b.x.
-__device__ __forceinline__ void multiply_add_32(int (&c)[4], const uint32_t (&a)[4], uint2 b) {
+__device__ __forceinline__ void multiply_32(int (&c)[4], const uint32_t (&a)[4], uint2 b, int first) {
 #if !defined(__CUDACC__)
     const uint32_t words[2] = {b.x, b.y};
-    emulator::mma<32>(c, a, words);
+    emulator::mma<32>(c, a, words, first);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+        "{%10, %10, %10, %10};"
+        : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "r"(first));
 #else
-    multiply_add_16(c, a[0], a[1], b.x);
-    multiply_add_16(c, a[2], a[3], b.y);
+    int half[4];
+    multiply_16(half, a[0], a[1], b.x, first);
+    multiply_8(c[0], c[1], a[2], b.y, half[0], half[1]);
+    multiply_8(c[2], c[3], a[3], b.y, half[2], half[3]);
 #endif
 }
 

@@ -90,9 +90,9 @@ __device__ __forceinline__ void wide_units(const Product& p, int first_unit, int
         for (int tile = 0; tile < kTiles; ++tile) {
             const uint2 b = *reinterpret_cast<const uint2*>(x + tile * 8 * kActGroup);
             const float2 scale = *reinterpret_cast<const float2*>(scales + tile * 8);
-            w.times(b, [&](int term, int row, int column, int sum) {
+            w.times(b, [&](int term, int row, int column, float sum) {
                 float& t = total[tile][row][column];
-                t = fmaf(float(sum), w.s[term][row] * (column == 0 ? scale.x : scale.y), t);
+                t = fmaf(sum, w.s[term][row] * (column == 0 ? scale.x : scale.y), t);
             });
         }
     };
