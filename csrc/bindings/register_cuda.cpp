@@ -55,6 +55,12 @@ void register_cuda(py::module_& m) {
           "multiprocessors, memory and free_memory (bytes).");
 
     m.def(
+        "cuda_copy_rate",
+        [](const std::string& library, int device) { return CudaLibrary::at(library).copy_rate(device); },
+        py::arg("library"), py::arg("device"), Released(),
+        "Bytes that copies on a device read and write a second, measured.");
+
+    m.def(
         "cuda_required",
         [](const std::string& library, const std::string& path, const py::dict& config,
            const std::vector<SpecTuple>& tensors) {

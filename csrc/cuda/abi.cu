@@ -4,6 +4,7 @@
 #include <new>
 
 #include "core/check.h"
+#include "cuda/copy_rate.h"
 #include "cuda/model.h"
 
 struct rwkv_cuda_model {
@@ -63,6 +64,13 @@ int device_count() {
     return count;
 }
 
+void require_device(int device) {
+    const int count = device_count();
+    if (device < 0 || device >= count)
+        throw cuda::DeviceError(RWKV_CUDA_UNAVAILABLE, "there is no GPU number " + std::to_string(device) +
+                                                           "; this machine has " + std::to_string(count));
+}
+
 } // namespace
 
 int rwkv_cuda_abi(void) { return RWKV_CUDA_ABI; }
@@ -90,6 +98,13 @@ int rwkv_cuda_devices(rwkv_cuda_device* devices, int room, char* reason, size_t 
     return status == RWKV_CUDA_OK ? count : -1;
 }
 
+rwkv_cuda_status rwkv_cuda_copy_rate(int device, double* rate, char* reason, size_t reason_size) {
+    return guarded(reason, reason_size, [&] {
+        require_device(device);
+        *rate = cuda::copy_rate(device);
+    });
+}
+
 rwkv_cuda_status rwkv_cuda_required(const rwkv_cuda_config* config, const rwkv_cuda_weights* weights,
                                     size_t* bytes, size_t* state_bytes, char* reason, size_t reason_size) {
     return guarded(reason, reason_size, [&] {
@@ -103,11 +118,7 @@ rwkv_cuda_status rwkv_cuda_open(const rwkv_cuda_config* config, const rwkv_cuda_
                                 rwkv_cuda_model** model, char* reason, size_t reason_size) {
     *model = nullptr;
     return guarded(reason, reason_size, [&] {
-        const int count = device_count();
-        if (device < 0 || device >= count)
-            throw cuda::DeviceError(RWKV_CUDA_UNAVAILABLE, "there is no GPU number " +
-                                                               std::to_string(device) +
-                                                               "; this machine has " + std::to_string(count));
+        require_device(device);
         cudaDeviceProp properties;
         available(cudaGetDeviceProperties(&properties, device), "the GPU cannot be asked");
         if (properties.major * 10 + properties.minor < kOldest)

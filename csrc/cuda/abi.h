@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 /// Both sides are built together; a library of another number is not used.
-#define RWKV_CUDA_ABI 2
+#define RWKV_CUDA_ABI 3
 
 typedef enum {
     RWKV_CUDA_OK = 0,
@@ -85,6 +85,10 @@ RWKV_CUDA_API int rwkv_cuda_abi(void);
 
 /// How many devices there are (the first `room` are written), or -1 with a reason.
 RWKV_CUDA_API int rwkv_cuda_devices(rwkv_cuda_device* devices, int room, char* reason, size_t reason_size);
+
+/// Bytes that copies on a device read and write a second, measured.
+RWKV_CUDA_API rwkv_cuda_status rwkv_cuda_copy_rate(int device, double* rate, char* reason,
+                                                   size_t reason_size);
 
 /// Bytes of a device's memory that rwkv_cuda_open would take, and that a state would. Asks no device.
 RWKV_CUDA_API rwkv_cuda_status rwkv_cuda_required(const rwkv_cuda_config* config,

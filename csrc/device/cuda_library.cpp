@@ -36,6 +36,7 @@ CudaLibrary::CudaLibrary(const std::string& path) {
             path + ": belongs to another version of rwkv: interface " + std::to_string(number) + ", not " +
                 std::to_string(RWKV_CUDA_ABI));
     find("rwkv_cuda_devices", devices_);
+    find("rwkv_cuda_copy_rate", copy_rate_);
     find("rwkv_cuda_required", required);
     find("rwkv_cuda_open", open);
     find("rwkv_cuda_close", close);
@@ -59,6 +60,13 @@ std::vector<rwkv_cuda_device> CudaLibrary::devices() const {
         check(RWKV_CUDA_UNAVAILABLE, reason.text);
     found.resize(size_t(std::clamp(count, 0, int(found.size()))));
     return found;
+}
+
+double CudaLibrary::copy_rate(int device) const {
+    double rate = 0.0;
+    CudaReason reason;
+    check(copy_rate_(device, &rate, reason.text, sizeof reason.text), reason.text);
+    return rate;
 }
 
 void CudaLibrary::check(rwkv_cuda_status status, const char* reason) {

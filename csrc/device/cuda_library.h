@@ -17,6 +17,10 @@ class CudaLibrary {
     /// What the driver reports; there may be none. Throws Error(kDevice) with the library's reason.
     std::vector<rwkv_cuda_device> devices() const;
 
+    /// Bytes that copies on a device read and write a second, measured. Throws Error(kDevice),
+    /// Error(kMemory).
+    double copy_rate(int device) const;
+
     /// Throws for every status but RWKV_CUDA_OK: Cancelled, Error(kMemory) or Error(kDevice) with `reason`.
     static void check(rwkv_cuda_status status, const char* reason);
 
@@ -38,6 +42,7 @@ class CudaLibrary {
     explicit CudaLibrary(const std::string& path);
 
     decltype(&rwkv_cuda_devices) devices_;
+    decltype(&rwkv_cuda_copy_rate) copy_rate_;
 };
 
 /// Where the library writes its reason.

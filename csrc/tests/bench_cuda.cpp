@@ -5,8 +5,6 @@
 #include <chrono>
 #include <cstdlib>
 
-#include <cuda_runtime.h>
-
 #include "core/check.h"
 #include "device/cuda_weights.h"
 #include "tests/model_writer.h"
@@ -37,23 +35,6 @@ void stop_on(bool failed, const char* what) {
         std::fprintf(stderr, "%s\n", what);
         std::exit(1);
     }
-}
-
-/// GB/s read plus written by copies on the device that no cache holds.
-double copy_rate() {
-    const size_t bytes = size_t(1) << 30;
-    void *from = nullptr, *to = nullptr;
-    stop_on(cudaMalloc(&from, bytes) != cudaSuccess || cudaMalloc(&to, bytes) != cudaSuccess, "no memory");
-    const auto copy = [&] {
-        stop_on(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToDevice) != cudaSuccess ||
-                    cudaDeviceSynchronize() != cudaSuccess,
-                "a copy failed");
-    };
-    copy();
-    const double time = median_seconds(9, copy);
-    (void)cudaFree(from);
-    (void)cudaFree(to);
-    return 2 * double(bytes) / time / 1e9;
 }
 
 void measure(const Config& full, const std::string& encoding, const std::string& layout, double copies) {
@@ -131,7 +112,9 @@ int main(int argc, char** argv) {
     rwkv_cuda_device device{};
     char reason[256] = "";
     stop_on(rwkv_cuda_devices(&device, 1, reason, sizeof reason) < 1, reason);
-    const double copies = copy_rate();
+    double copies = 0.0;
+    stop_on(rwkv_cuda_copy_rate(0, &copies, reason, sizeof reason) != RWKV_CUDA_OK, reason);
+    copies /= 1e9;
     std::printf("%s, compute capability %d.%d, %d multiprocessors, copies %.0f GB/s; RWKV-7, %d channels, %d "
                 "layers\n",
                 device.name, device.major, device.minor, device.multiprocessors, copies, config.n_embd,

@@ -83,6 +83,13 @@ RWKV_CUDA_API int rwkv_cuda_devices(rwkv_cuda_device* devices, int room, char* r
 #endif
 }
 
+RWKV_CUDA_API rwkv_cuda_status rwkv_cuda_copy_rate(int device, double* rate, char* reason, size_t size) {
+    if (device != 0)
+        return because(RWKV_CUDA_NO_MEMORY, "device 1 has 1000 bytes free", reason, size);
+    *rate = 5e11;
+    return RWKV_CUDA_OK;
+}
+
 /// A byte for every entry of the matrices.
 RWKV_CUDA_API rwkv_cuda_status rwkv_cuda_required(const rwkv_cuda_config* config, const rwkv_cuda_weights* w,
                                                   size_t* bytes, size_t* state_bytes, char*, size_t) {

@@ -422,6 +422,22 @@ TEST(a_model_that_does_not_fit_says_by_how_much) {
         rwkv_cuda_free_state(state);
 }
 
+TEST(copies_are_timed) {
+    const Setting little("RWKV_CUDA_EMULATED_MEMORY", "64000000"); // large buffers take the emulator long
+    rwkv_cuda_device device{};
+    char reason[256] = "";
+    const int count = rwkv_cuda_devices(&device, 1, reason, sizeof reason);
+    double rate = 0.0;
+    CHECK(rwkv_cuda_copy_rate(0, &rate, reason, sizeof reason) == RWKV_CUDA_OK && rate > 0.0, "%s", reason);
+    CHECK(rwkv_cuda_copy_rate(count, &rate, reason, sizeof reason) == RWKV_CUDA_UNAVAILABLE &&
+              std::strstr(reason, "there is no GPU number "),
+          "%s", reason);
+    if (!emulated())
+        return;
+    const Setting too_little("RWKV_CUDA_EMULATED_MEMORY", "1000000");
+    CHECK(rwkv_cuda_copy_rate(0, &rate, reason, sizeof reason) == RWKV_CUDA_NO_MEMORY);
+}
+
 TEST(a_failing_device_is_reported) {
     if (!emulated())
         return;

@@ -72,6 +72,9 @@ TEST(libraries_that_are_none_are_refused) {
     const auto devices = CudaLibrary::at(STAND_IN).devices();
     CHECK(devices.size() == 2 && std::string(devices[1].name) == "Stand-in" &&
           devices[1].free_memory == 1000);
+    CHECK(CudaLibrary::at(STAND_IN).copy_rate(0) == 5e11);
+    check_refused(error_of([] { CudaLibrary::at(STAND_IN).copy_rate(1); }), Fault::kMemory,
+                  "device 1 has 1000 bytes free");
 }
 
 TEST(devices_that_cannot_hold_a_model_say_why) {

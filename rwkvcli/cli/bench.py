@@ -68,8 +68,8 @@ def bench(
 
     `pp512` is a prompt of 512 tokens evaluated at once, `tg128` are 128 tokens decoded one by one. Decoding
     is bound by memory: MB/token is what a token reads and writes, GB/s how fast it does, and read is how fast
-    the same number of threads reads memory in sequence, measured between the runs. Columns have llama-bench's
-    names where it has them.
+    the same number of threads reads memory in sequence, measured between the runs; on a GPU, how fast copies on
+    it read and write. Columns have llama-bench's names where it has them.
     """
     from rwkvcli.cli.download import default_model, model_to_run
     from rwkvcli.cli.render import BenchBar

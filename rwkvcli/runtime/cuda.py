@@ -99,6 +99,12 @@ def devices(library: Path | None = None) -> list[CudaDevice]:
     ]
 
 
+def copy_rate(number: int, library: Path | None = None) -> float:
+    """Bytes per second that copies on GPU `number` read and write, measured. Raises DeviceUnavailable, OutOfMemory."""
+    with _errors_of_the_device():
+        return _kernels.cuda_copy_rate(os.fsencode(library or _library()), number)
+
+
 def required(file: ModelFile, library: Path | None = None) -> Required:
     """What a model would take of a GPU's memory. No GPU is asked. Raises DeviceUnavailable, FormatError."""
     with _errors_of_the_device():
@@ -151,6 +157,7 @@ class CudaModel:
         self, file: ModelFile, number: int, layers: int = -1, threads: int = 1, library: Path | None = None
     ) -> None:
         library = library or _library()
+        self._library = library
         self.device = device(number, library)
         self._of = file.arch.n_layer
         path, config, tensors = engine_arguments(file)
@@ -181,6 +188,10 @@ class CudaModel:
         """Bytes of the GPU's memory that the model holds."""
         with _errors_of_the_device():
             return self._model.device_bytes
+
+    def copy_rate(self) -> float:
+        """Of its GPU."""
+        return copy_rate(self.device.number, self._library)
 
     @property
     def state_type(self) -> type:

@@ -75,11 +75,13 @@ class Measurement:
     tokens_ns: list[int] = field(default_factory=list)
     """Of each decoded token of all repetitions."""
     bytes_per_token: int | None = None
-    """None for prompts, and on other devices than the CPU: what those read is not counted."""
+    """None for prompts, and where it is not counted: on PyTorch's devices, and with layers on two devices."""
     ffn_density: float | None = None
     """Share of the channels of ffn.value that were read; None where none are skipped."""
     read_bandwidth: float | None = None
-    """Sequential reads by the same number of threads: the median of all rounds of the test."""
+    """Sequential reads by the same number of threads, on a GPU what copies on it read and write: the median of all rounds of
+    the test.
+    """
 
     @property
     def name(self) -> str:
@@ -178,16 +180,17 @@ def run(
                 _Run(model, Measurement(subject, _threads(model, threads), n_prompt, n_gen))
                 for model, subject in zip(loaded, subjects, strict=True)
             ]
-            rates: list[float] = []
+            rates: dict[str, list[float]] = {}
             for repetition in range(rounds):
                 timed = repetition >= plan.warmup
-                if timed and n_gen and runs[0].is_native:
-                    rates += read_bandwidth(runs[0].result.n_threads)
+                for memory, each in {each.memory: each for each in runs}.items():
+                    if timed and n_gen and memory:
+                        rates[memory] = rates.get(memory, []) + each.read_bandwidth()
                 for each in runs:
                     steps.next(f"{each.result.subject.model_type} {each.result.name}")
                     each.once(timed)
             for each in runs:
-                yield each.finished(statistics.median(rates) if rates else None)
+                yield each.finished(statistics.median(rates[each.memory]) if each.memory in rates else None)
     steps.end()
 
 
@@ -231,11 +234,24 @@ class _Run:
         self.result.test_time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     @property
-    def is_native(self) -> bool:
-        """Whether the engine of this project runs it, whose bytes are known."""
+    def memory(self) -> str | None:
+        """Whose memory the weights come from, `cpu` or `cuda:0`; None where the bytes that a token moves are not counted."""
+        from rwkvcli.runtime.cuda import CudaModel
         from rwkvcli.runtime.native import NativeModel
 
-        return isinstance(self.model.backend, NativeModel)
+        backend = self.model.backend
+        if isinstance(backend, CudaModel):
+            return None if backend.is_split else f"cuda:{backend.device.number}"
+        return "cpu" if isinstance(backend, NativeModel) else None
+
+    def read_bandwidth(self) -> list[float]:
+        """Bytes per second that its memory can be read at, measured once or more."""
+        from rwkvcli.runtime.cuda import CudaModel
+
+        backend = self.model.backend
+        return (
+            [backend.copy_rate()] if isinstance(backend, CudaModel) else read_bandwidth(self.result.n_threads)
+        )
 
     def once(self, timed: bool) -> None:
         """Evaluate the tokens; keep the times if `timed`."""
@@ -251,7 +267,7 @@ class _Run:
 
     def finished(self, read_bandwidth: float | None) -> Measurement:
         """The result, with its bytes."""
-        if self.result.n_gen and self.is_native:
+        if self.result.n_gen and self.memory:
             arrays = self.model.new_state().to_numpy()
             state_bytes = sum(array.nbytes for array in arrays.values())
             self.result.ffn_density = self._density()
@@ -267,16 +283,21 @@ class _Run:
         return time.perf_counter_ns() - begin
 
     def _density(self) -> float | None:
-        """Share of ffn.value's channels that these tokens read, counted in a run of its own: the engine's
-        results are always the same, bit for bit.
+        """Share of ffn.value's channels that these tokens read, counted by the CPU engine in a run of its own: the results are
+        always the same, bit for bit, on a GPU and all at once too.
         """
+        from rwkvcli.runtime.device import cpu_level
+        from rwkvcli.runtime.native import NativeModel
+
         layers = sum(plan.layout == "kn" for plan in self.model.file.plan.values())
         if not layers:
             return None
         backend: Any = self.model.backend
+        if not isinstance(backend, NativeModel):
+            backend = NativeModel(self.model.file, self.result.n_threads, cpu_level())
         backend.count_active_channels(True)
         try:
-            self.once(timed=False)
+            backend.forward(self.tokens.astype("int32"), backend.new_state())
         finally:
             backend.count_active_channels(False)
         active: int = sum(backend.active_channels)

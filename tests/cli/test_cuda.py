@@ -109,14 +109,26 @@ def test_perplexity_is_that_of_the_cpu(model: Path, tmp_path: Path) -> None:
 
 
 @needs_library
-def test_bench(model: Path) -> None:
-    done = run("bench", model, "--device", "cuda", "-p", "4", "-n", "3", "-r", "2", "--json")
+def test_bench(tmp_path: Path) -> None:
+    model = tmp_path / "kn.safetensors"
+    assert run("quantize", "demo", "--to", "int8", "--ffn-value", "kn", "-o", model).code == 0
+    args = ["bench", model, "-p", "4", "-n", "3", "-r", "2", "--json"]
+    little = {"RWKV_CUDA_EMULATED_MEMORY": "200000000"}  # what is copied is a part of the free memory
+    done = run(*args, "--device", "cuda", **little)
     assert (done.code, done.err) == (0, "")
     prefill, decode = json.loads(done.out)
     for row in (prefill, decode):
         assert row["backends"].startswith("cuda:0, ")
         assert len(row["samples_ns"]) == 2
-        assert (row["bytes_per_token"], row["gb_s"], row["read_gb_s"], row["share"]) == (None,) * 4
+    figures = "bytes_per_token", "ffn_density", "gb_s", "read_gb_s", "share"
+    assert [prefill[name] for name in figures] == [None] * 5
+    on_cpu = json.loads(run(*args, "--device", "cpu").out)[1]
+    assert 0 < decode["ffn_density"] < 1
+    assert [decode[name] for name in figures[:2]] == [on_cpu[name] for name in figures[:2]]
+    assert decode["gb_s"] == pytest.approx(decode["bytes_per_token"] / decode["token_median_ns"], abs=1e-3)
+    assert decode["share"] == pytest.approx(decode["gb_s"] / decode["read_gb_s"], abs=1e-3)
+    split = json.loads(run(*args, "--device", "cuda", "--gpu-layers", "1", **little).out)[1]
+    assert [split[name] for name in figures] == [None] * 5
 
 
 @needs_library
