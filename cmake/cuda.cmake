@@ -145,6 +145,15 @@ function(rwkv_cuda_library target)
   target_link_libraries(${target} PRIVATE Threads::Threads)
 endfunction()
 
+# How what nvcc compiles of a target is compiled.
+function(rwkv_cuda_compiled target)
+  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${architectures}" CUDA_RUNTIME_LIBRARY Static)
+  target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${RWKV_CUDA_FLAGS}>")
+  if(RWKV_WERROR)
+    target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>")
+  endif()
+endfunction()
+
 set(RWKV_HAVE_CUDA FALSE)
 if(RWKV_CUDA) # AUTO counts as true
   file(REMOVE ${CMAKE_BINARY_DIR}/cuda_probe/output.txt)
@@ -176,11 +185,7 @@ elseif(RWKV_HAVE_CUDA)
   rwkv_cuda_library(rwkv_cuda ${RWKV_CUDA_SOURCES})
   rwkv_cuda_architectures(architectures)
   message(STATUS "CUDA engine: for ${architectures}")
-  set_target_properties(rwkv_cuda PROPERTIES CUDA_ARCHITECTURES "${architectures}" CUDA_RUNTIME_LIBRARY Static)
-  target_compile_options(rwkv_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${RWKV_CUDA_FLAGS}>")
-  if(RWKV_WERROR)
-    target_compile_options(rwkv_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>")
-  endif()
+  rwkv_cuda_compiled(rwkv_cuda)
 endif()
 
 if(CMAKE_SYSTEM_NAME STREQUAL "Linux") # what the emulator's fibers are written for
