@@ -9,6 +9,8 @@
 //   on RWKV_CUDA_EMULATED_ORDER    "reverse": threads, warps and blocks in descending order. A result that
 //                               depends on it has a race.
 //   RWKV_CUDA_EMULATED_FAILURE  N: the Nth launch from now on, and all after it, fail
+//   RWKV_CUDA_EMULATED_CODE     the compute capability, times ten, that kernels are said to be compiled for
+//                               (default 90)
 #pragma once
 
 #include <cmath>
@@ -106,8 +108,10 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event);
 
 namespace rwkv::emulator {
 
-cudaError_t launch(unsigned grid_x, unsigned grid_y, unsigned threads, size_t shared_bytes,
+/// `early` is refused where the code is older than 9.0.
+cudaError_t launch(bool early, unsigned grid_x, unsigned grid_y, unsigned threads, size_t shared_bytes,
                    cudaStream_t stream, std::function<void()> kernel);
+int code_capability();
 void* shared_memory();
 
 struct Place {

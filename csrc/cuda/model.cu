@@ -113,9 +113,9 @@ Model::Model(const rwkv_cuda_config& config, const rwkv_cuda_weights& weights, i
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, device), "the device cannot be asked");
     device_name_ = properties.name;
-    overlaps_ = properties.major >= 9;
+    // code for older GPUs runs here too, but does not know how to wait
+    overlaps_ = code_capability(embed) >= 90 && properties.major >= 9;
     multiprocessors_ = properties.multiProcessorCount;
-    require_kernel(embed);
     const Sizes sizes(config_, weights_);
     const int chunk = sizes.chunk;
     scratch_ = std::make_unique<Scratch>(config_, weights_, chunk);

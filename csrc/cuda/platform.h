@@ -33,11 +33,11 @@ __device__ __forceinline__ T* shared_memory() {
 #endif
 }
 
-// Launches that overlap (compute capability 9.0 and newer; elsewhere each waits for the one before). A kernel
-// that is started with launch_early() may run while the kernel before still does: until wait_for_previous()
-// it may touch what no kernel of the pass writes (weights), and every block has to wait, because the next
-// kernel counts on what is two kernels back being done too. What a kernel before has written is read by plain
-// loads.
+// Launches that overlap (compute capability 9.0 and newer, of the device and of the code; elsewhere each
+// waits for the one before). A kernel that is started with launch_early() may run while the kernel before
+// still does: until wait_for_previous() it may touch what no kernel of the pass writes (weights), and every
+// block has to wait, because the next kernel counts on what is two kernels back being done too. What a kernel
+// before has written is read by plain loads.
 
 /// Whether kernels overlap: what is done before waiting costs no time.
 __device__ __forceinline__ constexpr bool kernels_overlap() {
@@ -154,10 +154,11 @@ __device__ __forceinline__ void prefetch_range(const void* p, unsigned bytes) {
 #endif
 }
 
-/// Throws DeviceError(RWKV_CUDA_UNAVAILABLE) when the library has no code of `kernel` for this thread's
-/// device.
+/// The compute capability, times ten, that the code of `kernel` for this thread's device is written for: what
+/// __CUDA_ARCH__ was, which is less than the device's where the driver compiles old PTX for a new GPU. Throws
+/// DeviceError(RWKV_CUDA_UNAVAILABLE) when the library has none.
 template <class... P>
-void require_kernel(void (*kernel)(P...)) {
+int code_capability(void (*kernel)(P...)) {
 #if defined(__CUDACC__)
     cudaFuncAttributes attributes;
     const cudaError_t error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
@@ -166,8 +167,10 @@ void require_kernel(void (*kernel)(P...)) {
         throw DeviceError(RWKV_CUDA_UNAVAILABLE,
                           std::string("this build has no code for the GPU: ") + cudaGetErrorString(error));
     }
+    return attributes.ptxVersion;
 #else
     (void)kernel;
+    return emulator::code_capability();
 #endif
 }
 
@@ -195,8 +198,7 @@ void launch(bool early, void (*kernel)(P...), Grid grid, int threads, size_t sha
     check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), pointers),
           "a kernel cannot be started");
 #else
-    (void)early;
-    check(emulator::launch(grid.x, grid.y, unsigned(threads), shared_bytes, stream,
+    check(emulator::launch(early, grid.x, grid.y, unsigned(threads), shared_bytes, stream,
                            [=] { kernel(arguments...); }),
           "a kernel cannot be started");
 #endif

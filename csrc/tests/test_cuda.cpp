@@ -182,6 +182,13 @@ TEST(odd_models_give_the_bits_of_the_cpu_engine) {
         }
 }
 
+// A driver compiles old code for new GPUs, where it does not wait for the kernels before.
+TEST(kernels_of_code_for_older_gpus_do_not_overlap) {
+    const Setting code("RWKV_CUDA_EMULATED_CODE", "86");
+    for (const Version version : {Version::k4, Version::k6, Version::k7})
+        compare(config_of(version, 2, 64, 64, 128, 50), "q4g32", version == Version::k7);
+}
+
 // What a race checker has the patience for: single tokens, a prompt, a batch, in both layouts.
 TEST(few_steps_give_the_bits_of_the_cpu_engine) {
     for (const bool kn : {false, true}) {
