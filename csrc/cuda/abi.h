@@ -121,7 +121,8 @@ RWKV_CUDA_API rwkv_cuda_status rwkv_cuda_write_state(rwkv_cuda_state* state, con
 
 /// Feeds `count` >= 1 tokens (each below vocab_size) to `state`. Writes the logits of the last, or of every
 /// one when `all`: [count, vocab_size], host memory. When `poll` (it may be null) says so, the status is
-/// RWKV_CUDA_CANCELLED and the state is as it was.
+/// RWKV_CUDA_CANCELLED. The state is then as it was; likewise when the status is RWKV_CUDA_NO_MEMORY, here
+/// and in forward_batch.
 RWKV_CUDA_API rwkv_cuda_status rwkv_cuda_forward(rwkv_cuda_model* model, const int32_t* tokens, int count,
                                                  rwkv_cuda_state* state, float* logits, int all,
                                                  rwkv_cuda_poll poll, void* context, char* reason,
@@ -135,7 +136,7 @@ RWKV_CUDA_API rwkv_cuda_status rwkv_cuda_forward_batch(rwkv_cuda_model* model, c
 /// [count, n_embd] and, for RWKV-7, of the first block's values beside them, `stride` floats apart, host
 /// memory. The rows are consecutive tokens of one sequence when there is one state, else one token for each
 /// of `count` different states. Writes the logits of the last `wanted` rows: [wanted, vocab_size], host
-/// memory.
+/// memory. When it fails, the states are undefined: only the caller can put both parts of one back.
 RWKV_CUDA_API rwkv_cuda_status rwkv_cuda_forward_rows(rwkv_cuda_model* model, const float* x,
                                                       const float* v_first, size_t stride, int count,
                                                       rwkv_cuda_state* const* states, int state_count,

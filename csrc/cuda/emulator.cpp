@@ -291,7 +291,7 @@ cudaError_t launch(bool early, unsigned grid_x, unsigned grid_y, unsigned thread
             since = launches;
         }
         if (launches - since + 1 >= std::atol(failure))
-            return cudaErrorLaunchFailure;
+            return std::strstr(failure, "memory") ? cudaErrorMemoryAllocation : cudaErrorLaunchFailure;
     }
     submit(stream,
            [=, kernel = std::move(kernel)] { run_grid(grid_x, grid_y, threads, shared_bytes, kernel); });

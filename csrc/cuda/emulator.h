@@ -8,7 +8,8 @@
 //   RWKV_CUDA_EMULATED_MULTIPROCESSORS  that it says it has (default 1), which some shapes of blocks depend
 //   on RWKV_CUDA_EMULATED_ORDER    "reverse": threads, warps and blocks in descending order. A result that
 //                               depends on it has a race.
-//   RWKV_CUDA_EMULATED_FAILURE  N: the Nth launch from now on, and all after it, fail
+//   RWKV_CUDA_EMULATED_FAILURE  N: the Nth launch from now on, and all after it, fail; "N memory": for want
+//                               of memory
 //   RWKV_CUDA_EMULATED_CODE     the compute capability, times ten, that kernels are said to be compiled for
 //                               (default 90)
 #pragma once

@@ -217,6 +217,29 @@ void Model::check_tokens(std::span<const int32_t> tokens) const {
                     std::to_string(config_.vocab_size));
 }
 
+namespace {
+
+/// Runs `work`, which changes states step by step. Memory can run out midway (drivers load a kernel when it
+/// is first launched); then `undo` gives the states back, or says that it cannot: the model is of no more
+/// use.
+template <class Work, class Undo>
+void all_or_nothing(Work work, Undo undo) {
+    const auto failed = [](const char* what) { throw DeviceError(RWKV_CUDA_FAILED, what); };
+    try {
+        work();
+    } catch (const DeviceError& error) {
+        if (error.status() == RWKV_CUDA_NO_MEMORY && !undo())
+            failed(error.what());
+        throw;
+    } catch (const std::bad_alloc&) {
+        if (!undo())
+            failed("the host has no memory left");
+        throw;
+    }
+}
+
+} // namespace
+
 void Model::forward(std::span<const int32_t> tokens, DeviceState& state, float* logits, bool all,
                     const Poll& poll) {
     check_tokens(tokens);
@@ -231,22 +254,31 @@ void Model::forward(std::span<const int32_t> tokens, DeviceState& state, float* 
         check(cudaMemcpyAsync(before_->data(), state.data(), bytes, cudaMemcpyDeviceToDevice, stream_),
               "copying a state");
     }
-    for (size_t done = 0; done < tokens.size();) {
-        const size_t count = std::min(tokens.size() - done, size_t(scratch_->rows));
-        const Segment segment{state.data(), 0, int(count)};
-        const bool ends = done + count == tokens.size();
-        if (!run(tokens.subspan(done, count), {&segment, 1},
-                 all    ? int(count)
-                 : ends ? 1
-                        : 0,
-                 all ? logits + done * v : logits, poll)) {
+    const auto undo = [&] {
+        if (poll) {
             check(cudaMemcpyAsync(state.data(), before_->data(), bytes, cudaMemcpyDeviceToDevice, stream_),
                   "copying a state");
-            stream_.wait();
-            throw Cancelled();
+            stream_.wait(); // for what was started, too
         }
-        done += count;
-    }
+        return bool(poll);
+    };
+    const auto work = [&] {
+        for (size_t done = 0; done < tokens.size();) {
+            const size_t count = std::min(tokens.size() - done, size_t(scratch_->rows));
+            const Segment segment{state.data(), 0, int(count)};
+            const bool ends = done + count == tokens.size();
+            if (!run(tokens.subspan(done, count), {&segment, 1},
+                     all    ? int(count)
+                     : ends ? 1
+                            : 0,
+                     all ? logits + done * v : logits, poll)) {
+                undo();
+                throw Cancelled();
+            }
+            done += count;
+        }
+    };
+    all_or_nothing(work, undo);
 }
 
 void Model::forward_batch(std::span<const int32_t> tokens, std::span<DeviceState* const> states,
@@ -257,16 +289,19 @@ void Model::forward_batch(std::span<const int32_t> tokens, std::span<DeviceState
                 Fault::kArgument, "the same state stands twice in the batch");
     enter();
     const Turnstile::Turn turn(turnstile_, {});
-    std::vector<Segment> segments;
-    for (size_t done = 0; done < tokens.size();) {
-        const size_t count = std::min(tokens.size() - done, size_t(scratch_->rows));
-        segments.clear();
-        for (size_t i = 0; i < count; ++i)
-            segments.push_back({states[done + i]->data(), int(i), 1});
-        run(tokens.subspan(done, count), segments, int(count), logits + done * size_t(config_.vocab_size),
-            {});
-        done += count;
-    }
+    const auto work = [&] {
+        std::vector<Segment> segments;
+        for (size_t done = 0; done < tokens.size();) {
+            const size_t count = std::min(tokens.size() - done, size_t(scratch_->rows));
+            segments.clear();
+            for (size_t i = 0; i < count; ++i)
+                segments.push_back({states[done + i]->data(), int(i), 1});
+            run(tokens.subspan(done, count), segments, int(count), logits + done * size_t(config_.vocab_size),
+                {});
+            done += count;
+        }
+    };
+    all_or_nothing(work, [] { return false; });
 }
 
 void Model::forward_rows(const HostRows& rows, std::span<DeviceState* const> states, float* logits,

@@ -464,3 +464,41 @@ TEST(a_failing_device_is_reported) {
         }
     }
 }
+
+TEST(too_little_memory_midway_leaves_states_as_they_were) {
+    if (!emulated())
+        return;
+    const Config config = config_of(Version::k7, 2, 64, 64, 96, 50);
+    Reference reference(config, "q8g32", false);
+    Gpu gpu(reference);
+    GpuState state(gpu);
+    std::vector<float> logits(2 * 50), expected(50);
+    State host(config);
+    reference.cpu->forward(std::span(kTokens).first(2), host, expected.data(), false, {});
+    feed(gpu, std::span(kTokens).first(2), state, logits.data(), false);
+    const auto before = state.values();
+    const rwkv_cuda_poll never = [](void*) { return 0; };
+    char reason[256] = "";
+    const auto forward = [&](const char* failure, int count, rwkv_cuda_poll poll) {
+        const Setting setting("RWKV_CUDA_EMULATED_FAILURE", failure);
+        return rwkv_cuda_forward(gpu.model, &kTokens[2], count, state.state, logits.data(), 0, poll, nullptr,
+                                 reason, sizeof reason);
+    };
+    // a prompt with a way back, in its second layer; a single token, before anything has run
+    CHECK(forward("12 memory", 5, never) == RWKV_CUDA_NO_MEMORY, "%s", reason);
+    CHECK(same(state.values(), before), "after a prompt");
+    CHECK(forward("11 memory", 1, nullptr) == RWKV_CUDA_NO_MEMORY, "%s", reason);
+    CHECK(same(state.values(), before), "after a token");
+    reference.cpu->forward(std::span(kTokens).subspan(2, 1), host, expected.data(), false, {});
+    feed(gpu, std::span(kTokens).subspan(2, 1), state, logits.data(), false);
+    CHECK(same(logits.data(), expected.data(), 50), "the token again");
+    // without a way back
+    CHECK(forward("10 memory", 5, nullptr) == RWKV_CUDA_FAILED && std::strstr(reason, "out of memory"), "%s",
+          reason);
+    GpuState other(gpu);
+    rwkv_cuda_state* batch[2] = {state.state, other.state};
+    const Setting setting("RWKV_CUDA_EMULATED_FAILURE", "9 memory");
+    CHECK(rwkv_cuda_forward_batch(gpu.model, kTokens.data(), batch, 2, logits.data(), reason,
+                                  sizeof reason) == RWKV_CUDA_FAILED,
+          "%s", reason);
+}
