@@ -79,6 +79,8 @@ int rwkv_cuda_devices(rwkv_cuda_device* devices, int room, char* reason, size_t 
     int count = -1;
     const rwkv_cuda_status status = guarded(reason, reason_size, [&] {
         const int found = device_count();
+        cudaError_t trouble = cudaSuccess;
+        bool any = found == 0;
         for (int i = 0; i < found && i < room; ++i) {
             cudaDeviceProp properties;
             available(cudaGetDeviceProperties(&properties, i), "a GPU cannot be asked");
@@ -90,9 +92,18 @@ int rwkv_cuda_devices(rwkv_cuda_device* devices, int room, char* reason, size_t 
             device.memory = properties.totalGlobalMem;
             device.free_memory = 0;
             size_t total = 0;
-            available(cudaSetDevice(i), "a GPU cannot be used");
-            available(cudaMemGetInfo(&device.free_memory, &total), "a GPU cannot be used");
+            cudaError_t error = cudaSetDevice(i);
+            if (error == cudaSuccess)
+                error = cudaMemGetInfo(&device.free_memory, &total);
+            any = any || error == cudaSuccess;
+            if (error != cudaSuccess) { // full, or another process's alone: that is no matter of the others
+                device.free_memory = 0;
+                (void)cudaGetLastError();
+                trouble = error;
+            }
         }
+        if (!any)
+            available(trouble, "no GPU can be used");
         count = found;
     });
     return status == RWKV_CUDA_OK ? count : -1;

@@ -83,7 +83,8 @@ typedef int (*rwkv_cuda_poll)(void* context);
 
 RWKV_CUDA_API int rwkv_cuda_abi(void);
 
-/// How many devices there are (the first `room` are written), or -1 with a reason.
+/// How many devices there are (the first `room` are written), or -1 with a reason. One that cannot be used
+/// now has no free memory; when none can, that is the reason.
 RWKV_CUDA_API int rwkv_cuda_devices(rwkv_cuda_device* devices, int room, char* reason, size_t reason_size);
 
 /// Bytes that copies on a device read and write a second, measured.

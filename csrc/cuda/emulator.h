@@ -10,6 +10,8 @@
 //                               depends on it has a race.
 //   RWKV_CUDA_EMULATED_FAILURE  N: the Nth launch from now on, and all after it, fail; "N memory": for want
 //                               of memory
+//   RWKV_CUDA_EMULATED_DEVICES  how many there are (default 1); they share the memory
+//   RWKV_CUDA_EMULATED_FULL     the number of one that no process can use any more
 //   RWKV_CUDA_EMULATED_CODE     the compute capability, times ten, that kernels are said to be compiled for
 //                               (default 90)
 #pragma once

@@ -20,6 +20,9 @@ std::mutex memory_mutex;
 std::map<void*, size_t> allocations;
 size_t allocated = 0;
 
+bool is_device(int device) {
+    return device >= 0 && size_t(device) < setting("RWKV_CUDA_EMULATED_DEVICES", 1);
+}
 size_t device_memory() { return setting("RWKV_CUDA_EMULATED_MEMORY", size_t(4) << 30); }
 
 } // namespace
@@ -43,11 +46,11 @@ const char* cudaGetErrorString(cudaError_t error) {
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {
-    *count = 1;
+    *count = int(setting("RWKV_CUDA_EMULATED_DEVICES", 1));
     return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-    if (device != 0)
+    if (!is_device(device))
         return cudaErrorInvalidValue;
     *properties = {};
     std::snprintf(properties->name, sizeof properties->name, "emulated");
@@ -56,7 +59,12 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
     properties->multiProcessorCount = int(setting("RWKV_CUDA_EMULATED_MULTIPROCESSORS", 4));
     return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidValue; }
+cudaError_t cudaSetDevice(int device) {
+    if (!is_device(device))
+        return cudaErrorInvalidValue;
+    return size_t(device) == setting("RWKV_CUDA_EMULATED_FULL", size_t(-1)) ? cudaErrorMemoryAllocation
+                                                                            : cudaSuccess;
+}
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {

@@ -502,3 +502,19 @@ TEST(too_little_memory_midway_leaves_states_as_they_were) {
                                   sizeof reason) == RWKV_CUDA_FAILED,
           "%s", reason);
 }
+
+TEST(a_full_gpu_does_not_hide_the_others) {
+    if (!emulated())
+        return;
+    rwkv_cuda_device devices[2] = {};
+    char reason[256] = "";
+    const auto count = [&] { return rwkv_cuda_devices(devices, 2, reason, sizeof reason); };
+    const Setting full("RWKV_CUDA_EMULATED_FULL", "0");
+    CHECK(count() == -1 && std::strstr(reason, "no GPU can be used: out of memory"), "%s", reason);
+    const Setting two("RWKV_CUDA_EMULATED_DEVICES", "2");
+    CHECK(count() == 2 && devices[0].memory > 0 && devices[0].free_memory == 0, "%s", reason);
+    CHECK(devices[1].free_memory > 0);
+    Reference reference(config_of(Version::k7, 1, 64, 64, 96, 50), "q8g32", false);
+    Gpu gpu(reference, RWKV_CUDA_UNAVAILABLE);
+    CHECK(std::strstr(gpu.reason, "the GPU cannot be used: out of memory"), "%s", gpu.reason);
+}
