@@ -56,6 +56,8 @@ void CudaSession::call(const std::function<bool()>& poll, const Work& f) {
 }
 
 void CudaSession::drop(rwkv_cuda_state* state) noexcept {
+    if (is_foreign()) // and the mutex may be that of a thread which the child does not have
+        return;
     const std::lock_guard<std::mutex> held(dropped_mutex_);
     try {
         dropped_.push_back(state);
