@@ -117,7 +117,8 @@ function(rwkv_cuda_complaint result)
 endfunction()
 
 # Sets `result` to what RWKV_CUDA_ARCHITECTURES says, or to machine code for every generation from Turing on that
-# this nvcc knows, and PTX of the newest, which drivers compile for later ones.
+# this nvcc knows, and PTX, which drivers compile for all others: that of 9.0, because no kernel asks for more, and
+# drivers compile that of 12.0 neither for 11.0 nor for any other between.
 function(rwkv_cuda_architectures result)
   if(RWKV_CUDA_ARCHITECTURES)
     set(${result} ${RWKV_CUDA_ARCHITECTURES} PARENT_SCOPE)
@@ -128,7 +129,9 @@ function(rwkv_cuda_architectures result)
   foreach(capability 75 80 86 89 90 100 120)
     if(known MATCHES "sm_${capability}([^0-9a-z]|$)")
       list(APPEND all ${capability}-real)
-      set(newest ${capability})
+      if(capability LESS_EQUAL 90)
+        set(newest ${capability})
+      endif()
     endif()
   endforeach()
   if(all)
