@@ -3,6 +3,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -91,7 +92,7 @@ void begin_at(Context& c, char* stack, void (*entry)()) {
 void switch_to(Context& from, Context& to) { swapcontext(&from.context, &to.context); }
 #endif
 
-enum class Wait { kReady, kWarp, kBlock, kDone };
+enum class Wait { kReady, kWarp, kBlock, kKernels, kDone };
 
 struct Copy {
     void* to;
@@ -114,13 +115,36 @@ struct Warp {
     unsigned arrived = 0;
 };
 
-struct Machine {
+struct Launch {
+    bool early;
+    unsigned grid_x, grid_y, threads;
+    size_t shared_bytes;
+    std::function<void()> body;
+};
+
+/// A block of threads, at work or waiting for the kernels before its own.
+struct Block {
     std::vector<Fiber> fibers;
     std::vector<Warp> warps;
+    unsigned at_barrier = 0;
+    dim3 index;
+    std::unique_ptr<char[]> shared;
+};
+
+/// A kernel that has been started early, up to its wait, or one that such may follow, not at all.
+struct Kernel {
+    Launch launch;
+    std::vector<std::unique_ptr<Block>> blocks;
+};
+
+struct Machine {
+    Block* block = nullptr;
+    const Launch* launch = nullptr;
+    bool released = true; ///< all kernels before are done
+    unsigned current = 0;
     Context scheduler;
-    unsigned current = 0, count = 0, at_barrier = 0;
-    const std::function<void()>* body = nullptr;
-    void* shared = nullptr;
+    std::vector<std::unique_ptr<char[]>> stacks; ///< that no thread has
+    std::deque<Kernel> under_way;
     void* sanitizer = nullptr;
     const void* own_stack = nullptr;
     size_t own_size = 0;
@@ -129,7 +153,7 @@ Machine machine;
 std::mutex machine_mutex;
 
 void to_scheduler(bool last) {
-    Fiber& fiber = machine.fibers[machine.current];
+    Fiber& fiber = machine.block->fibers[machine.current];
     (void)last;
 #ifdef RWKV_FIBER_SANITIZER
     __sanitizer_start_switch_fiber(last ? nullptr : &fiber.sanitizer, machine.own_stack, machine.own_size);
@@ -144,14 +168,14 @@ void run_thread() {
 #ifdef RWKV_FIBER_SANITIZER
     __sanitizer_finish_switch_fiber(nullptr, &machine.own_stack, &machine.own_size);
 #endif
-    (*machine.body)();
-    machine.fibers[machine.current].wait = Wait::kDone;
+    machine.launch->body();
+    machine.block->fibers[machine.current].wait = Wait::kDone;
     to_scheduler(true);
     fail("a finished thread runs");
 }
 
 void resume(unsigned thread) {
-    Fiber& fiber = machine.fibers[thread];
+    Fiber& fiber = machine.block->fibers[thread];
     machine.current = place.thread.x = thread;
 #ifdef RWKV_FIBER_SANITIZER
     __sanitizer_start_switch_fiber(&machine.sanitizer, fiber.stack.get(), kStack);
@@ -162,23 +186,45 @@ void resume(unsigned thread) {
 #endif
 }
 
-void run_block(unsigned threads, bool reverse) {
-    machine.count = threads;
-    machine.at_barrier = 0;
-    if (machine.fibers.size() < threads)
-        machine.fibers.resize(threads);
-    machine.warps.assign(threads / 32, Warp());
-    for (unsigned i = 0; i < threads; ++i) {
-        Fiber& fiber = machine.fibers[i];
-        if (!fiber.stack) {
+bool is_reverse() {
+    const char* order = std::getenv("RWKV_CUDA_EMULATED_ORDER");
+    return order && std::strcmp(order, "reverse") == 0;
+}
+
+std::unique_ptr<Block> new_block(const Launch& launch, dim3 index) {
+    auto block = std::make_unique<Block>();
+    block->index = index;
+    block->shared = std::make_unique_for_overwrite<char[]>(launch.shared_bytes);
+    std::memset(block->shared.get(), 0xff, launch.shared_bytes);
+    block->fibers.resize(launch.threads);
+    block->warps.resize(launch.threads / 32);
+    for (Fiber& fiber : block->fibers) {
+        if (machine.stacks.empty()) {
             fiber.stack = std::make_unique<char[]>(kStack);
             std::memcpy(fiber.stack.get(), &kCanary, sizeof kCanary);
+        } else {
+            fiber.stack = std::move(machine.stacks.back());
+            machine.stacks.pop_back();
         }
         fiber.wait = Wait::kReady;
-        fiber.operations = 0;
         begin_at(fiber.context, fiber.stack.get(), run_thread);
     }
-    const unsigned warps = threads / 32;
+    return block;
+}
+
+/// Runs a block to its end or, where the kernels before are not done, to its wait.
+void run_block(const Launch& launch, Block& block, bool released) {
+    machine.launch = &launch;
+    machine.block = &block;
+    machine.released = released;
+    place.grid = {launch.grid_x, launch.grid_y, 1};
+    place.block_dim = {launch.threads, 1, 1};
+    place.block = block.index;
+    const bool reverse = is_reverse();
+    const unsigned warps = launch.threads / 32;
+    for (Fiber& fiber : block.fibers)
+        if (released && fiber.wait == Wait::kKernels)
+            fiber.wait = Wait::kReady;
     for (bool progress = true; progress;) {
         progress = false;
         for (unsigned i = 0; i < warps; ++i) {
@@ -187,7 +233,7 @@ void run_block(unsigned threads, bool reverse) {
                 again = false;
                 for (unsigned j = 0; j < 32; ++j) {
                     const unsigned thread = warp * 32 + (reverse ? 31 - j : j);
-                    if (machine.fibers[thread].wait == Wait::kReady) {
+                    if (block.fibers[thread].wait == Wait::kReady) {
                         resume(thread);
                         again = progress = true;
                     }
@@ -195,53 +241,95 @@ void run_block(unsigned threads, bool reverse) {
             }
         }
     }
-    for (unsigned i = 0; i < threads; ++i) {
+    for (unsigned i = 0; i < launch.threads; ++i) {
+        Fiber& fiber = block.fibers[i];
         place.thread.x = i;
-        if (std::memcmp(machine.fibers[i].stack.get(), &kCanary, sizeof kCanary) != 0)
+        if (std::memcmp(fiber.stack.get(), &kCanary, sizeof kCanary) != 0)
             fail("a thread's stack was too small");
-        if (machine.fibers[i].wait == Wait::kBlock)
+        if (!released) {
+            if (fiber.wait != Wait::kKernels)
+                fail("a thread of a kernel that starts early does not wait for those before");
+            continue;
+        }
+        if (fiber.wait == Wait::kBlock)
             fail("a barrier that not all threads of the block reach");
-        if (!machine.fibers[i].copies.empty())
+        if (!fiber.copies.empty())
             fail("copies that nobody waited for");
-        if (machine.fibers[i].wait == Wait::kWarp)
+        if (fiber.wait == Wait::kWarp)
             fail("a warp operation that not all lanes reach");
+        machine.stacks.push_back(std::move(fiber.stack));
     }
 }
 
-void run_grid(unsigned grid_x, unsigned grid_y, unsigned threads, size_t shared_bytes,
-              const std::function<void()>& kernel) {
-    const std::lock_guard<std::mutex> lock(machine_mutex);
-    const os::FlushDenormals flush;
-    const char* order = std::getenv("RWKV_CUDA_EMULATED_ORDER");
-    const bool reverse = order && std::strcmp(order, "reverse") == 0;
-    machine.body = &kernel;
-    place.grid = {grid_x, grid_y, 1};
-    place.block_dim = {threads, 1, 1};
-    for (unsigned i = 0; i < grid_x * grid_y; ++i) {
-        const unsigned block = reverse ? grid_x * grid_y - 1 - i : i;
-        place.block = {block % grid_x, block / grid_x, 0};
-        machine.shared = std::malloc(shared_bytes + (shared_bytes == 0));
-        std::memset(machine.shared, 0xff, shared_bytes);
-        run_block(threads, reverse);
-        std::free(machine.shared);
+template <class F>
+void each_block(const Launch& launch, F f) {
+    const unsigned count = launch.grid_x * launch.grid_y;
+    for (unsigned i = 0; i < count; ++i) {
+        const unsigned block = is_reverse() ? count - 1 - i : i;
+        f(dim3{block % launch.grid_x, block / launch.grid_x, 0});
     }
+}
+
+/// Lets the kernel that has been under way for longest come to its end.
+void finish_first() {
+    const os::FlushDenormals flush;
+    Kernel& kernel = machine.under_way.front();
+    for (const std::unique_ptr<Block>& block : kernel.blocks)
+        run_block(kernel.launch, *block, true);
+    if (kernel.blocks.empty())
+        each_block(kernel.launch,
+                   [&](dim3 index) { run_block(kernel.launch, *new_block(kernel.launch, index), true); });
+    machine.under_way.pop_front();
+}
+
+void start(const Launch& launch) {
+    const std::lock_guard<std::mutex> lock(machine_mutex);
+    const char* overlap = std::getenv("RWKV_CUDA_EMULATED_OVERLAP");
+    const size_t most = overlap ? size_t(std::atol(overlap)) : 0;
+    while (!launch.early && !machine.under_way.empty())
+        finish_first();
+    machine.under_way.push_back({launch, {}});
+    if (launch.early && most > 0) {
+        const os::FlushDenormals flush;
+        Kernel& kernel = machine.under_way.back();
+        each_block(kernel.launch, [&](dim3 index) {
+            kernel.blocks.push_back(new_block(kernel.launch, index));
+            run_block(kernel.launch, *kernel.blocks.back(), false);
+        });
+    }
+    while (machine.under_way.size() > most)
+        finish_first();
 }
 
 } // namespace
 
-void* shared_memory() { return machine.shared; }
+void finish_kernels() {
+    const std::lock_guard<std::mutex> lock(machine_mutex);
+    while (!machine.under_way.empty())
+        finish_first();
+}
+
+void wait_for_kernels() {
+    if (machine.released)
+        return;
+    machine.block->fibers[machine.current].wait = Wait::kKernels;
+    to_scheduler(false);
+}
+
+void* shared_memory() { return machine.block->shared.get(); }
 
 const uint32_t* meet(const uint32_t* words, unsigned count) {
-    Fiber& fiber = machine.fibers[machine.current];
+    Block& block = *machine.block;
+    Fiber& fiber = block.fibers[machine.current];
     const unsigned lane = machine.current % 32, first = machine.current - lane;
-    Warp& warp = machine.warps[machine.current / 32];
+    Warp& warp = block.warps[machine.current / 32];
     uint32_t* values = warp.values[fiber.operations++ & 1];
     for (unsigned i = 0; i < count; ++i)
         values[i * 32 + lane] = words[i];
     if (++warp.arrived == 32) {
         warp.arrived = 0;
         for (unsigned i = first; i < first + 32; ++i)
-            machine.fibers[i].wait = Wait::kReady;
+            block.fibers[i].wait = Wait::kReady;
     } else {
         fiber.wait = Wait::kWarp;
         to_scheduler(false);
@@ -250,22 +338,23 @@ const uint32_t* meet(const uint32_t* words, unsigned count) {
 }
 
 void copy_later(void* to, const void* from, size_t bytes) {
-    machine.fibers[machine.current].copies.push_back({to, from, bytes});
+    machine.block->fibers[machine.current].copies.push_back({to, from, bytes});
 }
 
 void finish_copies() {
-    auto& copies = machine.fibers[machine.current].copies;
+    auto& copies = machine.block->fibers[machine.current].copies;
     for (const Copy& copy : copies)
         std::memcpy(copy.to, copy.from, copy.bytes);
     copies.clear();
 }
 
 void block_barrier() {
-    Fiber& fiber = machine.fibers[machine.current];
-    if (++machine.at_barrier == machine.count) {
-        machine.at_barrier = 0;
-        for (unsigned i = 0; i < machine.count; ++i)
-            machine.fibers[i].wait = Wait::kReady;
+    Block& block = *machine.block;
+    Fiber& fiber = block.fibers[machine.current];
+    if (++block.at_barrier == block.fibers.size()) {
+        block.at_barrier = 0;
+        for (Fiber& each : block.fibers)
+            each.wait = Wait::kReady;
     } else {
         fiber.wait = Wait::kBlock;
         to_scheduler(false);
@@ -294,7 +383,7 @@ cudaError_t launch(bool early, unsigned grid_x, unsigned grid_y, unsigned thread
             return std::strstr(failure, "memory") ? cudaErrorMemoryAllocation : cudaErrorLaunchFailure;
     }
     submit(stream,
-           [=, kernel = std::move(kernel)] { run_grid(grid_x, grid_y, threads, shared_bytes, kernel); });
+           [all = Launch{early, grid_x, grid_y, threads, shared_bytes, std::move(kernel)}] { start(all); });
     return cudaSuccess;
 }
 

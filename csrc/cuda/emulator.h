@@ -12,6 +12,9 @@
 //                               of memory
 //   RWKV_CUDA_EMULATED_DEVICES  how many there are (default 1); they share the memory
 //   RWKV_CUDA_EMULATED_FULL     the number of one that no process can use any more
+//   RWKV_CUDA_EMULATED_OVERLAP  N: kernels that may overlap go as far as their wait before the N kernels
+//   before
+//                               begin (default 0). A result that depends on it has a race.
 //   RWKV_CUDA_EMULATED_CODE     the compute capability, times ten, that kernels are said to be compiled for
 //                               (default 90)
 #pragma once
@@ -115,6 +118,10 @@ namespace rwkv::emulator {
 cudaError_t launch(bool early, unsigned grid_x, unsigned grid_y, unsigned threads, size_t shared_bytes,
                    cudaStream_t stream, std::function<void()> kernel);
 int code_capability();
+/// Returns to the thread when all kernels before its own are done.
+void wait_for_kernels();
+/// Brings all kernels that were launched to their end.
+void finish_kernels();
 void* shared_memory();
 
 struct Place {

@@ -84,6 +84,7 @@ cudaError_t cudaMalloc(void** p, size_t bytes) {
     return cudaSuccess;
 }
 cudaError_t cudaFree(void* p) {
+    finish_kernels();
     const std::lock_guard<std::mutex> lock(memory_mutex);
     if (!p)
         return cudaSuccess;
@@ -104,11 +105,17 @@ cudaError_t cudaFreeHost(void* p) {
     return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
-    submit(stream, [=] { std::memcpy(to, from, bytes); });
+    submit(stream, [=] {
+        finish_kernels();
+        std::memcpy(to, from, bytes);
+    });
     return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
-    submit(stream, [=] { std::memset(p, value, bytes); });
+    submit(stream, [=] {
+        finish_kernels();
+        std::memset(p, value, bytes);
+    });
     return cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
@@ -120,7 +127,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    return stream->captured ? cudaErrorInvalidValue : cudaSuccess;
+    if (stream->captured)
+        return cudaErrorInvalidValue;
+    finish_kernels();
+    return cudaSuccess;
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
     if (stream->captured)

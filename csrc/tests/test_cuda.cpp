@@ -189,6 +189,17 @@ TEST(kernels_of_code_for_older_gpus_do_not_overlap) {
         compare(config_of(version, 2, 64, 64, 128, 50), "q4g32", version == Version::k7);
 }
 
+// What kernels do before they wait for those before must not depend on what these do.
+TEST(overlapping_kernels_give_the_bits_of_the_cpu_engine) {
+    const Setting overlap("RWKV_CUDA_EMULATED_OVERLAP", "2"), one("RWKV_CUDA_EMULATED_MULTIPROCESSORS", "1");
+    for (const Version version : kVersions) {
+        const bool reverse = version == Version::k5_1 || version == Version::k7;
+        const Setting order("RWKV_CUDA_EMULATED_ORDER", reverse ? "reverse" : "");
+        compare(config_of(version, 2, 64, version == Version::k5_2 ? 32 : 64, 128, 50), "q4g16", reverse);
+        compare(config_of(version, 2, 72, 9, 104, 50), reverse ? "f16" : "mixed", !reverse);
+    }
+}
+
 // What a race checker has the patience for: single tokens, a prompt, a batch, in both layouts.
 TEST(few_steps_give_the_bits_of_the_cpu_engine) {
     for (const bool kn : {false, true}) {
