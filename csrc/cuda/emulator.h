@@ -15,6 +15,7 @@
 //   RWKV_CUDA_EMULATED_OVERLAP  N: kernels that may overlap go as far as their wait before the N kernels
 //   before
 //                               begin (default 0). A result that depends on it has a race.
+//   RWKV_CUDA_EMULATED_LATE     set: what is started on a stream is done when somebody waits for it
 //   RWKV_CUDA_EMULATED_CODE     the compute capability, times ten, that kernels are said to be compiled for
 //                               (default 90)
 #pragma once
@@ -79,11 +80,12 @@ struct cudaDeviceProp {
 namespace rwkv::emulator {
 struct Stream;
 struct Graph;
+struct Event;
 } // namespace rwkv::emulator
 using cudaStream_t = rwkv::emulator::Stream*;
 using cudaGraph_t = rwkv::emulator::Graph*;
 using cudaGraphExec_t = rwkv::emulator::Graph*;
-using cudaEvent_t = int*;
+using cudaEvent_t = rwkv::emulator::Event*;
 
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetDeviceCount(int* count);

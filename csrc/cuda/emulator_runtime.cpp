@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <set>
 
 #include "cuda/emulator.h"
 #include "cuda/emulator_stream.h"
@@ -19,6 +20,8 @@ size_t setting(const char* name, size_t otherwise) {
 std::mutex memory_mutex;
 std::map<void*, size_t> allocations;
 size_t allocated = 0;
+std::mutex streams_mutex;
+std::set<Stream*> streams;
 
 bool is_device(int device) {
     return device >= 0 && size_t(device) < setting("RWKV_CUDA_EMULATED_DEVICES", 1);
@@ -84,6 +87,11 @@ cudaError_t cudaMalloc(void** p, size_t bytes) {
     return cudaSuccess;
 }
 cudaError_t cudaFree(void* p) {
+    {
+        const std::lock_guard<std::mutex> lock(streams_mutex);
+        for (Stream* stream : streams) // as devices do
+            stream->finish(size_t(-1));
+    }
     finish_kernels();
     const std::lock_guard<std::mutex> lock(memory_mutex);
     if (!p)
@@ -120,15 +128,22 @@ cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t strea
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
     *stream = new Stream();
+    const std::lock_guard<std::mutex> lock(streams_mutex);
+    streams.insert(*stream);
     return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    {
+        const std::lock_guard<std::mutex> lock(streams_mutex);
+        streams.erase(stream);
+    }
     delete stream;
     return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     if (stream->captured)
         return cudaErrorInvalidValue;
+    stream->finish(size_t(-1));
     finish_kernels();
     return cudaSuccess;
 }
@@ -162,12 +177,19 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
     return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-    *event = new int(0);
+    *event = new Event();
     return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
     delete event;
     return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    *event = {stream, stream->submitted};
+    return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    if (event->stream)
+        event->stream->finish(event->submitted);
+    return cudaSuccess;
+}

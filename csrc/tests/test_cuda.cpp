@@ -189,9 +189,11 @@ TEST(kernels_of_code_for_older_gpus_do_not_overlap) {
         compare(config_of(version, 2, 64, 64, 128, 50), "q4g32", version == Version::k7);
 }
 
-// What kernels do before they wait for those before must not depend on what these do.
+// What kernels do before they wait for those before must not depend on what these do, nor what the host does
+// before it waits.
 TEST(overlapping_kernels_give_the_bits_of_the_cpu_engine) {
-    const Setting overlap("RWKV_CUDA_EMULATED_OVERLAP", "2"), one("RWKV_CUDA_EMULATED_MULTIPROCESSORS", "1");
+    const Setting overlap("RWKV_CUDA_EMULATED_OVERLAP", "2"), one("RWKV_CUDA_EMULATED_MULTIPROCESSORS", "1"),
+        late("RWKV_CUDA_EMULATED_LATE", "1");
     for (const Version version : kVersions) {
         const bool reverse = version == Version::k5_1 || version == Version::k7;
         const Setting order("RWKV_CUDA_EMULATED_ORDER", reverse ? "reverse" : "");
@@ -251,6 +253,7 @@ TEST(long_rows_give_the_bits_of_the_cpu_engine) {
 }
 
 TEST(long_prompts_give_the_bits_of_the_cpu_engine) {
+    const Setting late("RWKV_CUDA_EMULATED_LATE", "1");
     const Config config = config_of(Version::k7, 1, 64, 64, 96, 50);
     Reference reference(config, "q8g32", true);
     std::vector<int32_t> tokens(530); // more than a chunk
