@@ -369,7 +369,8 @@ int code_capability() {
 cudaError_t launch(bool early, unsigned grid_x, unsigned grid_y, unsigned threads, size_t shared_bytes,
                    cudaStream_t stream, std::function<void()> kernel) {
     if (threads == 0 || threads % 32 != 0 || threads > 1024 || shared_bytes > (size_t(48) << 10) ||
-        grid_x == 0 || grid_y == 0 || grid_y > 65535 || (early && code_capability() < 90))
+        grid_x == 0 || grid_y == 0 || grid_y > 65535 || (early && code_capability() < 90) ||
+        (stream && stream->device != current_device))
         return cudaErrorInvalidValue;
     if (const char* failure = std::getenv("RWKV_CUDA_EMULATED_FAILURE")) {
         static long launches = 0, since = 0;

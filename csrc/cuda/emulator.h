@@ -10,7 +10,7 @@
 //                               depends on it has a race.
 //   RWKV_CUDA_EMULATED_FAILURE  N: the Nth launch from now on, and all after it, fail; "N memory": for want
 //                               of memory
-//   RWKV_CUDA_EMULATED_DEVICES  how many there are (default 1); they share the memory
+//   RWKV_CUDA_EMULATED_DEVICES  how many there are (default 1)
 //   RWKV_CUDA_EMULATED_FULL     the number of one that no process can use any more
 //   RWKV_CUDA_EMULATED_OVERLAP  N: kernels that may overlap go as far as their wait before the N kernels
 //   before

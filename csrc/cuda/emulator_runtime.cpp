@@ -18,8 +18,12 @@ size_t setting(const char* name, size_t otherwise) {
 }
 
 std::mutex memory_mutex;
-std::map<void*, size_t> allocations;
-size_t allocated = 0;
+struct Allocation {
+    size_t bytes;
+    int device;
+};
+std::map<void*, Allocation> allocations;
+std::map<int, size_t> allocated; ///< on a device
 std::mutex streams_mutex;
 std::set<Stream*> streams;
 
@@ -65,25 +69,28 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
 cudaError_t cudaSetDevice(int device) {
     if (!is_device(device))
         return cudaErrorInvalidValue;
-    return size_t(device) == setting("RWKV_CUDA_EMULATED_FULL", size_t(-1)) ? cudaErrorMemoryAllocation
-                                                                            : cudaSuccess;
+    if (size_t(device) == setting("RWKV_CUDA_EMULATED_FULL", size_t(-1)))
+        return cudaErrorMemoryAllocation;
+    current_device = device;
+    return cudaSuccess;
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
     const std::lock_guard<std::mutex> lock(memory_mutex);
     *total = device_memory();
-    *free = *total > allocated ? *total - allocated : 0;
+    const size_t used = allocated[current_device];
+    *free = *total > used ? *total - used : 0;
     return cudaSuccess;
 }
 cudaError_t cudaMalloc(void** p, size_t bytes) {
     const std::lock_guard<std::mutex> lock(memory_mutex);
-    if (allocated + bytes > device_memory())
+    if (allocated[current_device] + bytes > device_memory())
         return cudaErrorMemoryAllocation;
     *p = std::malloc(bytes);
     std::memset(*p, 0xff, bytes);
-    allocations[*p] = bytes;
-    allocated += bytes;
+    allocations[*p] = {bytes, current_device};
+    allocated[current_device] += bytes;
     return cudaSuccess;
 }
 cudaError_t cudaFree(void* p) {
@@ -99,7 +106,7 @@ cudaError_t cudaFree(void* p) {
     const auto found = allocations.find(p);
     if (found == allocations.end())
         return cudaErrorInvalidValue;
-    allocated -= found->second;
+    allocated[found->second.device] -= found->second.bytes;
     allocations.erase(found);
     std::free(p);
     return cudaSuccess;
@@ -128,6 +135,7 @@ cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t strea
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
     *stream = new Stream();
+    (*stream)->device = current_device;
     const std::lock_guard<std::mutex> lock(streams_mutex);
     streams.insert(*stream);
     return cudaSuccess;

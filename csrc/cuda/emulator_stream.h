@@ -17,6 +17,7 @@ struct Graph {
     std::vector<std::function<void()>> work;
 };
 struct Stream {
+    int device = 0;
     std::unique_ptr<Graph> captured;
     std::deque<std::function<void()>> waiting;
     size_t submitted = 0; ///< works so far, those that wait among them
@@ -32,6 +33,8 @@ struct Stream {
         }
     }
 };
+
+inline thread_local int current_device = 0;
 
 struct Event {
     Stream* stream = nullptr;

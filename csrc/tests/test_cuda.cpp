@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <memory>
 #include <optional>
+#include <thread>
 
 #include "core/check.h"
 #include "device/cuda_weights.h"
@@ -44,13 +45,13 @@ struct Reference {
 /// The same on the GPU.
 struct Gpu {
     /// `expected`: the status of opening it.
-    explicit Gpu(const Reference& reference, rwkv_cuda_status expected = RWKV_CUDA_OK) {
+    explicit Gpu(const Reference& reference, rwkv_cuda_status expected = RWKV_CUDA_OK, int device = 0) {
         const MappedFile file(temporary());
         const Weights weights(file, reference.config, reference.specs, cpu::choose(""));
         const CudaWeights described(weights);
         const rwkv_cuda_config config = cuda_config(reference.config);
         const rwkv_cuda_status status =
-            rwkv_cuda_open(&config, &described.all, 0, &model, reason, sizeof reason);
+            rwkv_cuda_open(&config, &described.all, device, &model, reason, sizeof reason);
         CHECK(status == expected, "%d: %s", int(status), reason);
     }
     ~Gpu() { rwkv_cuda_close(model); }
@@ -531,4 +532,48 @@ TEST(a_full_gpu_does_not_hide_the_others) {
     Reference reference(config_of(Version::k7, 1, 64, 64, 96, 50), "q8g32", false);
     Gpu gpu(reference, RWKV_CUDA_UNAVAILABLE);
     CHECK(std::strstr(gpu.reason, "the GPU cannot be used: out of memory"), "%s", gpu.reason);
+}
+
+TEST(a_model_on_the_second_gpu_is_used_from_any_thread) {
+    if (!emulated())
+        return;
+    const Setting two("RWKV_CUDA_EMULATED_DEVICES", "2");
+    const auto free_memory = [](int device) {
+        rwkv_cuda_device devices[2] = {};
+        char reason[256] = "";
+        CHECK(rwkv_cuda_devices(devices, 2, reason, sizeof reason) == 2, "%s", reason);
+        return devices[device].free_memory;
+    };
+    Reference reference(config_of(Version::k7, 1, 64, 64, 96, 50), "q8g32", true);
+    const size_t first = free_memory(0), second = free_memory(1);
+    std::vector<float> logits(50), found(50), many(kTokens.size() * 50);
+    State host(reference.config);
+    {
+        Gpu gpu(reference, RWKV_CUDA_OK, 1);
+        char reason[256] = "";
+        const rwkv_cuda_poll never = [](void*) { return 0; };
+        const auto on_a_thread = [](auto work) { std::thread(work).join(); };
+        std::optional<GpuState> state, copy;
+        on_a_thread([&] { state.emplace(gpu); });
+        on_a_thread([&] { feed(gpu, std::span(kTokens).first(1), *state, found.data(), false); });
+        on_a_thread([&] { copy.emplace(gpu); });
+        on_a_thread([&] { rwkv_cuda_copy_state(copy->state, state->state, reason, sizeof reason); });
+        on_a_thread(
+            [&] { rwkv_cuda_write_state(copy->state, state->values().data(), reason, sizeof reason); });
+        on_a_thread([&] {
+            CHECK(rwkv_cuda_forward(gpu.model, &kTokens[1], 4, copy->state, many.data(), 0, never, nullptr,
+                                    reason, sizeof reason) == RWKV_CUDA_OK,
+                  "%s", reason);
+        });
+        on_a_thread([&] {
+            CHECK(rwkv_cuda_forward_batch(gpu.model, &kTokens[5], &copy->state, 1, found.data(), reason,
+                                          sizeof reason) == RWKV_CUDA_OK,
+                  "%s", reason);
+        });
+        reference.cpu->forward(std::span(kTokens).first(6), host, logits.data(), false, {});
+        CHECK(same(found, logits) && same(copy->values(), values_of(host)));
+        CHECK(free_memory(0) == first && free_memory(1) < second);
+        on_a_thread([&] { state.reset(); });
+    }
+    CHECK(free_memory(0) == first && free_memory(1) == second, "not everything was freed");
 }
