@@ -30,8 +30,12 @@ struct Sizes {
     int chunk;
     size_t bytes;
     Sizes(const Config& config, const DeviceWeights& weights) {
-        const size_t one_row = Scratch(config, weights, kLogitRows).bytes() / size_t(kLogitRows);
-        chunk = int(std::clamp<size_t>(kScratchBudget / one_row, 8, kLongestChunk)) / 8 * 8;
+        // Logits and the sums of ffn.value in layout kn take as much for few rows as for many.
+        const size_t few = Scratch(config, weights, kLogitRows).bytes(),
+                     row = (Scratch(config, weights, 2 * kLogitRows).bytes() - few) / size_t(kLogitRows),
+                     fixed = few - row * size_t(kLogitRows),
+                     left = kScratchBudget > fixed ? kScratchBudget - fixed : 0;
+        chunk = int(std::clamp<size_t>(left / row, 8, kLongestChunk)) / 8 * 8;
         bytes = weights.bytes() + Scratch(config, weights, chunk).bytes() +
                 round_up(BatchTable::bytes(chunk), 256) + round_up(BatchTable::bytes(1), 256);
     }
