@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import select
 import sys
@@ -111,7 +110,7 @@ def run_lines(
         def write(result: dict[str, object]) -> None:
             if "model" in result:
                 result["model"] = console.settings.model
-            console.line(json.dumps(result, ensure_ascii=False))
+            console.json(result)
 
         try:
             for result in batch:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from rwkvcli.cli.console import Console
 from rwkvcli.cli.prompt import normalized
@@ -38,23 +37,20 @@ def answer_lines(console: Console, talk: Conversation) -> None:
         if not console.settings.json:
             console.line("")
         elif talk.history.head is not before:
-            console.line(_account(talk))
+            console.json(_account(talk))
         if talk.trouble is not None:
             raise talk.trouble
         interruption.settle(ctrl_c=True)
 
 
-def _account(talk: Conversation) -> str:
-    """The last turn in JSON."""
+def _account(talk: Conversation) -> dict[str, Any]:
+    """The JSON form of the last turn."""
     turn = talk.history.head
     assert turn is not None
-    return json.dumps(
-        {
-            "text": turn.reply,
-            "thinking": turn.thinking,
-            "finish_reason": turn.finish,
-            "seed": turn.seed,
-            "usage": {"prompt_tokens": talk.speed.prompt_tokens, "completion_tokens": talk.speed.tokens},
-        },
-        ensure_ascii=False,
-    )
+    return {
+        "text": turn.reply,
+        "thinking": turn.thinking,
+        "finish_reason": turn.finish,
+        "seed": turn.seed,
+        "usage": {"prompt_tokens": talk.speed.prompt_tokens, "completion_tokens": talk.speed.tokens},
+    }

@@ -86,6 +86,12 @@ class Console:
         """Write one line of the answer."""
         self.write(text + "\n")
 
+    def json(self, value: Any) -> None:
+        """Write one line of JSON."""
+        from rwkvcli.services.json_text import json_text
+
+        self.line(json_text(value))
+
     def note(self, text: str) -> None:
         """Tell the person something on stderr, unless -q."""
         if not self.settings.quiet:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated
 
@@ -55,7 +54,7 @@ def detokenize(
     data = chosen_tokenizer(console, tokenizer).decode_bytes(numbers)
     if settings.json:
         text = data.decode("utf-8", "replace")
-        console.line(json.dumps({"text": text, "count": len(numbers)}, ensure_ascii=False))
+        console.json({"text": text, "count": len(numbers)})
         return
     console.write(data.decode("utf-8", "surrogateescape"))
     if console.out_is_terminal and not data.endswith(b"\n"):

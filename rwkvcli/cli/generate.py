@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -288,7 +287,7 @@ def _write_alternatives(
     begin = time.perf_counter()
     made = alternatives(model, text, wanted, count, start)
     reports = [{**one.report(), "model": console.settings.model} for one in made]
-    console.line(json.dumps(reports, ensure_ascii=False))
+    console.json(reports)
     if stats:
         tokens = sum(one.completion_tokens for one in made)
         told = throughput(made[0].prompt_tokens, tokens, time.perf_counter() - begin)
@@ -326,7 +325,7 @@ def _answer(console: Console, run: Generation, *, stream_json: bool, echo: bool)
 
     def event(kind: str, content: dict[str, Any]) -> None:
         if stream_json:
-            console.line(json.dumps({"type": kind, **content}, ensure_ascii=False))
+            console.json({"type": kind, **content})
 
     if begin:
         event("text", {"text": begin})
@@ -344,7 +343,7 @@ def _answer(console: Console, run: Generation, *, stream_json: bool, echo: bool)
             report["text"] = begin + report["text"]
             event("end", report)
             if not stream_json:
-                console.line(json.dumps(report, ensure_ascii=False))
+                console.json(report)
 
 
 def _stream(console: Console, run: Generation, begin: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -83,7 +82,7 @@ def _tell_all(console: Console) -> None:
 
     found = summaries()
     if console.settings.json:
-        console.line(json.dumps([asdict(item) for item in found], ensure_ascii=False))
+        console.json([asdict(item) for item in found])
         return
     if not found:
         console.note(f"no conversations in {sessions_path()}: `rwkv chat NAME` begins one")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated
 
@@ -59,6 +58,6 @@ def tokenize(
     ids = vocabulary.encode_bytes(data)
     if settings.json:
         answer = {"count": len(ids)} if count else described(vocabulary, ids)
-        console.line(json.dumps(answer, ensure_ascii=False))
+        console.json(answer)
     else:
         console.line(str(len(ids)) if count else " ".join(map(str, ids)))

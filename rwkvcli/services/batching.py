@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,6 +18,7 @@ Lines: TypeAlias = Callable[[bool], bytes | None]
 """Gives the next line: b"" at the end; None, if it is not to wait (False), when none is there yet."""
 
 _OWN = ("prompt", "id", "max_tokens", "stop", "system")
+_NO_PROMPT = "neither a JSON string nor an object with a string `prompt`"
 _SEEDS = 2**64
 _AHEAD = 64
 """Times the size of the batch: lines that may be done before one that comes earlier."""
@@ -27,24 +28,36 @@ _AHEAD = 64
 class Line:
     """A line of input, understood."""
 
-    id: Any
     prompt: str
     settings: Settings
 
 
-def understand(line: bytes, number: int, settings: Settings) -> Line:
-    """What line `number` (from 0) asks for: a JSON string, or an object of `prompt` and what differs from `settings`.
-
-    Its seed is its own, else that of `settings` plus `number`. Raises UsageError.
-    """
+def parsed(line: bytes) -> dict[str, Any]:
+    """The object in a line; a JSON string is that of its `prompt`. Raises UsageError."""
     try:
         said = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         raise UsageError("not a line of JSON") from None
     if isinstance(said, str):
-        said = {"prompt": said}
-    if not isinstance(said, dict) or not isinstance(said.get("prompt"), str):
-        raise UsageError("neither a JSON string nor an object with a string `prompt`")
+        return {"prompt": said}
+    if not isinstance(said, dict):
+        raise UsageError(_NO_PROMPT)
+    try:
+        json.dumps(said.get("id"), allow_nan=False)  # it is given back
+    except ValueError:
+        raise UsageError("id holds NaN or Infinity, which are not JSON") from None
+    except RecursionError:
+        raise UsageError("id is nested too deeply") from None
+    return said
+
+
+def understand(said: Mapping[str, Any], number: int, settings: Settings) -> Line:
+    """What line `number` (from 0) asks for: an object of `prompt` and what differs from `settings`.
+
+    Its seed is its own, else that of `settings` plus `number`. Raises UsageError.
+    """
+    if not isinstance(said.get("prompt"), str):
+        raise UsageError(_NO_PROMPT)
     sampling = dict(settings.sampling)
     if sampling.get("seed") is not None:
         sampling["seed"] = (sampling["seed"] + number) % _SEEDS
@@ -67,7 +80,7 @@ def understand(line: bytes, number: int, settings: Settings) -> Line:
     own = replace(
         settings, max_tokens=max_tokens, sampling=sampling, stop=tuple(stop), chat=chat, system=system
     )
-    return Line(said.get("id", number), said["prompt"], own)
+    return Line(said["prompt"], own)
 
 
 class Batch:
@@ -151,8 +164,9 @@ class Batch:
 
         name: Any = number
         try:
-            asked = understand(line, number, self._settings)
-            name = asked.id
+            said = parsed(line)
+            name = said.get("id", number)
+            asked = understand(said, number, self._settings)
             start = self._start.copy() if self._start is not None else None
             made = Generation(
                 self._model, text_to_bytes(asked.prompt), asked.settings, start, check=self._check

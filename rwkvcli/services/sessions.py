@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from quant.atomic import whole_file
 from rwkvcli.errors import FormatError, ModelNotFound, StateMismatch, UsageError
 from rwkvcli.services.conversation import Conversation, Settings
+from rwkvcli.services.json_text import json_text
 from rwkvcli.services.places import Place
 from rwkvcli.services.snapshots import Snapshots
 from rwkvcli.services.turns import MAIN, Branch, History, Turn, checked_name
@@ -326,7 +327,7 @@ def _read_journal(folder: Path) -> tuple[list[Turn], int]:
 
 def _line(values: Mapping[str, Any]) -> bytes:
     """JSON and a line end; characters that stand for bytes that are no text are escaped."""
-    return json.dumps(values, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    return json_text(values).encode() + b"\n"
 
 
 def _absolute(name: str) -> str:

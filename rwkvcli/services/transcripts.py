@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
+from rwkvcli.services.json_text import json_text
 from rwkvcli.services.turns import History
 
 FORMATS = ("md", "jsonl")
@@ -15,7 +15,7 @@ def transcript(history: History, name: str, form: str) -> str:
     """The conversation as it stands, as one of FORMATS; `name` is its title."""
     if form == "md":
         return "".join(_markdown(history, name))
-    return "".join(json.dumps(message, ensure_ascii=False) + "\n" for message in messages(history))
+    return "".join(json_text(message) + "\n" for message in messages(history))
 
 
 def messages(history: History) -> Iterator[dict[str, Any]]:

@@ -210,6 +210,8 @@ def test_file_names_are_bytes(folder: Path, name: bytes, env: dict[str, str]) ->
     for verb in (["show", made], ["generate", "-m", made, *SHORT, "hello"]):
         used = run(*verb, cwd=folder, env=env)
         assert (used.code, used.err) == (0, "")
+    told = run("generate", "-m", made, *SHORT, "--json", "hello", cwd=folder, env=env)
+    assert json.loads(told.out)["model"] == made
     gone = run("generate", "-m", os.fsdecode(name), "hello", cwd=folder, env=env)
     assert gone.code == 4
 

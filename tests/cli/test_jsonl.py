@@ -48,6 +48,14 @@ def test_failed_lines_are_counted() -> None:
     assert rwkv(*JSONL, stdin="").out == ""
 
 
+def test_an_id_is_given_back_in_json_that_every_reader_takes() -> None:
+    ids = [r'"\ud800"', r'"\udcff and \u00e9"']
+    done = rwkv(*JSONL, stdin="".join(f'{{"prompt": "a", "id": {id}}}\n' for id in ids))
+    assert (done.code, done.err) == (0, "")
+    assert [json.loads(line)["id"] for line in done.out.splitlines()] == list(map(json.loads, ids))
+    assert r'"\udcff and é"' in done.out
+
+
 def test_a_writer_that_waits_gets_its_answer() -> None:
     process = start(*JSONL, stdin=-1)
     assert process.stdin is not None and process.stdout is not None

@@ -12,7 +12,7 @@ import pytest
 
 from rwkvcli import Model
 from rwkvcli.errors import Cancelled
-from rwkvcli.services.batching import Batch, alternatives, understand
+from rwkvcli.services.batching import Batch, alternatives, parsed, understand
 from rwkvcli.services.generation import Generation, Settings
 
 BASE = Settings(max_tokens=12, sampling={"seed": 100, "presence_penalty": 0.2})
@@ -62,10 +62,11 @@ def alone(model: Model, line: Any, number: int) -> dict[str, Any]:
 
 @lru_cache
 def _alone(model: Model, line: str, number: int) -> dict[str, Any]:
-    asked = understand(line.encode(), number, BASE)
+    said = parsed(line.encode())
+    asked = understand(said, number, BASE)
     made = Generation(model, asked.prompt.encode(), asked.settings)
     assert "".join(made) == made.text
-    return comparable({"id": asked.id, **made.report()})
+    return comparable({"id": said.get("id", number), **made.report()})
 
 
 def comparable(result: dict[str, Any]) -> dict[str, Any]:
@@ -122,6 +123,18 @@ def test_a_bad_line_fails_alone(model: Model, line: Any, error: str) -> None:
         assert (first, last) == (alone(model, "a", 0), alone(model, "b", 2))
         assert bad == {"id": 1, "error": error}
         assert (batch.given, batch.failed) == (3, 1)
+
+
+@pytest.mark.parametrize("id", ["q7", None, ["a", 1], "\ud800"])
+def test_a_line_that_fails_has_its_own_id(model: Model, id: Any) -> None:
+    for wrong in ({"prompt": 5}, {"prompt": "x", "stop": 1}, {"prompt": "x", "top_p": 0}):
+        assert [result["id"] for result in Batch(model, Source([{**wrong, "id": id}]), BASE, 1)] == [id]
+
+
+@pytest.mark.parametrize("id", [b"NaN", b'[1, {"a": -Infinity}]', b"1e999"])
+def test_an_id_that_json_cannot_give_back_fails_its_line(model: Model, id: bytes) -> None:
+    batch = Batch(model, Source([b'{"prompt": "x", "id": ' + id + b"}"]), BASE, 1)
+    assert list(batch) == [{"id": 0, "error": "id holds NaN or Infinity, which are not JSON"}]
 
 
 def test_blank_lines_and_no_lines(model: Model) -> None:

@@ -313,6 +313,14 @@ def test_transcripts(demo: Model) -> None:
     )
 
 
+def test_a_transcript_is_json_whatever_was_said(demo: Model) -> None:
+    session, talk = opened(demo)
+    with session:
+        say(talk, "not \udcff UTF-8")  # as it comes from a pipe
+    text = transcript(sessions.transcript("a"), "a", "jsonl")
+    assert json.loads(text.encode().splitlines()[0])["content"] == "not \udcff UTF-8"
+
+
 _CHATTER = """
 import sys
 from rwkvcli import Model
