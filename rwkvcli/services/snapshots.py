@@ -45,8 +45,8 @@ class Snapshots:
         self._files = self._found()
 
     def keep(self, turn: Turn, state: State) -> None:
-        """Remember the state after `turn`."""
-        if not turn.replayable and self.folder is None:
+        """Remember the state after `turn`; one that nothing can make again until it is on disk, too."""
+        if not turn.replayable and turn.id not in self._files:
             self._pinned[turn.id] = state
         else:
             self._remember(turn.id, state)
@@ -67,11 +67,14 @@ class Snapshots:
 
     def write(self, turn: Turn) -> None:
         """Write the state after `turn`, if it is in memory and not on disk yet. Raises OSError."""
-        if self.folder is None or turn.id in self._files or turn.id not in self._held:
+        state = self._pinned.get(turn.id) or self._held.get(turn.id)
+        if self.folder is None or turn.id in self._files or state is None:
             return
         self.folder.mkdir(exist_ok=True)
-        self._held[turn.id].save(self._path(turn.id))
+        state.save(self._path(turn.id))
         self._files.add(turn.id)
+        if self._pinned.pop(turn.id, None) is not None:
+            self._remember(turn.id, state)
 
     def clean(self, turns: Iterable[Turn]) -> None:
         """Remove files of turns that are not among `turns`: of one that was in the making at a crash."""

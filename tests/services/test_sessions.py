@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -294,6 +295,33 @@ def test_a_disk_without_room_for_states_takes_the_turns(
     with session:
         assert [turn.user for turn in talk.history.path()] == WORDS[:3]
         assert same(talk.state(), end)
+
+
+def test_a_text_that_was_read_on_a_full_disk_is_saved_later(
+    demo: Model, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, talk = opened(demo)
+    with session:
+        say(talk, WORDS[0])
+        (root / "book.txt").write_text("It was a fine morning.")
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as there:
+            there.setattr(State, "save", full)
+            talk.read(root / "book.txt")
+            read = talk.state().copy()
+            talk.configure(replace(SHORT, max_tokens=1))
+            for _ in range(snapshots.IN_MEMORY + 1):
+                list(talk.send("Go on."))
+                assert isinstance(talk.trouble, OSError)
+        say(talk, "Go on.")
+    session, talk = opened(demo, seed=None)
+    with session:
+        talk.undo(snapshots.IN_MEMORY + 2)
+        assert talk.history.head is not None and talk.history.head.kind == "read"
+        assert same(talk.state(), read)
 
 
 def test_transcripts(demo: Model) -> None:
