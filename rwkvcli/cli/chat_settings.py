@@ -63,8 +63,10 @@ def told(talk: Conversation) -> Iterator[str]:
     for name in SETTINGS:
         key = name.replace("-", "_")
         if name == "seed":
-            head = talk.history.head
-            yield f"seed = {head.seed if head is not None else 'random'}"
+            head, seed = talk.history.head, talk.seed
+            if seed is None and head is not None:
+                seed = head.seed
+            yield f"seed = {seed if seed is not None else 'random'}"
         elif name == "max-tokens":
             yield f"max-tokens = {talk.settings.max_tokens}"
         elif key in talk.settings.sampling:

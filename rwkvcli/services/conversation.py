@@ -142,6 +142,11 @@ class Conversation:
         return self.template.settings(chat=True, think=WAYS[self.settings.think or "off"])
 
     @property
+    def seed(self) -> int | None:
+        """That of the next answer; None: its random numbers go on where they were."""
+        return self._seed
+
+    @property
     def snapshots(self) -> Snapshots:
         """The states that are kept."""
         return self._snapshots
@@ -269,12 +274,12 @@ class Conversation:
         return turn
 
     def load(self, path: Path) -> None:
-        """Begin anew with a state from a file. Raises as `State.load`."""
+        """Begin anew with a state from a file; `redo` brings the turns back. Raises as `State.load`."""
         from rwkvcli.runtime.state import State
 
         state = State.load(path, self.model)
         self.history.restart(None)
-        self._commit(self._other("load", path, state), state)
+        self._commit(self._other("load", path, state), state, keeps_redo=True)
 
     def _other(self, kind: Any, path: Path, state: State, finish: str = "stop") -> Turn:
         """A turn that is no message."""
@@ -326,9 +331,9 @@ class Conversation:
         except (OSError, RwkvError) as error:
             self.trouble = error
 
-    def _commit(self, turn: Turn, state: State) -> None:
+    def _commit(self, turn: Turn, state: State, *, keeps_redo: bool = False) -> None:
         self._snapshots.keep(turn, state)
-        self.history.add(turn)
+        self.history.add(turn, keeps_redo=keeps_redo)
         self._save()
 
     def _state_after(self, turn: Turn | None) -> State:

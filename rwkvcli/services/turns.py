@@ -163,11 +163,12 @@ class History:
         """The number of the next turn."""
         return max(self.turns, default=0) + 1
 
-    def add(self, turn: Turn) -> None:
-        """Make `turn` the head of the current branch."""
+    def add(self, turn: Turn, *, keeps_redo: bool = False) -> None:
+        """Make `turn` the head of the current branch. `keeps_redo`: `redo` still takes back what `undo` did before it."""
         self.turns[turn.id] = turn
         self.branch.head = turn.id
-        self.branch.redo.clear()
+        if not keeps_redo:
+            self.branch.redo.clear()
 
     def undo(self, count: int = 1) -> list[Turn]:
         """Go back by at most `count` turns; those that were left, the last first."""

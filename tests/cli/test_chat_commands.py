@@ -121,6 +121,8 @@ def test_settings(chat: Chatter, place: dict[str, str]) -> None:
     ):
         assert why in chat.asked(text)
     assert "temperature = 0.0\n" in chat.asked("/set")
+    assert chat.asked("/set seed=12") == "seed is 12, from the next answer on"
+    assert "\nseed = 12\n" in chat.asked("/set")
     assert chat.asked("/set temp=default") == "temperature is default, from the next answer on"
     assert chat.asked("/think").startswith("think: off")
     assert chat.asked("/system Be brief.").endswith("a new conversation begins with them")

@@ -306,3 +306,22 @@ def test_a_loaded_state_begins_a_conversation(demo: Model, tmp_path: Path) -> No
     assert say(other, WORDS[1]) == say(talk, WORDS[1])
     with pytest.raises(ModelNotFound):
         other.load(tmp_path / "nowhere.state")
+
+
+def test_redo_brings_back_what_a_loaded_state_took_the_place_of(demo: Model, tmp_path: Path) -> None:
+    talk = begin(demo)
+    for text in WORDS[:2]:
+        say(talk, text)
+    end = talk.state().copy()
+    demo.forward([7], state := demo.new_state())
+    state.save(tmp_path / "a.state")
+    talk.load(tmp_path / "a.state")
+    assert [turn.user for turn in talk.redo(9)] == WORDS[:2]
+    assert same(talk.state(), end)
+    talk.load(tmp_path / "a.state")
+    talk.undo()
+    assert [turn.kind for turn in talk.redo(9)] == ["load", "message", "message"]
+    talk.load(tmp_path / "a.state")
+    say(talk, WORDS[2])  # from now on it is a conversation of its own
+    assert talk.redo() == []
+    assert [turn.kind for turn in talk.history.path()] == ["load", "message"]
