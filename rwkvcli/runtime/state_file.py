@@ -257,6 +257,8 @@ def _open(path: Path) -> SafetensorsFile:
             ) from None
         raise ModelNotFound(str(error)) from None
     except FormatError:
+        if not path.is_file():  # a pipe would be waited for
+            raise
         raise _not_a_state(path) from None
 
 

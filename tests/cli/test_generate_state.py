@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -110,6 +111,7 @@ def test_a_state_is_refused_by_name(folder: Path) -> None:
     data[-20] ^= 1
     (folder / "damaged.state").write_bytes(data)
     (folder / "old.state").write_bytes(data.replace(b'"format_version":"1"', b'"format_version":"0"'))
+    os.mkfifo(folder / "pipe")
     for name, code, message in (
         (
             "demo.state",
@@ -121,6 +123,7 @@ def test_a_state_is_refused_by_name(folder: Path) -> None:
         ("old.state", 4, "old.state: state format 0 is not read by this version"),
         ("none.state", 3, "none.state: no such state file"),
         ("bin", 3, "bin is a folder, not a file"),
+        ("pipe", 4, "pipe is not a regular file"),
     ):
         (folder / "bin").mkdir(exist_ok=True)
         done = rwkv_inside(*model, "--state", name, "hello", cwd=folder)
