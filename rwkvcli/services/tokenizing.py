@@ -43,13 +43,13 @@ def tokenizer_named(name: str) -> Tokenizer:
         return WorldTokenizer()
     if name == "bytes":
         return ByteTokenizer()
+    hint = "--tokenizer takes world, bytes or a tokenizer.json file"
     try:
         data = Path(name).expanduser().read_bytes()
+    except RuntimeError:  # expanduser's
+        raise SourceNotFound(f"{name}: there is no such home folder", hint=hint) from None
     except OSError as e:
-        raise SourceNotFound(
-            f"{name}: {(e.strerror or str(e)).lower()}",
-            hint="--tokenizer takes world, bytes or a tokenizer.json file",
-        ) from None
+        raise SourceNotFound(f"{name}: {(e.strerror or str(e)).lower()}", hint=hint) from None
     return JsonTokenizer(data)
 
 

@@ -100,6 +100,11 @@ def test_a_tokenizer_json_in_the_model_file(tmp_path: Path) -> None:
         (["detokenize", *WORLD, "9" * 30], 2, "is not a token id"),
         (["tokenize", "--tokenizer", "nowhere.json", "x"], 3, "error: nowhere.json: no such file"),
         (["tokenize", "--tokenizer", ".", "x"], 3, "error: .: is a directory"),
+        (
+            ["tokenize", "--tokenizer", "~nobody-here/t", "x"],
+            3,
+            "~nobody-here/t: there is no such home folder",
+        ),
     ],
 )
 def test_refusals(tmp_path: Path, args: list[str], code: int, message: str) -> None:
