@@ -10,6 +10,7 @@ import typer
 
 from rwkvcli.cli.console import Console
 from rwkvcli.cli.options import Misuse, with_settings
+from rwkvcli.cli.prompt import argument_bytes
 from rwkvcli.cli.settings import Settings
 
 EXAMPLES = """
@@ -75,7 +76,9 @@ def config(
             console.line(_shown(found))
     else:
         assert key is not None
-        wanted = configuration.parsed(key, value) if value is not None else None
+        wanted = None
+        if value is not None:
+            wanted = configuration.parsed(key, argument_bytes(value).decode("utf-8", "surrogateescape"))
         path = configuration.change(key, wanted)
         console.detail(f"{path} was written")
         if configuration.environment_of(key) is not None:
@@ -104,11 +107,11 @@ def _tell_all(console: Console) -> None:
     rows = {key: _effective(key, stored) for key in configuration.KEYS}
     if console.settings.json:
         values = {key: {"value": value, "source": source} for key, (value, source) in rows.items()}
-        console.line(json.dumps({"path": str(configuration.config_path()), "settings": values}))
+        console.line(json.dumps({"path": configuration.PLACE.told(), "settings": values}))
         return
     lines = [("setting", "value", "from", "what it is")]
     for key, (value, source) in rows.items():
         shown = "-" if value is None else _shown(value)
         lines.append((key, shown, "-" if value is None else source, configuration.KEYS[key].about))
     console.line("\n".join(table(lines)))
-    console.note(f"file: {configuration.config_path()}")
+    console.note(f"file: {configuration.PLACE.told()}")

@@ -76,7 +76,7 @@ KEYS |= {
     "chat.system": Key(str, "instructions that a conversation begins with"),
     "chat.template": Key(str, "form of a conversation, in place of the model's own"),
     "chat.think": Key(str, "thoughts of reasoning models", ("show", "hide", "fast", "off")),
-    "chat.max-tokens": Key(int, "tokens of an answer at most"),
+    "chat.max-tokens": Key(int, "tokens of an answer at most; -1: no limit", low=-1),
     **{f"chat.{name}": KEYS[f"generate.{name}"] for name in _SAMPLER},
 }
 
@@ -146,6 +146,9 @@ def parsed(key: str, text: str) -> Any:
                 raise ValueError
             return text.lower() in _TRUE
         value = setting.kind(text)
+        text.encode()  # the file is UTF-8
+    except UnicodeEncodeError:
+        raise UsageError(f"{key} takes UTF-8 text") from None
     except ValueError:
         value = None
     if value is None or not setting.takes(value):

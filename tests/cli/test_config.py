@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from cli_runner import Outcome, rwkv_inside
+from cli_runner import Outcome, rwkv, rwkv_inside
 
 from rwkvcli.cli.app import main
 from rwkvcli.services import configuration
@@ -89,11 +89,24 @@ def test_flags_beat_the_environment_and_the_environment_the_file(tmp_path: Path)
         (["set", "color", "pink"], "color takes auto, always, never, not `pink`\n"),
         (["set", "quiet", "maybe"], "quiet takes yes or no, not `maybe`\n"),
         (["set", "generate.top-p", "nan"], "generate.top-p takes a number, not `nan`\n"),
+        (["set", "chat.max-tokens", "-2"], "chat.max-tokens takes a whole number from -1, not `-2`\n"),
+        (["set", "chat.system", "\udcff"], "chat.system takes UTF-8 text\n"),
     ],
 )
 def test_refusals(tmp_path: Path, args: list[str], message: str) -> None:
     assert run(tmp_path / "c.toml", "config", *args) == Outcome(2, "", "error: " + message)
     assert not (tmp_path / "c.toml").exists()
+
+
+def test_text_is_what_was_typed_in_any_locale(tmp_path: Path) -> None:
+    plain = {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "RWKV_CONFIG": str(tmp_path / "c.toml"),
+    }
+    assert rwkv("config", "set", "chat.system", "Sei höflich.", env=plain) == Outcome(0, "", "")
+    assert (tmp_path / "c.toml").read_text(encoding="utf-8") == '[chat]\nsystem = "Sei höflich."\n'
 
 
 @pytest.mark.parametrize(
