@@ -54,7 +54,7 @@ def _tell_local(console: Console) -> None:
     from rwkvcli.cli.render import size, table
     from rwkvcli.services.catalog import BUILT_IN, entries
     from rwkvcli.services.hub_cache import hub_cache
-    from rwkvcli.services.kept import kept_path
+    from rwkvcli.services.kept import PLACE
 
     found = entries()
     if console.settings.json:
@@ -68,7 +68,7 @@ def _tell_local(console: Console) -> None:
     console.line("\n".join(table(rows, right=(2,))))
     total = sum(entry.nbytes for entry in found if entry.what != BUILT_IN)
     if total:
-        console.note(f"{size(total)} in {hub_cache()} and {kept_path()}")
+        console.note(f"{size(total)} in {hub_cache()} and {PLACE.told()}")
     else:
         console.note("nothing was downloaded yet: `rwkv list --remote` shows what there is")
 

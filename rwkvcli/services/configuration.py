@@ -101,6 +101,8 @@ def load() -> dict[str, Any]:
 
     Raises FormatError for a file that is not as it should be, UsageError for what can be none.
     """
+    if not PLACE.is_known():
+        return {}
     path = config_path()
     return checked(_text(path), path)
 
@@ -192,8 +194,10 @@ def change(key: str, value: Any) -> Path:
 
 
 def _text(path: Path) -> str:
+    # a home that is no folder, as /dev/null is for some services, holds no file; one that was named has to be right
+    absent = (FileNotFoundError, *(() if os.environ.get(PLACE.variable) else (NotADirectoryError,)))
     try:
-        with PLACE.in_use(), contextlib.suppress(FileNotFoundError):
+        with PLACE.in_use(), contextlib.suppress(*absent):
             return path.read_bytes().decode("utf-8")
         return ""
     except UnicodeDecodeError:

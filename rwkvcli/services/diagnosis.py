@@ -117,14 +117,13 @@ def _packages(names: tuple[str, ...]) -> dict[str, str | None]:
 
 def _folders() -> dict[str, str]:
     from rwkvcli.runtime.model import demo_path
-    from rwkvcli.services.configuration import config_path
+    from rwkvcli.services import configuration, kept
     from rwkvcli.services.hub_cache import hub_cache
-    from rwkvcli.services.kept import kept_path
 
     return {
         "downloads": str(hub_cache()),
-        "models": str(kept_path()),
-        "configuration": str(config_path()),
+        "models": kept.PLACE.told(),
+        "configuration": configuration.PLACE.told(),
         "program": str(demo_path().parent.parent),
         "python": sys.executable,
     }

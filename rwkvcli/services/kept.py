@@ -118,6 +118,8 @@ class Kept:
 
 def kept(repo: str | None = None) -> list[Kept]:
     """Every model file that is kept, of one repository or all; the one made last stands last."""
+    if not PLACE.is_known():
+        return []
     found = []
     pattern = repo.replace("/", "--") if repo is not None else "*"
     for folder in kept_path().glob(f"{pattern}/*"):

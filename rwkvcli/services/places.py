@@ -35,11 +35,30 @@ class Place:
         """Where it is, whether it can be used or not. Raises UsageError for a home folder that does not exist."""
         asked = os.environ.get(self.variable)
         if not asked:
-            return self.default()
+            path = self._usual()
+            if path is None:
+                raise UsageError("HOME is not set, and this user has no home folder", hint=self._hint)
+            return path
         try:
             return Path(asked).expanduser()
         except RuntimeError:
             raise self._error(f"{self.variable}={asked}", "there is no such home folder") from None
+
+    def is_known(self) -> bool:
+        """Whether it is anywhere: it is not for a user without a home folder, if nothing says where."""
+        return bool(os.environ.get(self.variable)) or self._usual() is not None
+
+    def told(self) -> str:
+        """Where it is, for people."""
+        return str(self.path()) if self.is_known() else f"nowhere: neither HOME nor {self.variable} is set"
+
+    def _usual(self) -> Path | None:
+        """The default; None without a home folder, of which platformdirs makes an error or a relative path."""
+        try:
+            path = self.default()
+        except RuntimeError:
+            return None
+        return path if path.is_absolute() else None
 
     def check(self) -> None:
         """Raise UsageError if it is no folder in which files can be made, nor can become one; nothing is made."""
@@ -76,4 +95,8 @@ class Place:
             raise self._error(told, reason) from error
 
     def _error(self, told: str, reason: str) -> UsageError:
-        return UsageError(f"{told}: {reason}", hint=f"{self.variable} names the {self.holds}")
+        return UsageError(f"{told}: {reason}", hint=self._hint)
+
+    @property
+    def _hint(self) -> str:
+        return f"{self.variable} names the {self.holds}"

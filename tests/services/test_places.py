@@ -73,6 +73,52 @@ def test_a_place_that_is_not_there_is_made_when_it_is_used(
     assert place.path() == Path.cwd() / "x"
 
 
+@pytest.mark.parametrize("default", [Path("~/.local/share/rwkv"), None])
+def test_a_user_without_a_home_folder(default: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def usual() -> Path:
+        if default is None:
+            raise RuntimeError("could not determine the home directory")
+        return default  # as older versions of platformdirs have it
+
+    monkeypatch.delenv("RWKV_HERE", raising=False)
+    place = Place("RWKV_HERE", "folder for tests", usual)
+    expected = ("HOME is not set, and this user has no home folder", "RWKV_HERE names the folder for tests")
+    assert said(place, place.path) == said(place, place.check) == expected
+    assert (place.is_known(), place.told()) == (False, "nowhere: neither HOME nor RWKV_HERE is set")
+    monkeypatch.setenv("RWKV_HERE", "x")
+    assert (place.is_known(), place.told()) == (True, "x")
+
+
+def test_without_a_home_folder_all_that_needs_none_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere(*_: object, **__: object) -> Path:
+        raise RuntimeError("could not determine the home directory")
+
+    for kind in ("config", "data", "cache"):
+        monkeypatch.setattr(f"platformdirs.user_{kind}_path", nowhere)
+    nothing = {"RWKV_CONFIG": "", "RWKV_SESSIONS": "", "RWKV_MODELS": ""}
+    works = (("tokenize", "-m", "demo", "x"), ("list",), ("doctor",), ("config", "list"), ("chat", *CHAT[2:]))
+    for args in works:
+        done = rwkv_inside(*args, stdin="Hello\n", cwd=tmp_path, env=nothing)
+        assert (done.code, "error" in done.err) == (0, False), args
+    refused = (("config", "set", "threads", "1"), CHAT, ("sessions", "list"))
+    for args in refused:
+        done = rwkv_inside(*args, stdin="Hello\n", cwd=tmp_path, env=nothing)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith("error: HOME is not set, and this user has no home folder\nhint: RWKV_")
+
+
+def test_a_home_that_is_no_folder_holds_no_configuration(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    there = {"HOME": str(tmp_path / "file"), "XDG_CONFIG_HOME": "", "RWKV_CONFIG": ""}
+    done = rwkv_inside("tokenize", "-m", "demo", "x", env=there)
+    assert (done.code, done.out, done.err) == (0, "120\n", "")
+    done = rwkv_inside("config", "set", "threads", "1", env=there)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: {tmp_path / 'file'}/.config/rwkv/config.toml: not a folder\n")
+
+
 def test_a_full_disk_is_not_a_wrong_place(place: Place) -> None:
     with pytest.raises(OSError, match="full") as caught, place.in_use():
         raise OSError(errno.ENOSPC, "full")
