@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -137,6 +138,11 @@ def _decoded(model: Evaluator, state: Any, logits: Logits, run: Continuation) ->
 
 def check_limits(max_tokens: int, stop: Sequence[str]) -> None:
     """Raise UsageError for a `max_tokens` or `stop` that `decode` would refuse."""
-    if not isinstance(max_tokens, int) or max_tokens < -1:
-        raise UsageError(f"max_tokens must be -1 or more, not {max_tokens}", hint="-1 is until the text ends")
+    hint = "-1 is until the text ends"
+    try:
+        limit = operator.index(max_tokens)
+    except TypeError:
+        raise UsageError(f"max_tokens must be a whole number, not {max_tokens!r}", hint=hint) from None
+    if limit < -1:
+        raise UsageError(f"max_tokens must be -1 or more, not {limit}", hint=hint)
     StopMatcher(stop)

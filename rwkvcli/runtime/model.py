@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from rwkvcli.runtime.tokenizer import Tokenizer
 
 
+_MOST_THREADS = 1024
+"""As for `-t`: more is a mistake."""
+
+
 class Model:
     """A loaded model. `Model.load("model.safetensors")` or `Model.load("demo")`.
 
@@ -67,8 +71,12 @@ class Model:
         from rwkvcli.runtime.placement import place
 
         parse_device(device)  # before the file is opened
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads must be at least 1, not {threads}")
+        if threads is not None:
+            threads = _whole(threads, "threads")
+            if not 1 <= threads <= _MOST_THREADS:
+                raise UsageError(f"threads must be from 1 to {_MOST_THREADS}, not {threads}")
+        if gpu_layers is not None:
+            gpu_layers = _whole(gpu_layers, "gpu_layers")
         file = ModelFile.open(demo_path() if str(path) == "demo" else Path(path), checks=_kernels)
         where = place(file, device, gpu_layers)
         why = where.why if device == "auto" else ""
@@ -177,15 +185,17 @@ class Model:
         """Continue `prompt`, yielding text as it comes. `max_tokens` -1: until the model ends the text.
 
         With `state` the prompt continues what that state has seen, and the state advances over the prompt and all of
-        the text (a stop string's last token is left out). The same seed gives the same text. `sampling` takes every
-        other setting of `rwkvcli.runtime.sampling.SamplingParams`; what is None or left out is as usual for this
-        family of models. Raises UsageError for settings out of range, at once.
+        the text (a stop string's last token is left out; when the caller breaks off, the token of the last piece has not
+        been fed). The same seed gives the same text. `sampling` takes every other setting of
+        `rwkvcli.runtime.sampling.SamplingParams`; what is None or left out is as usual for this family of models. Raises
+        UsageError for settings out of range, at once.
         """
         from rwkvcli.runtime.decoding import check_limits
         from rwkvcli.runtime.sampling import Sampler, SamplingParams
 
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, **sampling}
         params = SamplingParams.of(self.template.settings(chat=False), given)
+        stop = stop if isinstance(stop, str) else tuple(stop)
         check_limits(max_tokens, stop)
         sampler = Sampler(params, self.tokenizer.vocab_size, self.tokenizer)
         state = state if state is not None else self.new_state()
@@ -258,6 +268,13 @@ def origin_of(file: ModelFile) -> Origin:
 def demo_path() -> Path:
     """The built-in model, package data."""
     return Path(__file__).parent.parent / "data" / "demo.safetensors"
+
+
+def _whole(value: Any, name: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name} must be a whole number, not {value!r}") from None
 
 
 def _single(token: Any) -> int:

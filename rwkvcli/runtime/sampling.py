@@ -33,6 +33,8 @@ ORDERS = ("rwkv", "temperature-first")
 _SEEDS = 2**64
 _DAMAGED = "the model file may be damaged: `rwkv verify` checks it"
 _LARGEST_TOP_K = 2**31 - 1
+_HUGE = 1e30
+"""Beyond it, and its reciprocal, float32 cannot tell the difference; what is made of larger ones would be infinite."""
 _FLOATS = (
     "temperature", "top_p", "min_p", "typical", "presence_penalty", "frequency_penalty", "penalty_decay",
     "repetition_penalty",
@@ -129,6 +131,21 @@ class SamplingParams:
                 object.__setattr__(self, name, float(value))
             except (TypeError, ValueError, OverflowError):
                 raise UsageError(f"{name} must be a number, not {value!r}") from None
+        try:
+            biases = {operator.index(token): float(bias) for token, bias in self.logit_bias.items()}
+        except (AttributeError, TypeError, ValueError, OverflowError):
+            raise UsageError("logit_bias takes token ids and numbers, as {id: number}") from None
+        object.__setattr__(self, "logit_bias", biases)
+        banned: Any = self.banned_strings
+        if not isinstance(banned, str):
+            try:
+                banned = tuple(banned)
+            except TypeError:
+                banned = (banned,)
+            for text in banned:
+                if not isinstance(text, str):
+                    raise UsageError(f"banned_strings takes a list of strings, and {text!r} is none")
+            object.__setattr__(self, "banned_strings", banned)
 
     @classmethod
     def of(cls, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> SamplingParams:
@@ -168,22 +185,21 @@ class Sampler:
         self._native = native_sampler()
         self._uniform = _kernels.uniform
         self._native_error = _kernels.FormatError
-        # beyond these float32 cannot tell the difference
-        self._temperature = min(max(params.temperature, 1e-30), 1e30)
+        self._temperature = min(max(params.temperature, 1 / _HUGE), _HUGE)
         self._first = params.order == "temperature-first"
         self._penalties: _kernels.Penalties | None = None
         if params.penalizes:
             self._penalties = _kernels.Penalties(
-                params.presence_penalty,
-                params.frequency_penalty,
-                params.repetition_penalty,
+                _within(params.presence_penalty),
+                _within(params.frequency_penalty),
+                max(_within(params.repetition_penalty), 1 / _HUGE),
                 params.penalty_decay,
             )
         for token in params.logit_bias:
             if token >= valid:
                 raise UsageError(f"logit_bias: token {token} is outside the vocabulary of {valid}")
         self._biased = array("i", params.logit_bias.keys())
-        self._bias = array("f", params.logit_bias.values())
+        self._bias = array("f", [b if b == -math.inf else _within(b) for b in params.logit_bias.values()])
         self._banned: BannedStrings | None = None
         if params.banned_strings:
             from rwkvcli.runtime.banning import BannedStrings
@@ -293,3 +309,8 @@ class Sampler:
         if self._work is not None and all(logit == -math.inf for logit in logits):
             return UsageError("no token is left to choose: all are banned")
         return FormatError(why, hint=_DAMAGED)
+
+
+def _within(value: float) -> float:
+    """`value`, no larger than float32 can compute with."""
+    return min(max(value, -_HUGE), _HUGE)

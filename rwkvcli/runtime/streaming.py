@@ -37,16 +37,20 @@ class StopMatcher:
 
     The first is the one that is complete first; of several complete at the same character the longest, so
     that the text is cut as early as it can be. Text that may be the beginning of a stop string is held
-    back. The result does not depend on how the text is split. Raises UsageError for an empty stop string.
+    back. The result does not depend on how the text is split. Raises UsageError for an empty stop string, and for what is
+    no list of strings.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         if isinstance(stops, str):
             raise UsageError("stop takes a list of strings, not one string")
-        if "" in stops:
-            raise UsageError("a stop string is empty")
         self._stops = tuple(stops)
-        self._longest = max(map(len, stops), default=0)
+        for stop in self._stops:
+            if not isinstance(stop, str):
+                raise UsageError(f"stop takes a list of strings, and {stop!r} is none")
+        if "" in self._stops:
+            raise UsageError("a stop string is empty")
+        self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self.matched: str | None = None
         """The stop string that was found; nothing is given out after it."""

@@ -68,8 +68,11 @@ def test_loading_refuses_what_it_cannot_run(tmp_path: Path, make_model: ModelMak
     with pytest.raises(RwkvError) as missing:
         Model.load(tmp_path / "none.safetensors")
     assert missing.value.exit_code == 3
-    with pytest.raises(UsageError):
-        Model.load(path, threads=0)
+    for threads in (0, 2.5, "2", 10**12):
+        with pytest.raises(UsageError, match="threads must be"):
+            Model.load(path, threads=threads)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="gpu_layers must be"):
+        Model.load(path, gpu_layers=1.5)  # type: ignore[arg-type]
     with pytest.raises(UsageError):
         Model.load(path, device="abacus")
     with pytest.raises(DeviceUnavailable):
@@ -375,16 +378,29 @@ def test_generate_continues_what_the_state_has_seen() -> None:
 @pytest.mark.parametrize(
     "settings",
     [{"temperature": -1}, {"temperature": "hot"}, {"top_k": 2.5}, {"seed": 1.5}, {"stop": "x"}, {"max_tokens": 2.5},
-     {"max_tokens": -2}, {"no_such": 1}],
+     {"max_tokens": -2}, {"no_such": 1}, {"max_tokens": "5"}, {"max_tokens": None}, {"stop": [1]}, {"logit_bias": [1]},
+     {"logit_bias": {"5": 1}}, {"logit_bias": {5: "x"}}, {"banned_strings": [1]}, {"banned_strings": 1}],
 )  # fmt: skip
 def test_settings_are_checked_at_the_call(model: Model, settings: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         model.generate("abc", **settings)  # type: ignore[arg-type]
 
 
-def test_numbers_of_numpy_are_numbers(make_model: ModelMaker) -> None:
+def test_lists_may_be_whatever_gives_strings(make_model: ModelMaker) -> None:
     model = Model.load(make_model("7", "int8", vocab_size=256))
+    plain = "".join(model.generate("abc", 40, seed=7))
+    letter = next(text for text in plain if text.isascii())
+    cut = "".join(model.generate("abc", 40, seed=7, stop=(text for text in [letter])))
+    assert cut == plain[: plain.index(letter)]
+    assert letter not in "".join(
+        model.generate("abc", 40, seed=7, banned_strings=(text for text in [letter]))
+    )
+
+
+def test_numbers_of_numpy_are_numbers(make_model: ModelMaker) -> None:
+    model = Model.load(make_model("7", "int8", vocab_size=256), threads=np.int64(1), gpu_layers=np.int64(0))  # type: ignore[arg-type]
     plain = "".join(model.generate("abc", 5, seed=7, top_k=10**30))
+    assert plain == "".join(model.generate("abc", np.int64(5), seed=7))  # type: ignore[arg-type]
     assert plain == "".join(model.generate("abc", 5, seed=np.uint64(7), temperature=np.float32(1)))  # type: ignore[arg-type]
     assert model.tokenizer.decode(np.array([72, 105])) == "Hi"  # type: ignore[arg-type]
 

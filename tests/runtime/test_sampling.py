@@ -307,6 +307,23 @@ def test_states_that_are_none() -> None:
         Sampler(SamplingParams(), valid=0)
 
 
+def test_numbers_that_float32_cannot_compute_with_are_the_largest_it_can() -> None:
+    logits = np.array([1.0, 3.0, -2.0, 2.0], np.float32)
+
+    def drawn(count: int = 3, **given: Any) -> list[int]:
+        sampler = Sampler(SamplingParams(seed=1, penalty_decay=1.0, **given), 4)
+        return [sampler(logits) for _ in range(count)]
+
+    assert drawn(logit_bias={2: 1e300}) == [2, 2, 2]
+    assert drawn(logit_bias={1: -1e300, 3: -1e300, 0: -1e300}) == [2, 2, 2]
+    for name in ("presence_penalty", "frequency_penalty"):
+        assert sorted(drawn(4, **{name: 1e300})) == [0, 1, 2, 3]
+        first, *others = drawn(**{name: -1e300})
+        assert others == [first, first]
+    assert drawn(temperature=0, repetition_penalty=1e300) == [1, 3, 0]
+    assert drawn(temperature=0, repetition_penalty=1e-300) == [1, 1, 1]
+
+
 def test_the_native_sampler_takes_float32_vectors_only() -> None:
     native = _kernels.Sampler()
     with pytest.raises(TypeError):
