@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -50,6 +51,9 @@ class Reading:
                 raise Cancelled("stopped")
 
         try:
+            mode = self._path.stat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # one may wait for it without end
+                raise UsageError(f"{self._path} is not a regular file")
             with self._path.open("rb") as file:
                 total = os.fstat(file.fileno()).st_size
                 feed(self._model, self.state, self._counted(file), self._before, fed)

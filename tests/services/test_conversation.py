@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -276,6 +278,16 @@ def test_a_file_has_the_tokens_of_its_whole_text(world: Model, tmp_path: Path) -
         opening = talk.template.opening("Read this.")
         world.forward([0, *world.tokenizer.encode(opening + text.rstrip() + "\n\n")], state)
         assert same(state, talk.state())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no named pipes")
+def test_what_may_be_waited_for_is_not_read(demo: Model, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(UsageError, match=f"{path} is not a regular file"):
+            begin(demo).read(path)
+    with pytest.raises(SourceNotFound, match="is a directory"):
+        begin(demo).read(tmp_path)
 
 
 @pytest.mark.usefixtures("small_pieces")
