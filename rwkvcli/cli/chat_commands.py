@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rwkvcli.services.turns import Turn
 
 _EXCERPT = 60
+_MOST_DIGITS = 20
+"""Of a number below 2**64."""
 
 
 class Command(NamedTuple):
@@ -76,9 +78,10 @@ def _named(name: str) -> Command:
 def _number(argument: str, default: int) -> int:
     if not argument:
         return default
-    if not argument.isdecimal() or not 0 < int(argument) < 2**64:
-        raise UsageError(f"`{argument}` is not a whole number above 0")
-    return int(argument)
+    digits = argument.lstrip("0") if argument.isdecimal() else ""
+    if not digits or len(digits) > _MOST_DIGITS or int(digits) >= 2**64:
+        raise UsageError(f"`{argument[:40]}` is not a whole number from 1 to 2**64 - 1")
+    return int(digits)
 
 
 def _needed(argument: str, what: str) -> str:
@@ -95,6 +98,16 @@ def _path(argument: str, usage: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise UsageError(f"{text}: there is no such home folder") from None
+
+
+def _new_file(path: Path) -> Path:
+    """Where the new file `path` goes; what is there already is not replaced. Raises UsageError."""
+    from quant.atomic import new_file
+
+    place = new_file(path, force=True, kept={})
+    if place.exists():
+        raise UsageError(f"{path} exists already", hint="name another file, or remove it")
+    return place
 
 
 def _excerpt(turn: Turn) -> str:
@@ -173,10 +186,8 @@ def _system(chat: Chat, argument: str) -> None:
 
 
 def _save(chat: Chat, argument: str) -> None:
-    from quant.atomic import new_file
-
     path = _path(argument, "/save FILE")
-    chat.talk.state().save(new_file(path, force=False, kept={}))
+    chat.talk.state().save(_new_file(path))
     chat.tell(f"the state is in {path}; /load {path} goes on from it")
 
 
@@ -255,7 +266,7 @@ def _copy(chat: Chat, _argument: str) -> None:
 
 
 def _export(chat: Chat, argument: str) -> None:
-    from quant.atomic import new_file, whole_file
+    from quant.atomic import whole_file
     from rwkvcli.services.transcripts import FORMATS, transcript
 
     form, _, file = argument.partition(" ")
@@ -263,7 +274,7 @@ def _export(chat: Chat, argument: str) -> None:
         raise UsageError(f"say in which form: /export {' or '.join(FORMATS)} [FILE]")
     name = chat.session.name if chat.session is not None else "chat"
     path = _path(file.strip() or f"{name}.{form}", "/export")
-    with whole_file(new_file(path, force=False, kept={})) as out:
+    with whole_file(_new_file(path)) as out:
         out.write(transcript(chat.talk.history, name, form).encode("utf-8", "replace"))
     chat.tell(f"the conversation is in {path}")
 

@@ -7,10 +7,13 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli_runner import rwkv_inside
 from live_terminal import LiveTerminal
+
+from rwkvcli.cli.chat_commands import perform
 
 if sys.platform == "win32":
     pytest.skip("needs a pseudo-terminal", allow_module_level=True)
@@ -85,7 +88,8 @@ def test_files(chat: Chatter, place: dict[str, str], tmp_path: Path) -> None:
     assert told == "231 tokens of a book.txt were read; /undo forgets them"
     assert "no such file" in chat.asked("/read nowhere.txt")
     assert chat.asked("/save here.state").startswith("the state is in here.state")
-    assert "exists already" in chat.asked("/save here.state")
+    there = "error: here.state exists already\nhint: name another file, or remove it"
+    assert chat.asked("/save here.state") == chat.asked("/export md here.state") == there
     chat.asked("Hello")
     assert chat.asked("/load here.state") == "going on from a state that has seen 231 tokens"
     assert "not a state file" in chat.asked("/load 'a book.txt'")
@@ -114,7 +118,9 @@ def test_settings(chat: Chatter, place: dict[str, str]) -> None:
         ("/set temp", "say to what"),
         ("/think loudly", "no way to think 'loudly'"),
         ("/think show", "do not think"),
-        ("/undo many", "`many` is not a whole number above 0"),
+        ("/undo many", "`many` is not a whole number from 1 to 2**64 - 1"),
+        ("/undo 0", "`0` is not a whole number from 1"),
+        (f"/retry {2**64}", "is not a whole number from 1 to 2**64 - 1"),
         ("/unod", "did you mean /undo?"),
         ("/nonsense", "/help lists them"),
         ("/switch", "say which: /switch NAME"),
@@ -129,6 +135,12 @@ def test_settings(chat: Chatter, place: dict[str, str]) -> None:
     assert chat.asked("/system") == "instructions: Be brief."
     chat.asked("Hello")
     assert left(chat, place)[0] == "Be brief."
+
+
+def test_a_number_of_any_length_is_refused_and_ends_nothing() -> None:
+    told: list[Exception] = []
+    perform(SimpleNamespace(fail=told.append, talk=SimpleNamespace(undo=None)), "/undo " + "9" * 5000)  # type: ignore[arg-type]
+    assert [str(error) for error in told] == [f"`{'9' * 40}` is not a whole number from 1 to 2**64 - 1"]
 
 
 def test_what_is_told(chat: Chatter, place: dict[str, str]) -> None:
