@@ -105,7 +105,7 @@ def chat(
         told = f"{model_name} is a model: a new conversation begins with it"
         console.note(told) if in_terminal else console.detail(told)
     keeps = not no_save and (name is not None or in_terminal)
-    session = sessions.Session(name or sessions.fresh_name()) if keeps else None
+    session = sessions.Session(name) if keeps else None
     try:
         model_name = model_name or (session.model if session is not None else None) or settings.model
         from rwkvcli.cli.download import default_model, loaded, model_to_run

@@ -68,6 +68,15 @@ def fresh_name() -> str:
     return time.strftime("%Y%m%d-%H%M%S")
 
 
+def _free(name: str, number: int) -> str:
+    """`name`, with the first number from `number` up (1: none) with which there is no folder of that name."""
+    while True:
+        numbered = name if number == 1 else f"{name}-{number}"
+        if not (sessions_path() / numbered).exists():
+            return numbered
+        number += 1
+
+
 @dataclass(frozen=True)
 class Summary:
     """What is told of a session without opening it."""
@@ -134,19 +143,23 @@ def _existing(name: str) -> Path:
 class Session:
     """A conversation on disk, open in this process alone. Use it as a context manager.
 
-    A session that is new is written when its first turn is.
+    A session that is new is written when its first turn is. One without a name is called after the date and time; when
+    another has that name by then, it gets a number as well.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str | None) -> None:
         """Raises UsageError (the name, open elsewhere, a place that cannot be written to), FormatError (damaged)."""
-        self.name = checked_name(name, "session")
-        self.folder = sessions_path() / name
+        self._called = fresh_name() if name is None else None
+        self.name = (
+            _free(self._called, 1) if self._called is not None else checked_name(name or "", "session")
+        )
+        self.folder = sessions_path() / self.name
         self.pointer: _Pointer | None = None
         self.history = History()
         self._lock: _Lock | None = None
         self._written = 0  # bytes of the journal that count
         self._last = 0  # number of the last turn in it
-        if exists(name):
+        if exists(self.name):
             self._open()
         else:
             PLACE.check()  # before anything is said that could not be kept
@@ -213,10 +226,7 @@ class Session:
         if self.is_new and not history.turns:
             return
         if self._lock is None:
-            self._lock = _Lock(PLACE.made(self.folder, 0o700), self.name)
-            if (self.folder / _POINTER).is_file():
-                self.close()
-                raise UsageError(f"session {self.name} was begun by another process")
+            self._begin(talk)
         fresh = [turn for number, turn in history.turns.items() if number > self._last]
         for turn in fresh:
             try:
@@ -240,6 +250,22 @@ class Session:
             head for branch in history.branches.values() for head in (branch.head, *branch.redo) if head
         }
         talk.snapshots.prune(history.turns.values(), wanted)
+
+    def _begin(self, talk: Conversation) -> None:
+        """Make the folder, and take it. Raises OSError, and UsageError for one that another process has."""
+        while True:
+            try:
+                self._lock = _Lock(PLACE.made(self.folder, 0o700), self.name)
+                if (self.folder / _POINTER).is_file():
+                    self.close()
+                    raise UsageError(f"session {self.name} was begun by another process")
+                return
+            except UsageError:
+                other = _free(self._called, 2) if self._called is not None else self.name
+                if other == self.name:
+                    raise
+                self.name, self.folder = other, sessions_path() / other
+                talk.snapshots.folder = self.folder / _STATES
 
     def _append(self, turns: list[Turn]) -> None:
         """Add lines to the journal, all or none."""

@@ -150,6 +150,7 @@ def test_what_makes_no_sense(place: dict[str, str]) -> None:
         (["trip", "--no-save", "-m", "demo"], "--no-save keeps nothing"),
         (["a:b", "-m", "demo"], "'a:b' is no name for a session"),
         (["my trip"], "'my trip' is no name for a session"),
+        (["", "-m", "demo"], "'' is no name for a session"),
         (["-m", "demo", "--think", "show"], "do not think"),
         (["-m", "demo", "--top-p", "-1"], "top_p"),
         (["-m", "demo", "--template", "alpaca"], "no template 'alpaca'"),

@@ -125,6 +125,26 @@ def test_a_session_is_open_in_one_process_only(demo: Model) -> None:
     assert [turn.user for turn in sessions.transcript("b").path()] == WORDS[:1]
 
 
+def test_conversations_that_begin_in_the_same_second_are_all_kept(
+    demo: Model, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "fresh_name", lambda: "now")
+    begun = [Session(None) for _ in range(3)]
+    talks = [session.converse(demo, "demo", SHORT, 1) for session in begun]
+    assert [session.name for session in begun] == ["now"] * 3
+    for session, talk in zip(begun, talks, strict=True):
+        say(talk, WORDS[0])
+        session.close()
+    begun.append(Session(None))  # when another is there already
+    say(begun[3].converse(demo, "demo", SHORT, 1), WORDS[1])
+    begun[3].close()
+    assert [session.name for session in begun] == ["now", "now-2", "now-3", "now-4"]
+    assert sessions.names() == ["now", "now-2", "now-3", "now-4"]
+    for session in begun:
+        assert (root / session.name / "states" / "1.safetensors").is_file()
+        assert len(sessions.transcript(session.name).path()) == 1
+
+
 def test_names(root: Path) -> None:
     for name in ("", ".", "..", "a/b", "-x", ".x", "ü", "a" * 101, "a b", "a\n"):
         with pytest.raises(UsageError, match="no name for a session"):
