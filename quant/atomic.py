@@ -169,7 +169,7 @@ def new_file(
     """`replaceable(path)`, if a file may be written there.
 
     `kept`: {what it is called: a file that is not to be replaced}. Raises InvalidRequest also for one of
-    those, for a file that exists (unless `force`), and if the folder does not.
+    those, for a file that exists (unless `force`), and for a folder that does not exist or takes no files.
     """
     final = replaceable(path)
     folder = Path(path).parent
@@ -177,6 +177,10 @@ def new_file(
         raise InvalidRequest(
             f"the folder {folder if not folder.is_dir() else final.parent} does not exist",
             hint="make it first, or name another",
+        )
+    if not os.access(final.parent, os.W_OK | os.X_OK):
+        raise InvalidRequest(
+            f"{os.fspath(path)} cannot be written: no files may be made in its folder", hint="name another"
         )
     for name, other in kept.items():
         if final == Path(os.path.realpath(other)) or _is_same(final, other):

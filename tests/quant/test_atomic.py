@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quant.atomic import Replacement, part_name, whole_file
+from quant.atomic import Replacement, new_file, part_name, whole_file
 from quant.errors import InvalidRequest
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
@@ -86,3 +86,14 @@ def test_names_as_long_as_they_may_be(tmp_path: Path, name: str) -> None:
         assert names(tmp_path) == [part_name(name)]
     assert (tmp_path / name).read_bytes() == b"new"
     assert part_name(name) != part_name(name[:-1] + "b")
+
+
+def test_a_folder_that_takes_no_files_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert new_file(tmp_path / "x", force=False, kept={}) == tmp_path / "x"
+    asked = []
+    monkeypatch.setattr(os, "access", lambda *args: asked.append(args))  # root may write everywhere
+    with pytest.raises(InvalidRequest, match="x cannot be written: no files may be made in its folder"):
+        new_file(tmp_path / "x", force=True, kept={})
+    assert asked == [(tmp_path, os.W_OK | os.X_OK)]
