@@ -112,16 +112,31 @@ def _family(file: Any) -> str | None:
 
 
 def refuse_checkpoint(found: LocalModel) -> None:
-    """Raise FormatError if the file is no model file because nothing has been made of it yet."""
+    """Raise FormatError if the file is no model file because nothing has been made of it yet, or nothing can be: a state, a
+    checkpoint of another kind, or one that is refused.
+    """
     from quant.container.reader import ModelFile
     from quant.sources import open_model
-    from rwkvcli.errors import FormatError, RwkvError
+    from rwkvcli.errors import FormatError, RwkvError, UnsafePickle, UnsupportedModel
+    from rwkvcli.runtime.state_file import is_state_file
 
+    try:
+        if is_state_file(found.path):
+            raise UnsupportedModel(
+                f"{found.name} is a state, not a model",
+                hint="--state takes it; -m takes the model that made it",
+            )
+    except UnsupportedModel:
+        raise
+    except RwkvError:  # of another format
+        pass
     try:
         with open_model(found.path) as opened:
             if isinstance(opened, ModelFile):
                 return
             opened.arch  # noqa: B018  (raises when it is no model)
+    except (UnsafePickle, UnsupportedModel):
+        raise
     except RwkvError:
         return
     raise FormatError(

@@ -228,6 +228,20 @@ def test_tuned_states_of_other_models_are_refused(built: Path) -> None:
         assert not (built / "n.state").exists()
 
 
+@pytest.mark.parametrize("verb", [["generate", "x"], ["chat"], ["bench"], ["doctor"]])
+def test_a_state_is_no_model(built: Path, verb: list[str]) -> None:
+    assert rwkv_inside("state", "export", "manual.state", "-o", "t.pth", "-q", "--force", cwd=built).code == 0
+    for name, message in (
+        (
+            "manual.state",
+            "manual.state is a state, not a model\nhint: --state takes it; -m takes the model that made it",
+        ),
+        ("t.pth", "t.pth holds an initial state (time_state), not a model"),
+    ):
+        done = rwkv_inside(*verb, "-m", name, cwd=built)
+        assert (done.code, done.err) == (4, f"error: {message}\n")
+
+
 def test_rwkv_4_has_no_matrices(tmp_path: Path) -> None:
     quantized(checkpoint(tmp_path / "v4.pth", synthetic_arch("4", 2, 64, 256)), tmp_path / "v4.st", "f32")
     done = rwkv_inside("state", "build", "-m", "v4.st", "-o", "a.state", stdin="text", cwd=tmp_path)
