@@ -52,10 +52,15 @@ class Backend(Protocol):
 
     def new_state(self) -> BackendState: ...
 
-    def forward(self, tokens: Ids, state: Any, all_logits: bool = False) -> Logits:
-        """Feed tokens [T >= 1] to the state, in place. float32 logits [V] of the last, or [T, V] of all."""
+    def forward(
+        self, tokens: Ids, state: Any, all_logits: bool = False, done: list[Logits] | None = None
+    ) -> Logits:
+        """Feed tokens [T >= 1] to the state, in place. float32 logits [V] of the last, or [T, V] of all.
+
+        `done`, an empty list, is given them as the state advances: a signal that came meanwhile raises in the next moment.
+        """
         ...
 
-    def forward_batch(self, tokens: Ids, states: Sequence[Any]) -> Logits:
-        """Feed one token to each of B different states. float32 logits [B, V]."""
+    def forward_batch(self, tokens: Ids, states: Sequence[Any], done: list[Logits] | None = None) -> Logits:
+        """Feed one token to each of B different states. float32 logits [B, V], also in `done`."""
         ...

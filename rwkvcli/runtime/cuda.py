@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rwkvcli import _kernels
 from rwkvcli.errors import DeviceUnavailable, FormatError, OutOfMemory, StateMismatch, UsageError
 from rwkvcli.runtime.device import cpu_level
-from rwkvcli.runtime.native import engine_arguments, too_many_threads
+from rwkvcli.runtime.native import engine_arguments, noted, too_many_threads
 
 if TYPE_CHECKING:
     from quant.container.reader import ModelFile
@@ -201,15 +201,19 @@ class CudaModel:
         with _errors_of_the_device():
             return CudaState(self._model.new_state(), self._model)
 
-    def forward(self, tokens: Ids, state: CudaState, all_logits: bool = False) -> Logits:
+    def forward(
+        self, tokens: Ids, state: CudaState, all_logits: bool = False, done: list[Logits] | None = None
+    ) -> Logits:
         (inner,) = self._ours([state])
         with _errors_of_the_device(), _refusals():
-            return self._model.forward(tokens, inner, all_logits)
+            return noted(done, self._model.forward, tokens, inner, all_logits)
 
-    def forward_batch(self, tokens: Ids, states: Sequence[CudaState]) -> Logits:
+    def forward_batch(
+        self, tokens: Ids, states: Sequence[CudaState], done: list[Logits] | None = None
+    ) -> Logits:
         inner = self._ours(states)
         with _errors_of_the_device(), _refusals():
-            return self._model.forward_batch(tokens, inner)
+            return noted(done, self._model.forward_batch, tokens, inner)
 
     def _ours(self, states: Sequence[CudaState]) -> list[_kernels.CudaState]:
         """A state lies where its model does; one of the same file that was loaded again is elsewhere."""

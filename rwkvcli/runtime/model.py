@@ -124,7 +124,8 @@ class Model:
 
         Returns float32 logits [vocab] of the last token, or [T, vocab] of every token. On the CPU, how a text is split
         over calls changes no bit of the result. Raises UsageError (no tokens, ids outside the vocabulary) and StateMismatch; the
-        state is then as it was, also after Ctrl-C.
+        state is then as it was. After Ctrl-C it is that, or has seen all of the tokens, when there was nothing left to
+        stop: `state.tokens_seen` tells.
         """
         import numpy as np
 
@@ -136,10 +137,11 @@ class Model:
         """The same without importing numpy: the logits are in whatever form the device gives them."""
         ids = self._ids(tokens)
         self._check(state)
-        logits = self.backend.forward(ids, state.inner, all_logits)
-        state.tokens_seen += len(ids)
-        state.pause = None
-        return logits
+        done: list[Logits] = []
+        try:
+            return self.backend.forward(ids, state.inner, all_logits, done)
+        finally:
+            _advance([state], len(ids), done)
 
     def forward_batch(
         self, tokens: Sequence[Sequence[int]] | Sequence[int], states: Sequence[State]
@@ -156,11 +158,12 @@ class Model:
             )
         for state in states:
             self._check(state)
-        logits = np.asarray(self.backend.forward_batch(self._ids(flat), [state.inner for state in states]))
-        for state in states:
-            state.tokens_seen += 1
-            state.pause = None
-        return logits
+        done: list[Logits] = []
+        try:
+            inner = [state.inner for state in states]
+            return np.asarray(self.backend.forward_batch(self._ids(flat), inner, done))
+        finally:
+            _advance(states, 1, done)
 
     @property
     def template(self) -> Template:
@@ -263,6 +266,14 @@ def origin_of(file: ModelFile) -> Origin:
     identity = [file.metadata.get(key, "") for key in ("arch", "source", "plan", "method", "calibration")]
     fingerprint = hashlib.sha256("\0".join(identity).encode()).hexdigest()
     return Origin.of(fingerprint, file.arch, file.source.get("file"))
+
+
+def _advance(states: Sequence[State], count: int, done: list[Logits]) -> None:
+    """Note that `states` have seen `count` tokens more, if the backend was `done` with them."""
+    if done:
+        for state in states:
+            state.tokens_seen += count
+            state.pause = None
 
 
 def demo_path() -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -85,13 +85,26 @@ class NativeModel:
     def new_state(self) -> BackendState:
         return self._model.new_state()
 
-    def forward(self, tokens: Ids, state: Any, all_logits: bool = False) -> Logits:
+    def forward(
+        self, tokens: Ids, state: Any, all_logits: bool = False, done: list[Logits] | None = None
+    ) -> Logits:
         with _errors_of_the_engine():
-            return self._model.forward(tokens, state, all_logits)
+            return noted(done, self._model.forward, tokens, state, all_logits)
 
-    def forward_batch(self, tokens: Ids, states: Sequence[Any]) -> Logits:
+    def forward_batch(self, tokens: Ids, states: Sequence[Any], done: list[Logits] | None = None) -> Logits:
         with _errors_of_the_engine():
-            return self._model.forward_batch(tokens, list(states))
+            return noted(done, self._model.forward_batch, tokens, list(states))
+
+
+def noted(done: list[Logits] | None, compute: Callable[..., Logits], *given: Any) -> Logits:
+    """What the extension's `compute(*given)` returns, also in `done`.
+
+    Python handles signals between its own instructions, the first time right after a call; `extend` is one call, in
+    which the result is computed and noted.
+    """
+    done = [] if done is None else done
+    done.extend(map(compute, *((each,) for each in given)))
+    return done[0]
 
 
 def engine_arguments(file: ModelFile) -> tuple[bytes, dict[str, Any], list[Any]]:

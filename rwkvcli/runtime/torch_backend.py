@@ -182,7 +182,9 @@ class TorchModel:
             ]
         )
 
-    def forward(self, tokens: Tokens, state: TorchState, all_logits: bool = False) -> Float32:
+    def forward(
+        self, tokens: Tokens, state: TorchState, all_logits: bool = False, done: list[Any] | None = None
+    ) -> Float32:
         """Feed tokens; the state advances in place, or stays as it was when anything is raised.
 
         Returns the logits after the last token, float32 [V], or after each, float32 [T, V].
@@ -197,10 +199,15 @@ class TorchModel:
                     logits.append(self._head(x[0]))
             last = torch.cat(logits) if all_logits else self._head(x[0, -1])
             result = _to_numpy(last)
-        state.layers = _of_sequence(current, 0)
+        after = _of_sequence(current, 0)
+        state.layers = after
+        if done is not None:
+            done.append(result)
         return result
 
-    def forward_batch(self, tokens: Tokens, states: Sequence[TorchState]) -> Float32:
+    def forward_batch(
+        self, tokens: Tokens, states: Sequence[TorchState], done: list[Any] | None = None
+    ) -> Float32:
         """One token for each of B states, which all advance; the weights are read once. Logits float32 [B,
         V].
         """
@@ -214,6 +221,8 @@ class TorchModel:
             result = _to_numpy(self._head(x[:, -1]))
         for b, state in enumerate(states):
             state.layers = _of_sequence(after, b)
+        if done is not None:
+            done.append(result)
         return result
 
     def _block(self, prefix: str, group_norm_eps: float) -> blocks.Block:

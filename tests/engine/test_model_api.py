@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +19,8 @@ from small_models import VERSIONS, ModelMaker
 
 from rwkvcli import Model, State
 from rwkvcli.errors import DeviceUnavailable, FormatError, ModelNotFound, RwkvError, StateMismatch, UsageError
-from rwkvcli.runtime.state_file import write_state
+from rwkvcli.runtime.native import noted
+from rwkvcli.runtime.state_file import Pause, write_state
 
 
 def same(a: State, b: State) -> bool:
@@ -299,6 +303,35 @@ def test_threads_of_the_caller_wait_for_each_other(model: Model) -> None:
     for thread in threads:
         thread.join()
     assert results == [True] * 80
+
+
+def test_ctrl_c_is_handled_after_a_result_is_noted() -> None:
+    done: list[Any] = []
+    with pytest.raises(KeyboardInterrupt):
+        noted(
+            done, _thread.interrupt_main, signal.SIGINT
+        )  # as if it came in the middle of a call of the engine
+    assert done == [None]
+
+
+@pytest.mark.parametrize("method", ["forward", "forward_batch"])
+def test_ctrl_c_after_the_engine_has_finished_leaves_the_count_right(
+    model: Model, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(model.backend, method)
+
+    def interrupted(*given: Any) -> None:
+        real(*given)
+        raise KeyboardInterrupt
+
+    state, other = model.new_state(), model.new_state()
+    state.pause = Pause(model.forward([1], state))
+    model.forward([1, 2], other)
+    monkeypatch.setattr(model.backend, method, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.forward([2], state) if method == "forward" else model.forward_batch([2], [state])
+    assert same(state, other)
+    assert (state.tokens_seen, state.pause) == (2, None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
