@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rwkvcli.cli.console import harmless
-from rwkvcli.cli.render import table
+from rwkvcli.cli.render import is_number, table
 from rwkvcli.errors import SourceNotFound
 
 _MOST_DIGITS = 6
@@ -107,7 +107,7 @@ def _drift(octaves: list[Any]) -> Iterator[tuple[str, ...]]:
 
 def _with_error(value: Any, error: Any, unit: str = "", factor: float = 1) -> str:
     """`3.654 ± 0.021`: down to the error's second digit."""
-    if not isinstance(value, int | float) or not isinstance(error, int | float) or error <= 0:
+    if not is_number(value) or not is_number(error) or error <= 0:
         return _number(value, factor) + unit
     digits = max(0, 1 - int(f"{error * factor:e}".partition("e")[2]))
     if digits > _MOST_DIGITS:
@@ -116,7 +116,7 @@ def _with_error(value: Any, error: Any, unit: str = "", factor: float = 1) -> st
 
 
 def _number(value: Any, factor: float = 1) -> str:
-    return f"{value * factor:.4g}" if isinstance(value, int | float) else "-" if value is None else str(value)
+    return f"{value * factor:.4g}" if is_number(value) else "-" if value is None else str(value)
 
 
 def _count(value: Any) -> str:

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 from rwkvcli.cli.console import Console, harmless
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _CLASS_ORDER = {
     name: i for i, name in enumerate(("emb", "att", "ffn", "low-rank", "head", "vectors", "total"))
 }
+_LARGEST = 1e300
+"""Numbers out of a file are computed with below this; JSON has larger ones, and whole ones that no float holds."""
 
 
 def size(nbytes: int) -> str:
@@ -209,7 +211,7 @@ def nf4_lines(report: dict[str, Any]) -> Iterator[str]:
     recoding, instead = report.get("nf4"), report.get("nf4_instead")
     if isinstance(recoding, dict):
         error = recoding.get("error")
-        told = f"{100 * error:.3g} %" if isinstance(error, int | float) else str(error)
+        told = f"{100 * error:.3g} %" if is_number(error) else str(error)
         yield f"nf4: scales and table are rounded: error {told} against bitsandbytes' own values"
     if isinstance(instead, dict) and isinstance(instead.get("rows"), dict):
         rows = ", ".join(f"{name} ({length})" for name, length in instead["rows"].items())
@@ -279,9 +281,14 @@ def _facts(found: dict[str, Any], sizes: dict[str, Any]) -> Iterator[tuple[str, 
         yield "made from", ", ".join(str(value) for value in told if value)
 
 
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value out of a file is a number that can be shown as one, also as a percentage."""
+    return isinstance(value, int | float) and abs(value) < _LARGEST
+
+
 def _number(value: Any, form: str) -> str:
     """A number in `form`; what should be one and is not, as it is."""
-    return format(value, form) if isinstance(value, int | float) else str(value)
+    return format(value, form) if is_number(value) else str(value)
 
 
 def _classes(classes: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -289,12 +296,12 @@ def _classes(classes: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     yield ("class", "format", "weights", "bits", "size", "error")
     for name, row in sorted(classes.items(), key=lambda item: _CLASS_ORDER.get(item[0], len(_CLASS_ORDER))):
         values = row if isinstance(row, dict) else {}
-        error = values.get("error")
+        error, encodings, nbytes = values.get("error"), values.get("encodings", []), values.get("bytes")
         yield (
             name,
-            "+".join(map(str, values.get("encodings", []))),
+            "+".join(map(str, encodings)) if isinstance(encodings, list) else str(encodings),
             _number(values.get("weights", ""), ","),
             _number(values.get("bits", ""), ".2f"),
-            size(values["bytes"]) if isinstance(values.get("bytes"), int) else "",
-            f"{100 * error:.3g} %" if isinstance(error, float) and error else "-",
+            size(nbytes) if is_number(nbytes) and isinstance(nbytes, int) else "",
+            f"{100 * error:.3g} %" if isinstance(error, float) and is_number(error) and error else "-",
         )

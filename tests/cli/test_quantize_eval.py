@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runner import Terminal, rwkv
+from cli_runner import Terminal, rwkv, rwkv_inside
 
 from quant.container.reader import ModelFile
 
@@ -161,3 +161,26 @@ def test_a_record_that_is_odd_is_shown_as_it_is(place: Path, odd: bytes) -> None
     assert (done.code, done.err) == (0, "")
     assert "\nKL " in done.out
     assert "\x1b" not in done.out
+
+
+ODD = [None, True, "x", [], {}, 5, -1, 1.5e308, 10**400]
+
+
+def test_odd_reports_are_shown(folder: Path) -> None:
+    """What is no number, or one that no float holds, is shown as it is."""
+    made = folder / "odd.safetensors"
+    assert rwkv_inside("quantize", "small.pth", "--to", "int4", "-o", made.name, cwd=folder).code == 0
+    data = made.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    for odd in ODD:
+        header = json.loads(data[8 : 8 + length])
+        row = dict.fromkeys(("encodings", "weights", "bits", "bytes", "error"), odd)
+        base = {"kl": {"mean": odd, "stderr": odd}, "same_top": odd, "same_top_stderr": odd, "ratio": odd}
+        header["__metadata__"]["report"] = json.dumps(
+            {"classes": {"emb": row, "att": odd}, "nf4": {"error": odd}, "nf4_instead": odd,
+             "quality": {"perplexity": odd, "stderr": odd, "tokens": odd, "text": odd, "base": base}}
+        )  # fmt: skip
+        text = json.dumps(header).encode().ljust(length)
+        made.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+        shown = rwkv_inside("show", made.name, cwd=folder)
+        assert (shown.code, shown.err) == (0, "") and "quality, measured on" in shown.out
