@@ -219,6 +219,8 @@ def _parse_json(path: str, text: bytes) -> dict[str, Any]:
         raise FormatError(f"{path}: the safetensors header does not begin with '{{'")
     try:
         parsed = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        if b"\\u" in text:  # JSON can spell half of a surrogate pair, which is no text
+            json.dumps(parsed, ensure_ascii=False).encode()
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:

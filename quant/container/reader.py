@@ -209,9 +209,11 @@ class ModelFile:
         return value
 
     def _json(self, key: str) -> dict[str, Any]:
-        """A metadata value that is a JSON object; duplicate keys and NaN are refused."""
+        """A metadata value that is a JSON object; duplicate keys, NaN and what is no text are refused."""
         try:
             value = json.loads(self.metadata[key], object_pairs_hook=_unique, parse_constant=_no_constant)
+            if "\\u" in self.metadata[key]:  # half of a surrogate pair is no text
+                json.dumps(value, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             raise self._fail(f"the metadata's {key} is not valid JSON") from None
         if not isinstance(value, dict):

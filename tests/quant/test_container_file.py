@@ -394,3 +394,14 @@ def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
         ContainerWriter(tmp_path / "x", ENTRIES, {}, 0),
     ):
         pass
+
+
+@pytest.mark.parametrize("key", ["method", "source"])
+def test_half_a_surrogate_pair_is_no_text(
+    altered: Callable[[Callable[[Header], None]], Path], key: str
+) -> None:
+    def change(header: Header) -> None:
+        header["__metadata__"][key] = "\ud800" if key == "method" else '{"file": "\\ud800"}'
+
+    with pytest.raises(FormatError, match="not valid JSON"):
+        ModelFile.open(altered(change))
