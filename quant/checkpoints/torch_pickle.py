@@ -99,7 +99,6 @@ def load(data: bytes, where: str) -> Any:
 def _run(data: bytes, where: str) -> Any:
     machine = _Machine(where)
     opcodes = pickletools.genops(data)
-    executed = 0
     while True:
         try:
             opcode, argument, _ = next(opcodes)
@@ -109,9 +108,7 @@ def _run(data: bytes, where: str) -> Any:
             Exception
         ) as error:  # a parser of hostile bytes: whatever it stumbles over, the pickle is malformed
             raise FormatError(f"{where}: the pickle is malformed ({quoted(str(error))})") from None
-        executed += 1
-        if executed > MAX_OPCODES:
-            raise FormatError(f"{where}: the pickle has more than {MAX_OPCODES} opcodes")
+        machine.spend(1)
         if opcode.name == "STOP":
             return machine.result()
         machine.step(opcode.name, argument)
@@ -125,6 +122,7 @@ class _Machine:
 
     def __init__(self, where: str) -> None:
         self.where = where
+        self.spent = 0
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.handlers: dict[str, Callable[[Any], None]] = {
@@ -156,6 +154,12 @@ class _Machine:
             **{name: self.tuple_of(size) for name, size in _TUPLES.items()},
             **{name: lambda _: None for name in ("PROTO", "FRAME")},
         }
+
+    def spend(self, opcodes: int) -> None:
+        """Count opcodes, or work that is worth as many."""
+        self.spent += opcodes
+        if self.spent > MAX_OPCODES:
+            raise FormatError(f"{self.where}: the pickle has more than {MAX_OPCODES} opcodes")
 
     def step(self, name: str, argument: Any) -> None:
         handler = self.handlers.get(name)
@@ -281,6 +285,7 @@ class _Machine:
             return {}
         if name == _ORDERED_DICT and len(arguments) == 1 and isinstance(arguments[0], list):
             pairs = arguments[0]
+            self.spend(len(pairs))  # one list can be given to many calls
             if all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
                 return self.set_items({}, [value for pair in pairs for value in pair])
         if name == _TENSOR and len(arguments) in (6, 7):

@@ -169,6 +169,11 @@ BOMBS = {
     "doubling": b")q\x00" + b"h\x00h\x00\x86q\x00" * 100_000 + b".",
     "a dict in itself": b"}q\x00X\x05\x00\x00\x00modelh\x00s.",
     "a list in itself": b"]q\x00h\x00a.",
+    "one list for many dicts": b"]("
+    + b"".join(b"X\5\0\0\0%05dK\0\x86" % i for i in range(10_000))
+    + b"eq\0ccollections\nOrderedDict\nq\1"
+    + b"h\1h\0\x85R0" * 100_000
+    + b".",
     "many marks": b"(" * DEEP + b".",
     "many dicts": b"}" * DEEP + b".",
     "large memo number": b"}r\xff\xff\xff\xff.",
