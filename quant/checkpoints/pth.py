@@ -102,7 +102,10 @@ class PthTensors(OneMappedFile):
         storage = self._file.array(_NUMPY[ref.storage.dtype], ref.storage.numel, entry.begin)
         if math.prod(ref.shape) == 0:
             return np.empty(ref.shape, storage.dtype)
-        strides = [step * storage.itemsize for step in ref.stride]
+        # of an axis of length 1 the stride may be any number, also one that is too large for numpy
+        strides = [
+            step * storage.itemsize if dim > 1 else 0 for dim, step in zip(ref.shape, ref.stride, strict=True)
+        ]
         return np.lib.stride_tricks.as_strided(storage[ref.offset :], ref.shape, strides, writeable=False)
 
 

@@ -323,3 +323,10 @@ def test_torch_files_without_checksums(tmp_path: Path) -> None:
         torch.serialization.set_crc32_options(True)
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.read("a").tolist() == [1, 1, 1]
+
+
+def test_the_stride_of_an_axis_of_one_means_nothing(make_zip: Any) -> None:
+    wide = 1 << 61  # more bytes than numpy counts
+    pickle = dictionary(w=tensor(shape=(1, 2, 3), stride=(wide, 3, 1)))
+    with open_checkpoint(make_zip(archive(pickle, SIX))) as opened:
+        assert opened.read("w").tolist() == [[[0, 1, 2], [3, 4, 5]]]
