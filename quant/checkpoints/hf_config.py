@@ -89,7 +89,9 @@ def is_rwkv(values: object) -> bool:
 
 
 def _near(value: object, wanted: float) -> bool:
-    return type(value) in (int, float) and math.isclose(float(value), wanted, rel_tol=1e-3)  # type: ignore[arg-type]
+    if type(value) not in (int, float) or not 0 <= value < 1:  # type: ignore[operator]
+        return False  # also for whole numbers that no float holds
+    return math.isclose(value, wanted, rel_tol=1e-3)  # type: ignore[arg-type]
 
 
 def _tidy(value: float) -> float:

@@ -383,3 +383,24 @@ def test_a_square_factor_whose_side_cannot_be_told(tmp_path: Path) -> None:
     check_equal(
         other_tools.fla(tensors, tmp_path / "m.safetensors"), tensors, "fla"
     )  # fla's are always turned
+
+
+def test_a_decay_of_another_length_in_a_file_of_rwkv_cpp(
+    models: Mapping[str, Tensors], tmp_path: Path
+) -> None:
+    name = "blocks.1.att.time_decay"
+    tensors = models["6"] | {name: models["6"][name][..., :16]}
+    other_tools.rwkv_cpp(tensors, tmp_path / "m.bin")
+    with (
+        open_checkpoint(tmp_path / "m.bin") as opened,
+        pytest.raises(FormatError, match=f"tensor {name} has shape"),
+    ):
+        _ = opened.arch
+
+
+@pytest.mark.parametrize("said", ["1" + "0" * 400, "-1", "true", '"1e-5"', "0"])
+def test_an_epsilon_that_is_none(models: Mapping[str, Tensors], tmp_path: Path, said: str) -> None:
+    other_tools.fla(models["7"], tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(f'{{"model_type": "rwkv7", "norm_eps": {said}}}')
+    with open_checkpoint(tmp_path) as opened, pytest.raises(UnsupportedModel, match="a norm_eps of"):
+        _ = opened.arch

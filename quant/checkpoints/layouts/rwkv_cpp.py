@@ -8,6 +8,7 @@ which is r, w, k, v, a, g in the original .pth (one converted from a sorted file
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -65,7 +66,8 @@ def _pairs(contents: Contents) -> Iterator[tuple[str, Piece]]:
         if suffix in LOW_RANK:
             yield name, swapped(piece)
         elif suffix in ("att.time_decay", "att.time_first", "att.time_faaaa"):
-            shape = (width,) if v6 and suffix == "att.time_decay" else _heads(raw, width)
+            flat = v6 and suffix == "att.time_decay" and math.prod(raw.shape) == width
+            shape = (width,) if flat else _heads(raw, width)
             yield name, Piece(name, shape, inverse.get(suffix), computed=suffix in inverse)
         else:
             yield name, piece
