@@ -108,7 +108,7 @@ class DequantizedTensors(TensorFile):
         if state.nested_block:
             nested = self._source.array(f"{name}.nested_absmax").astype(np.float32)
             table = self._source.array(f"{name}.nested_quant_map").astype(np.float32)
-            scales = table[scales] * np.repeat(nested, state.nested_block)[: scales.size]
+            scales = table[scales] * nested[np.arange(scales.size) // state.nested_block]
             scales += np.float32(state.offset)
         count = math.prod(state.shape)
         whole = count // state.block
@@ -129,7 +129,7 @@ class DequantizedTensors(TensorFile):
             shape = tuple(said["shape"])
             block, nested_block = said["blocksize"], said.get("nested_blocksize", 0)
             offset = float(said.get("nested_offset", 0.0))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise FormatError(f"{where}: its quantization state is damaged") from None
         sizes = (*shape, block, nested_block or 1)
         if not all(type(size) is int and 0 < size < 1 << 32 for size in sizes) or not math.isfinite(offset):
@@ -173,7 +173,7 @@ class DequantizedTensors(TensorFile):
         if (
             layout in found
             and found[layout].dtype == "u8"
-            and int(self._source.array(layout).max()) != _ROW_MAJOR
+            and bool((self._source.array(layout) != _ROW_MAJOR).any())
         ):
             raise UnsupportedModel(
                 f"{self._source.path}: the int8 weights {quoted(name)} are tiled for a processor: not supported"

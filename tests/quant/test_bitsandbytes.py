@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,9 @@ def test_eight_bits(model: Mapping[str, np.ndarray], tmp_path: Path) -> None:
     made["blocks.0.att.key."]["weight_format"] = np.uint8(2)[None]
     with pytest.raises(UnsupportedModel, match="tiled for a processor"):
         open_checkpoint(saved(model, path, made))
+    made["blocks.0.att.key."]["weight_format"] = np.empty(0, np.uint8)
+    with open_checkpoint(saved(model, path, made)) as opened:  # which says nothing
+        assert opened.quantized == "int8 (bitsandbytes)"
 
 
 def test_damaged_states(model: Mapping[str, np.ndarray], tmp_path: Path) -> None:
@@ -95,6 +99,25 @@ def test_damaged_states(model: Mapping[str, np.ndarray], tmp_path: Path) -> None
         refused({f".{key}": None}, f"its {key} is missing")
         refused({f".{key}": parts[f".{key}"][:-1]}, f"its {key} is missing or not")
     refused({"": parts[""][:-1]}, "its bytes do not hold")
-    for change in ({"blocksize": 0}, {"shape": [2**40, 2**40]}, {"shape": None}, {"nested_offset": "x"}):
+    for change in ({"blocksize": 0}, {"shape": [2**40, 2**40]}, {"shape": None}, {"nested_offset": "x"},
+                   {"nested_offset": 10**400}):  # fmt: skip
         data = np.frombuffer(json.dumps(said | change).encode(), np.uint8)
         refused({state: data}, "quantization state")
+
+
+def test_one_large_nested_block_takes_no_more_memory(model: Mapping[str, np.ndarray], tmp_path: Path) -> None:
+    """A file of a few kB may not ask for the gigabytes that its block sizes speak of."""
+    name = "blocks.0.ffn.key.weight"
+    parts, _ = four_bits(model[name], "nf4", True, torch.float32)
+    state = ".quant_state.bitsandbytes__nf4"
+    said = json.loads(parts[state].tobytes())
+    with open_checkpoint(saved(model, tmp_path / "a.safetensors", {name: parts})) as opened:
+        wanted = opened.read(name)
+    assert parts[".nested_absmax"].shape == (1,)
+    parts[state] = np.frombuffer(json.dumps(said | {"nested_blocksize": 2**32 - 1}).encode(), np.uint8)
+    with open_checkpoint(saved(model, tmp_path / "b.safetensors", {name: parts})) as opened:
+        tracemalloc.start()
+        values = opened.read(name)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert np.array_equal(values, wanted) and most < 1 << 20
