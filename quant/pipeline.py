@@ -158,8 +158,7 @@ def quantize(
             metadata["report"] = dumps({**report, "quality": quality})
         progress.check()
         writer.finish(metadata)
-        if journal is not None:
-            journal.remove()
+        Journal.remove(final)
     return Result(
         out,
         weights.arch,

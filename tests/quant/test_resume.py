@@ -96,4 +96,38 @@ def test_an_ordinary_run_removes_what_was_kept(small: Path, tmp_path: Path) -> N
     quantized(small, tmp_path / "o", "int8")
     with ModelFile.open(tmp_path / "o") as model:
         assert model.recipe == "int8"
-    assert ".o.part" not in names(tmp_path)
+    assert names(tmp_path) == ["m.pth", "o"]
+    (tmp_path / ".o.journal").write_text("of somebody else\n")
+    quantized(small, tmp_path / "o", "int4", force=True)
+    assert (tmp_path / ".o.journal").exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["5", "null", "[]", '["a"]', '["emb.weight", "x", 1]', '["emb.weight", "x", "a", "b", "c"]',
+             '["emb.weight", 5, 1, 2, 3]', '["emb.weight", "x", 1, 2, 1' + "0" * 400 + "]"]
+)  # fmt: skip
+def test_a_damaged_line_of_the_journal_ends_it(small: Path, tmp_path: Path, line: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        quantized(small, tmp_path / "o", "int4", encoder=CountingEncoder(6), resume=True)
+    journal = tmp_path / ".o.journal"
+    lines = journal.read_text().split("\n")
+    journal.write_text("\n".join([lines[0], lines[1], line, *lines[2:]]))
+    whole, rest = CountingEncoder(), CountingEncoder()
+    quantized(small, tmp_path / "whole", "int4", encoder=whole)
+    quantized(small, tmp_path / "o", "int4", encoder=rest, resume=True)
+    assert (tmp_path / "o").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert rest.count == whole.count - 1  # the embedding was done
+
+
+def test_what_follows_half_a_line_is_kept(small: Path, tmp_path: Path) -> None:
+    """A line that was being written when the machine stopped must not spoil the next one."""
+    with pytest.raises(KeyboardInterrupt):
+        quantized(small, tmp_path / "o", "int4", encoder=CountingEncoder(4), resume=True)
+    journal = tmp_path / ".o.journal"
+    journal.write_bytes(journal.read_bytes()[:-9])
+    with pytest.raises(KeyboardInterrupt):
+        quantized(small, tmp_path / "o", "int4", encoder=CountingEncoder(4), resume=True)
+    whole, rest = CountingEncoder(), CountingEncoder()
+    quantized(small, tmp_path / "whole", "int4", encoder=whole)
+    quantized(small, tmp_path / "o", "int4", encoder=rest, resume=True)
+    assert rest.count == whole.count - 5
