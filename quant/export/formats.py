@@ -7,7 +7,7 @@ cannot do), `save` writes it, whole or not at all.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -86,6 +86,8 @@ def export(
     kind, path = FORMATS[to], Path(out)
     files = check_output(path, to, force=force, source=source.path)
     weights = Weights(source, nf4=kind.takes_nf4)
+    if kind.files and weights.tokenizer_json is not None:
+        files += _in_folder(path, (hf.TOKENIZER,), force=force, kept=source_files(source.path))
     stream = OutgoingStream(kind.tensors(weights, dtype), on_progress, should_stop)
     kind.save(weights, stream, path if kind.files else files[0], vocabulary(weights))
     size = source.size if isinstance(source, ModelFile) else source.file_size
@@ -105,5 +107,11 @@ def check_output(out: Path, to: str, *, force: bool, source: Path) -> list[Path]
         raise InvalidRequest(f"{out} is {SOURCE_ITSELF}", hint="choose another folder")
     if not out.is_dir():
         new_file(out, force=False, kept=kept)  # nothing is there, and its folder is
-        return [out / name for name in kind.files]
-    return [new_file(out / name, force=force, kept=kept) for name in kind.files]
+    return _in_folder(out, kind.files, force=force, kept=kept)
+
+
+def _in_folder(out: Path, names: Sequence[str], *, force: bool, kept: Mapping[str, Path]) -> list[Path]:
+    """The files of these names in the folder `out`. Raises InvalidRequest where one of them may not be written."""
+    if not out.is_dir():
+        return [out / name for name in names]
+    return [new_file(out / name, force=force, kept=kept) for name in names]

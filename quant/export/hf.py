@@ -29,7 +29,7 @@ from quant.export.outgoing import Outgoing, OutgoingStream
 from quant.export.weights import Weights
 from quant.orient import LOW_RANK
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 FILES = (WEIGHTS, CONFIG)
 _MIXES = {"k": "key", "v": "value", "r": "receptance", "g": "gate"}
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
@@ -71,7 +71,7 @@ def write_folder(weights: Weights, stream: OutgoingStream, out: Path, contents: 
     try:
         write_safetensors(out / WEIGHTS, stream, stream.dtypes, metadata={"format": "pt"})
         if weights.tokenizer_json is not None:
-            _write(out / "tokenizer.json", weights.tokenizer_json)
+            _write(out / TOKENIZER, weights.tokenizer_json)
         _write(out / CONFIG, (json.dumps(contents, indent=2, sort_keys=True) + "\n").encode())
     except BaseException:
         if made and not any(out.iterdir()):

@@ -14,7 +14,8 @@ from quant.arrays import F32, U8
 from quant.errors import Cancelled, FormatError
 from quant.pipeline import Progress
 
-_LARGEST_F16 = 65504.0
+_LARGEST = {"f16": 65504.0, "bf16": (2 - 2.0**-7) * 2.0**127}
+"""What does not become infinite on the way into a dtype."""
 
 
 class Outgoing(NamedTuple):
@@ -69,10 +70,11 @@ class OutgoingStream:
                 self._on_progress(Progress(item.name, done, total))
             kind = np.uint8 if item.dtype == "u8" else np.float32
             values = np.ascontiguousarray(item.make(), kind).reshape(item.shape)
-            if item.dtype == "f16" and values.size and max(values.max(), -values.min()) > _LARGEST_F16:
+            largest = _LARGEST.get(item.dtype)
+            if largest is not None and values.size and max(values.max(), -values.min()) > largest:
                 raise FormatError(
-                    f"tensor {item.name} has values past the range of f16",
-                    hint="use --dtype bf16 or --dtype f32",
+                    f"tensor {item.name} has values past the range of {item.dtype}",
+                    hint=f"use {'--dtype bf16 or ' if item.dtype == 'f16' else ''}--dtype f32",
                 )
             yield item.name, values
             done += values.size

@@ -241,3 +241,29 @@ def test_failures_leave_what_was_there(
     with pytest.raises(InvalidRequest, match="is the source itself"):
         exported(folder, folder, "hf", force=True)
     exported(source, folder, "hf", force=True)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("bf16", 3.4e38), ("bf16", -3.4e38), ("f16", 65520.0)])
+def test_values_past_the_range_are_refused(tmp_path: Path, dtype: str, value: float) -> None:
+    tensors = make_checkpoint("4", 1, 32, 256, n_ffn=32)
+    tensors["head.weight"][3, 4] = value
+    write_pth(tmp_path / "m.pth", tensors)
+    with pytest.raises(FormatError, match=f"head.weight has values past the range of {dtype}") as caught:
+        exported(tmp_path / "m.pth", tmp_path / "out.pth", "pth", dtype=dtype)
+    assert caught.value.hint is not None and caught.value.hint.endswith("--dtype f32")
+    assert [file.name for file in tmp_path.iterdir()] == ["m.pth"]
+
+
+def test_a_tokenizer_that_is_there_is_not_replaced(tmp_path: Path) -> None:
+    write_pth(tmp_path / "m.pth", make_checkpoint("4", 1, 32, 40, n_ffn=32))
+    source, out = tmp_path / "m.safetensors", tmp_path / "out"
+    quantized(tmp_path / "m.pth", source, "f32", tokenizer_json=b'{"model": {}}')
+    out.mkdir()
+    theirs = out / "tokenizer.json"
+    theirs.write_text("{}")
+    with pytest.raises(InvalidRequest, match="exists already"):
+        exported(source, out, "hf")
+    assert theirs.read_text() == "{}" and [file.name for file in out.iterdir()] == ["tokenizer.json"]
+    made = exported(source, out, "hf", force=True)
+    assert theirs.read_bytes() == b'{"model": {}}' and theirs in made.files
+    assert made.nbytes == sum(file.stat().st_size for file in out.iterdir())
