@@ -277,11 +277,11 @@ _DTYPES = {"U8": np.uint8, "I8": np.int8, "F32": np.float32}
 
 def _identity(source: Source, metadata: Mapping[str, str], reserve: int) -> dict[str, Any]:
     """All that the bytes of the new file depend on."""
-    stat = source.path.stat()
+    found = [(str(path.resolve()), path.stat()) for path in source.files]
     return {
         **metadata,
         "reserve": reserve,
-        "source": [str(source.path.resolve()), stat.st_size, stat.st_mtime_ns],
+        "source": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in found],
     }
 
 

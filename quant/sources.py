@@ -27,6 +27,8 @@ class Source(Protocol):
     """Logical tensors of a model."""
 
     path: Path
+    files: tuple[Path, ...]
+    """What is read: `path`, or the files of a folder or an index."""
     file_size: int
     arch: Arch
     group_norm_eps: float | None
@@ -73,7 +75,7 @@ class CheckpointSource:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self.path = checkpoint.path
+        self.path, self.files = checkpoint.path, checkpoint.files
         self.file_size = checkpoint.file_size
         self.arch = checkpoint.arch
         self.group_norm_eps = _epsilon(checkpoint)
@@ -133,6 +135,7 @@ class ModelSource:
             )
         self._model = model
         self.path = model.path
+        self.files: tuple[Path, ...] = (model.path,)
         self.file_size = model.size
         self.arch = model.arch
         self.group_norm_eps = model.group_norm_eps

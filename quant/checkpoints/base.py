@@ -55,6 +55,11 @@ class Checkpoint:
         return self._file.path
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the tensors are in, an index included."""
+        return self._file.files
+
+    @property
     def file_size(self) -> int:
         """Size of the whole file in bytes, of all files if there are several."""
         return self._file.size

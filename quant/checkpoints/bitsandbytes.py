@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,6 +72,11 @@ class DequantizedTensors(TensorFile):
     def needed(source: TensorFile) -> bool:
         """Whether `source` holds anything that bitsandbytes quantized."""
         return any(_STATE.fullmatch(name) or name.endswith(".SCB") for name in source.tensors)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `TensorFile.files`."""
+        return self._source.files
 
     def array(self, name: str) -> Array:
         """See `TensorFile.array`."""

@@ -24,7 +24,7 @@ class Shards(TensorFile):
         Raises SourceNotFound (a file is missing), FormatError (a damaged index, tensors that are not where it says), and
         what `opened` raises.
         """
-        self.path = told
+        self.path, self._index = told, index
         places = weight_map(_read(index), str(index))
         self._files: dict[str, TensorFile] = {}
         try:
@@ -41,6 +41,11 @@ class Shards(TensorFile):
         self.format = first.format  # type: ignore[misc]
         self.metadata, self.numbers = first.metadata, {}
         self.size = sum(file.size for file in self._files.values())
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `TensorFile.files`."""
+        return (self._index, *(path for file in self._files.values() for path in file.files))
 
     def array(self, name: str) -> Array:
         """See `TensorFile.array`."""

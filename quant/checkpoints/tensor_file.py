@@ -46,6 +46,11 @@ class TensorFile(ABC):
     numbers: dict[str, Any]
     """Other values that it carries; only GGUF files and rwkv.cpp's have any."""
 
+    @property
+    @abstractmethod
+    def files(self) -> tuple[Path, ...]:
+        """Where it is on the disk: one file, or all of those that belong together."""
+
     @abstractmethod
     def array(self, name: str) -> Array:
         """Tensor `name` of a readable dtype: its shape, read-only, perhaps an unaligned view; bf16 as uint16."""
@@ -69,6 +74,11 @@ class OneMappedFile(TensorFile):
         self._file = file
         self.path, self.size = file.path, file.size
         self.metadata, self.numbers = {}, {}
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `TensorFile.files`."""
+        return (self._file.path,)
 
     def sha256(self, progress: Callable[[int, int], None] | None = None) -> str:
         """See `TensorFile.sha256`."""

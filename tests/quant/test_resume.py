@@ -12,6 +12,7 @@ from quant.arrays import F32, Array
 from quant.container.reader import ModelFile
 from quant.errors import Cancelled
 from quant.methods import numpy_encoder
+from quant.synthetic import SyntheticModel, write_safetensors
 
 
 class CountingEncoder:
@@ -131,3 +132,21 @@ def test_what_follows_half_a_line_is_kept(small: Path, tmp_path: Path) -> None:
     quantized(small, tmp_path / "whole", "int4", encoder=whole)
     quantized(small, tmp_path / "o", "int4", encoder=rest, resume=True)
     assert rest.count == whole.count - 5
+
+
+def test_another_file_in_the_folder_of_the_source_is_noticed(tmp_path: Path) -> None:
+    """Written over in place, it leaves the folder's own time as it was."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "rwkv"}')
+    for seed in (0, 1):
+        write_safetensors(tmp_path / str(seed), SyntheticModel(odd_arch("4"), seed))
+    (folder / "model.safetensors").write_bytes((tmp_path / "0").read_bytes())
+    with pytest.raises(KeyboardInterrupt):
+        quantized(folder, tmp_path / "o", "int4", encoder=CountingEncoder(6), resume=True)
+    (folder / "model.safetensors").write_bytes((tmp_path / "1").read_bytes())
+    whole, again = CountingEncoder(), CountingEncoder()
+    quantized(folder, tmp_path / "whole", "int4", encoder=whole)
+    quantized(folder, tmp_path / "o", "int4", encoder=again, resume=True)
+    assert (tmp_path / "o").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert again.count == whole.count
