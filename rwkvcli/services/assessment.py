@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from rwkvcli.runtime.tokenizer import Tokenizer
     from rwkvcli.services.evaluation import Progress
 
+_PREFIX, _BASE, _LOCK = ".rwkv-", "source.safetensors", "lock"
+"""What the source is written out as for the time being: the folder's name begins with the first."""
 _DIGITS = 6
 """Significant digits of the numbers that are kept."""
 
@@ -76,14 +79,28 @@ def base_file(source: Checkpoint | ModelFile, folder: Path, **options: Any) -> I
     """
     from quant.container.reader import ModelFile
     from quant.pipeline import quantize
+    from rwkvcli.services.locks import locked
 
     if isinstance(source, ModelFile) and not options["tokenizer_json"] and options["group_norm_eps"] is None:
         yield source.path
         return
-    with tempfile.TemporaryDirectory(prefix=".rwkv-", dir=folder) as temporary:
-        made = Path(temporary) / "source.safetensors"
-        quantize(source, made, _lossless(source), **options)
-        yield made
+    _remove_left_behind(folder)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=folder) as temporary:
+        made = Path(temporary) / _BASE
+        with locked(Path(temporary) / _LOCK, on_wait=lambda who: None):
+            quantize(source, made, _lossless(source), **options)
+            yield made
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Remove what processes that were killed left of `base_file` in `folder`: it is as large as their source."""
+    from quant.atomic import part_name
+    from rwkvcli.services.locks import left_behind
+
+    for old in folder.glob(f"{_PREFIX}*"):
+        with left_behind(old / _LOCK) as is_free, contextlib.suppress(OSError):
+            if is_free and {item.name for item in old.iterdir()} <= {_LOCK, _BASE, part_name(_BASE)}:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _lossless(source: Checkpoint | ModelFile) -> str:

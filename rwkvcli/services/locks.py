@@ -48,16 +48,30 @@ def locked(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator
         yield
 
 
-def _take(handle: int) -> None:
-    """Raises BlockingIOError if another process has it."""
+@contextlib.contextmanager
+def left_behind(path: Path) -> Iterator[bool]:
+    """Whether the lock file `path` is there and the process that held it is gone; it is held inside the block then.
+
+    False also on systems without such locks, where nobody can tell.
+    """
+    with contextlib.ExitStack() as stack:
+        is_free = False
+        with contextlib.suppress(OSError):
+            is_free = _take(stack.enter_context(open(path, "r+b", buffering=0)).fileno())
+        yield is_free
+
+
+def _take(handle: int) -> bool:
+    """Whether it is ours now; False on systems without such locks. Raises BlockingIOError if another process has it."""
     if sys.platform == "win32":
-        return
+        return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             raise BlockingIOError(error.errno, error.strerror) from None
-        # a file system without locks
+        return False  # a file system without locks
+    return True
 
 
 def _is_at(handle: int, path: Path) -> bool:

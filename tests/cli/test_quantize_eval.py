@@ -11,6 +11,7 @@ import pytest
 from cli_runner import Terminal, rwkv, rwkv_inside
 
 from quant.container.reader import ModelFile
+from rwkvcli.services.locks import locked
 
 TEXT = "The cat sat on the mat, and the old man looked at it.\n" * 6
 MADE = "small-int4.safetensors"
@@ -148,6 +149,20 @@ def test_ctrl_c_while_it_measures_leaves_nothing(place: Path) -> None:
     terminal.child.sendintr()
     assert terminal.finish().code == 130
     assert sorted(place.iterdir()) == before
+
+
+def test_what_a_killed_run_left_is_removed(place: Path) -> None:
+    """But not what belongs to a run that is going on, nor what is none."""
+    folders = [place / f".rwkv-{name}" for name in ("dead", "alive", "other", "bare")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "source.safetensors").write_bytes(b"weights")
+        if folder.name != ".rwkv-bare":
+            (folder / "lock").touch()
+    (folders[2] / "more").touch()
+    with locked(folders[1] / "lock"):
+        assert quantize(place).code == 0
+    assert [folder.exists() for folder in folders] == [False, True, True, True]
 
 
 @pytest.mark.parametrize("odd", [rb"7", rb"{\"mean\":\"\\u001b[31m\"}"])
