@@ -22,6 +22,8 @@ if sys.platform != "win32":
 _NAME_BYTES = 255
 """What file systems allow a name to have."""
 _TRIES = 100
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The errors of a disk, or a file, that takes no more."""
 _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 _FLAGS |= getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
@@ -34,11 +36,22 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     Somebody else who is writing the same file is waited for. Raises OSError, and InvalidRequest for what
     `replaceable` refuses.
     """
-    with Replacement(replaceable(path), wait=True) as new:
+    with Replacement(replaceable(path), wait=True) as new, named(path):
         # a second descriptor: closing it keeps the lock until the file is in its place or gone
         with open(os.dup(new.file.fileno()), "wb") as file:
             yield file
         new.commit()
+
+
+@contextlib.contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Have a full disk's OSError say which file there was no room for: errors of a write know no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in FULL:
+            error.filename = os.fspath(path)
+        raise
 
 
 class Replacement:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from quant.atomic import part_name
+from quant.atomic import named, part_name
 from quant.metrics import Loss, Losses
 
 _DIGITS = 64
@@ -74,8 +74,9 @@ class Journal:
         self._write(json.dumps([name, digest, *numbers]))
 
     def _write(self, line: str) -> None:
-        self._file.write(line + "\n")
-        self._file.flush()
+        with named(self.path):
+            self._file.write(line + "\n")
+            self._file.flush()
 
     @staticmethod
     def remove(target: Path) -> None:

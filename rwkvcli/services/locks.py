@@ -43,8 +43,12 @@ def locked(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator
             if _is_at(file.fileno(), path):
                 break
             file.close()  # its holder removed it: a new one is there, or will be
-        file.truncate(0)
-        file.write(b"%d\n" % os.getpid())
+        try:
+            file.truncate(0)
+            file.write(b"%d\n" % os.getpid())
+        except OSError as error:
+            error.filename = str(path)  # those of a write know no name
+            raise
         yield
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -97,3 +99,17 @@ def test_a_folder_that_takes_no_files_is_refused_before_any_work(
     with pytest.raises(InvalidRequest, match="x cannot be written: no files may be made in its folder"):
         new_file(tmp_path / "x", force=True, kept={})
     assert asked == [(tmp_path, os.W_OK | os.X_OK)]
+
+
+def test_what_there_is_no_room_for_is_named(tmp_path: Path) -> None:
+    import resource  # where there are locks, there is this
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "model.pth"
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(OSError, match=re.escape(str(path))) as caught, whole_file(path) as file:
+            file.write(bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG and not list(tmp_path.iterdir())
