@@ -73,6 +73,8 @@ class Repo:
     """Answer everything with this status."""
     statuses: list[int] = field(default_factory=list)
     """Answer the next requests with these; 200: as usual."""
+    page: bytes | None = None
+    """What is sent in place of the list of files."""
     commit: str = COMMIT
     revisions: tuple[str, ...] = ("main",)
 
@@ -222,7 +224,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             else:
                 siblings = [{"rfilename": path} for path in repo.files]
                 answer = {"id": name, "modelId": name, "sha": repo.commit, "siblings": siblings, "tags": []}
-            self._send(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+            data = json.dumps(answer).encode() if repo.page is None else repo.page
+            self._send(200, {"Content-Type": "application/json"}, data)
 
         def _send_slowly(
             self, status: int, headers: dict[str, str], body: bytes, piece: int, pause: float

@@ -11,10 +11,10 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from rwkvcli.errors import FormatError, NetworkError, RwkvError
+from rwkvcli.errors import FormatError, NetworkError, RwkvError, UsageError
 from rwkvcli.services import hub_cache
 from rwkvcli.services.hub_blobs import fetch
 from rwkvcli.services.hub_errors import as_our_errors, endpoint, retried
@@ -41,7 +41,7 @@ def list_files(reference: Reference) -> list[RemoteFile]:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    with _quiet_library(), as_our_errors(reference):
+    with _quiet_library(), as_our_errors(reference), _understood():
         tree = HfApi().list_repo_tree(  # asks again by itself
             reference.repo, recursive=True, revision=reference.revision, repo_type=reference.kind
         )
@@ -50,6 +50,9 @@ def list_files(reference: Reference) -> list[RemoteFile]:
             for item in tree
             if isinstance(item, RepoFile)
         ]
+        for item in found:
+            if not isinstance(item.path, str) or type(item.size) is not int or not isinstance(item.etag, str):
+                raise TypeError("an entry of other types")
     return sorted(found, key=lambda item: item.path)
 
 
@@ -137,13 +140,52 @@ def _metadata(reference: Reference, watcher: Watcher) -> Any:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     assert reference.file is not None
+    _check_name(reference, reference.file)
     url = hf_hub_url(reference.repo, reference.file, revision=reference.revision, repo_type=reference.kind)
-    about = retried(lambda: get_hf_file_metadata(url), watcher)
+    with _understood():
+        about = retried(lambda: get_hf_file_metadata(url), watcher)
     if about.etag is None or about.commit_hash is None:
-        raise NetworkError(f"{endpoint()} does not answer like a Hugging Face Hub", hint="check HF_ENDPOINT")
+        raise _no_hub()
     if not about.etag or "/" in about.etag or about.etag.startswith("."):  # it becomes a file's name
         raise NetworkError(f"{endpoint()} names no usable checksum for {reference}")
     return about
+
+
+def _check_name(reference: Reference, file: str) -> None:
+    """Raise UsageError for a file that the library would refuse to keep, after all of it was downloaded."""
+    steps = file.split("/")
+    if (
+        file[:1] in ("/", "\\")
+        or ".." in file.replace("\\", "/").split("/")
+        or any(PureWindowsPath(step).anchor for step in steps)
+    ):
+        raise UsageError(
+            f"{reference} has a name that huggingface_hub keeps no file under",
+            hint="its owner would have to rename it",
+        )
+
+
+@contextlib.contextmanager
+def _understood() -> Iterator[None]:
+    """Turn what the library stumbles over in the answers of something else than a Hub into NetworkError: the page that
+    a network asks for a password with, the wrong address of a mirror.
+    """
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except HFValidationError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _no_hub() from error
+    except Exception as error:
+        if type(error).__name__ == "InvalidURL":  # httpx's
+            raise _no_hub() from error
+        raise
+
+
+def _no_hub() -> NetworkError:
+    return NetworkError(f"{endpoint()} does not answer like a Hugging Face Hub", hint="check HF_ENDPOINT")
 
 
 def _bytes_of(url: str, begin: int, end: int) -> bytes:

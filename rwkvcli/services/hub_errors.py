@@ -121,7 +121,7 @@ def _translated(error: Exception, reference: Reference) -> RwkvError:
             hint="check the name; for a private one set HF_TOKEN",
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return ModelNotFound(f"{repo} has no revision {reference.revision}")
+        return ModelNotFound(f"{repo} has no revision {reference.revision or 'main'}")
     if isinstance(error, errors.OfflineModeIsEnabled):
         return NetworkError(f"{reference} needs the network, which is off", hint="unset HF_HUB_OFFLINE")
     if isinstance(error, errors.EntryNotFoundError):

@@ -198,6 +198,31 @@ def test_something_that_is_no_hub(hub: Hub, client: Client) -> None:
     assert done.err.count("\n") <= 2
 
 
+@pytest.mark.parametrize("page", [b"<html>", b"", b"null", b"{}", b'{"error": "x"}', b"[1]", b'[{"type": "file"}]',
+                                  b'[{"type": "file", "path": "m.pth", "size": "3", "oid": "x"}]'])  # fmt: skip
+def test_a_page_that_is_no_list_of_files(hub: Hub, client: Client, page: bytes) -> None:
+    """A network that asks for a password first answers every request with a page."""
+    hub.repos["a/b"] = Repo({"m.pth": HubFile(SMALL)}, page=page)
+    told = (
+        "a/b holds no model file"
+        if page == b"{}"
+        else f"{hub.endpoint} does not answer like a Hugging Face Hub"
+    )
+    for args in (["pull", "a/b"], ["pull", "a/b", "--quantize", "int4", "--dry-run"]):
+        done = client(*args)
+        assert (done.code, done.out) == (3, "") and done.err.startswith(f"error: {told}\n")
+
+
+@pytest.mark.parametrize("name", ["a:b.pth", "/m.pth", "c/../m.pth"])
+def test_a_name_that_no_cache_holds(hub: Hub, client: Client, name: str) -> None:
+    hub.repos["a/b"] = Repo({name: HubFile(SMALL)})
+    for args in (["pull", f"a/b:{name}"], ["pull", "a/b"]):
+        done = client(*args)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith(f"error: a/b:{name} has a name that huggingface_hub keeps no file under\n")
+    assert not hub.downloads()
+
+
 def test_a_broken_connection_is_taken_up_again_at_once(hub: Hub, client: Client) -> None:
     hub.repos["a/b"] = Repo({"m.pth": HubFile(DATA, stop_after=12 * MB, stops=1)})
     done = client("pull", "a/b:m.pth")
