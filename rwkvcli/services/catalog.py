@@ -276,6 +276,7 @@ def remove(entry: Entry) -> None:
         kept.remove(entry.item)
     elif isinstance(entry.item, Download):
         hub_cache.remove(entry.item)
+        kept.sweep(entry.item.repo)
     elif isinstance(entry.item, Partial):
         from rwkvcli.services.hub_blobs import remove_partial
 

@@ -142,6 +142,15 @@ def remove(item: Kept) -> None:
         ) from None
 
 
+def sweep(repo: str) -> None:
+    """Remove what killed processes left in making model files of a repository's downloads, where no other file is."""
+    for folder in kept_path().glob(f"{repo.replace('/', '--')}/*"):
+        origin = _read(folder)
+        if origin is not None:
+            with contextlib.suppress(OSError, UsageError), origin.locked():
+                tidy(origin)
+
+
 def tidy(origin: Origin) -> None:
     """Remove the folder of `origin`, which is locked, if no model file is in it. Raises OSError."""
     if any(origin.target(kind).is_file() for kind in KINDS):

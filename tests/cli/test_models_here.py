@@ -14,6 +14,7 @@ from quant_models import quantized
 
 from quant.synthetic import SyntheticModel, synthetic_arch, write_safetensors
 from rwkvcli.services import fitting
+from rwkvcli.services.locks import locked
 
 
 def made_of(repo: str, client: Client) -> Path:
@@ -54,6 +55,19 @@ def test_removing(hub: Hub, client: Client) -> None:
     assert not list((client.home / "models").iterdir())
     for name in ("demo", client.home):
         assert client("rm", name, "--yes").code in (2, 3)
+
+
+def test_what_a_killed_process_was_making_goes_with_the_download(hub: Hub, client: Client) -> None:
+    client("pull", "g1-0.1b", "--quantize", "int8")
+    made = client.made(OLD, "int8")
+    half = made.with_name(f".{made.name}.part")
+    made.rename(half)
+    with locked(half.with_name("lock")):  # it goes on
+        assert client("rm", "g1-0.1b", "--yes").code == 0
+        assert half.exists()
+    client("pull", "g1-0.1b")
+    assert client("rm", "g1-0.1b", "--yes").code == 0
+    assert client.files() == [] and not list((client.home / "models").iterdir())
 
 
 def test_a_blob_that_another_name_has_stays(hub: Hub, client: Client, pth: Path) -> None:
