@@ -170,11 +170,11 @@ def _understood() -> Iterator[None]:
     """Turn what the library stumbles over in the answers of something else than a Hub into NetworkError: the page that
     a network asks for a password with, the wrong address of a mirror.
     """
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub import errors
 
     try:
         yield
-    except HFValidationError:
+    except (errors.HTTPError, errors.HFValidationError):  # some of which are ValueErrors too
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _no_hub() from error

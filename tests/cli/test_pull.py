@@ -133,6 +133,8 @@ def test_a_terminal_sees_the_download(hub: Hub, client: Client, pth: Path) -> No
         (None, "a/b", 3, "there is no repository a/b on the Hub, or it is private"),
         (Repo({}, private=True), "a/b:m.pth", 3, "there is no repository a/b on the Hub, or it is private"),
         (Repo({}, gated=True), "a/b:m.pth", 3, "a/b is gated: its owner asks you to accept terms"),
+        (Repo({}, status=400), "a/b:m.pth", 3, "the Hub answered 400 for a/b:m.pth"),
+        (Repo({}, status=400), "a/b", 3, "the Hub answered 400 for a/b"),
         (Repo({}, status=401), "a/b:m.pth", 3, "not authorised to read a/b"),
         (Repo({}, status=403), "a/b:m.pth", 3, "not authorised to read a/b"),
         (Repo({}, status=429), "a/b:m.pth", 3, "the Hub refuses: too many requests"),
