@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.calibration import Calibration
-from quant.container.header import FORMAT, FORMAT_VERSION, TOKENIZER_TENSOR, Entry, arch_fields, dumps
+from quant.container.header import (
+    FORMAT,
+    FORMAT_VERSION,
+    LEAST_EPS,
+    MOST_EPS,
+    TOKENIZER_TENSOR,
+    Entry,
+    arch_fields,
+    dumps,
+)
 from quant.container.writer import size_of
 from quant.errors import InvalidRequest
 from quant.formats import ENCODINGS, parts_of, stored_name
@@ -104,7 +113,7 @@ def _epsilon(source: Source, wanted: float | None) -> float | None:
         return source.group_norm_eps
     if source.group_norm_eps is None:
         raise InvalidRequest(f"{source.path} is an RWKV-4 model: it has no group norm")
-    if not 0 < wanted < 1:
+    if not LEAST_EPS <= wanted <= MOST_EPS:
         raise InvalidRequest(f"a group norm epsilon of {wanted} makes no sense")
     return float(wanted)
 

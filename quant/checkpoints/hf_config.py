@@ -14,6 +14,8 @@ from quant.errors import FormatError, UnsupportedModel, quoted
 
 LAYER_NORM_EPS = 1e-5
 """What every RWKV model computes its layer norms with."""
+_LARGEST_DIVISOR = 300
+"""Of heads before a norm: its square times 1e-5 is below 1."""
 _MAX_BYTES = 1 << 20
 _SIZES = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer"}
 """What has to agree with the tensors. Others are wrong in some repositories, and the tensors tell them."""
@@ -77,7 +79,7 @@ class HfConfig:
             return _tidy(arch.head_size * LAYER_NORM_EPS)
         divisor = self.values.get("head_size_divisor")
         if arch.version in ("5.0", "5.1", "5.2", "6") and divisor is not None:
-            if type(divisor) not in (int, float) or not 0.1 < divisor < 1e3:
+            if type(divisor) not in (int, float) or not 0.1 < divisor < _LARGEST_DIVISOR:
                 raise FormatError(f"{self.where}: its head_size_divisor is {quoted(str(divisor))}")
             return _tidy(LAYER_NORM_EPS * divisor * divisor)
         return None

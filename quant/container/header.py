@@ -28,6 +28,8 @@ KEYS = (
 )  # fmt: skip
 OPTIONAL = ("ln0_fused",)
 """Fields of `arch` that are only there when they are true."""
+LEAST_EPS, MOST_EPS = 2.0**-126, 1 - 2.0**-24
+"""What the group norm's epsilon may be: above 0 and below 1, also as the float32 that it is computed with."""
 TOKENIZERS = ("world", "bytes", "json", "none")
 
 

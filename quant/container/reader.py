@@ -17,6 +17,8 @@ from quant.container.header import (
     FORMAT,
     FORMAT_VERSION,
     KEYS,
+    LEAST_EPS,
+    MOST_EPS,
     OPTIONAL,
     PAD_PREFIX,
     TOKENIZER_TENSOR,
@@ -243,7 +245,7 @@ class ModelFile:
         if arch.version == "4":
             if eps is not None:
                 raise self._fail("version 4 has no group norm, but an epsilon for it is given")
-        elif type(eps) is not float or not 0 < eps < 1:
+        elif type(eps) is not float or not LEAST_EPS <= eps <= MOST_EPS:
             raise self._fail("the group norm's epsilon is not a number between 0 and 1")
         return arch, eps
 

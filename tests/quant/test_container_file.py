@@ -213,6 +213,7 @@ def extra_tensor(header: Header) -> None:
         (change_json("arch", rank_gate=...), "known version"),
         (change_json("arch", group_norm_eps=0), "epsilon"),
         (change_json("arch", group_norm_eps=...), "epsilon"),
+        (change_json("arch", group_norm_eps=1e-50), "epsilon"),  # 0 where it is computed with
         (change_json("plan", **{"head.weight": ...}), "disagree about tensor head.weight"),
         (change_plan("head.weight", encoding="q4g32"), "head.weight.q is"),
         (change_plan("head.weight", layout="row"), "head.weight has a form that it may not have"),

@@ -371,6 +371,9 @@ def test_configurations(models: Mapping[str, Tensors], tmp_path: Path) -> None:
     with_config(tmp_path, {"model_type": "rwkv6", "head_size_divisor": 8, "hidden_size": 32})
     with open_checkpoint(tmp_path) as opened:
         assert opened.arch.version == "6" and opened.group_norm_eps == 64e-5
+    with_config(tmp_path, {"model_type": "rwkv6", "head_size_divisor": 400})
+    with open_checkpoint(tmp_path) as opened, pytest.raises(FormatError, match="head_size_divisor is 400"):
+        _ = opened.group_norm_eps  # of which no model file could hold the epsilon
     write_pth(tmp_path / "another.pth", make_checkpoint("4", 1, 16, 20))
     with open_checkpoint(tmp_path / "another.pth") as opened:
         assert opened.arch.n_embd == 16  # which the configuration does not speak of

@@ -179,6 +179,7 @@ def test_a_tokenizer_that_is_none_is_refused(small: Path, tmp_path: Path, given:
     [
         ("int3", {}, "unknown format 'int3'"), ("int8", {"ffn_value": "rows"}, "unknown layout"),
         ("int8", {"group_norm_eps": 0.0}, "epsilon"), ("int8", {"group_norm_eps": float("nan")}, "epsilon"),
+        ("int8", {"group_norm_eps": 1e-50}, "epsilon"), ("int8", {"group_norm_eps": 1 - 1e-12}, "epsilon"),
     ],
 )  # fmt: skip
 def test_bad_options(small: Path, tmp_path: Path, kind: str, options: dict[str, Any], message: str) -> None:
