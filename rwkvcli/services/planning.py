@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from quant.recipe import Override, Plan
     from quant.sources import Source
 
+_MOST_BPW = 1e6
+"""More than any plan has, padding included; a larger number is no other limit."""
 _UNITS = {
     "B": 1,
     "kB": 10**3,
@@ -204,7 +206,8 @@ def _excess(plan: Plan, choices: Choices, size_of: Callable[[Plan], int]) -> int
     over = []
     if choices.target_bpw is not None:
         weights = sum(math.prod(item.shape) for item in plan.values())
-        over.append(sum(item.nbytes for item in plan.values()) - int(choices.target_bpw * weights / 8))
+        limit = min(choices.target_bpw, _MOST_BPW)
+        over.append(sum(item.nbytes for item in plan.values()) - int(limit * weights / 8))
     if choices.max_size is not None:
         over.append(size_of(plan) - choices.max_size)
     return max(over)

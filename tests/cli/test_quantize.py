@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runner import Terminal, rwkv
+from cli_runner import Terminal, rwkv, rwkv_inside
 from vocabularies import word_level_json
 
 from quant.atomic import Replacement
@@ -453,3 +453,9 @@ def test_gptq_without_torch_says_what_to_install(
     assert main([*args, "-o", str(folder / "o.st")]) == 2
     assert "pip install 'rwkvcli[torch]'" in capsys.readouterr().err
     assert not (folder / "o.st").exists()
+
+
+def test_more_bits_than_there_are_is_no_limit(folder: Path) -> None:
+    args = ("quantize", "small.pth", "--to", "int4", "--dry-run", "--json", "--target-bpw")
+    most, huge = (rwkv_inside(*args, bits, cwd=folder) for bits in ("100", "1e308"))
+    assert most.code == huge.code == 0 and most.out == huge.out
