@@ -13,7 +13,7 @@ from rwkvcli.cli.options import with_settings
 from rwkvcli.cli.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from rwkvcli.services.catalog import Entry
 
@@ -52,11 +52,18 @@ def verify(
             entries += catalog.removable(name)
     if not models:
         entries = catalog.entries()
-    damaged = []
+    damaged: list[Entry] = []
+    refused: dict[Path, FormatError] = {}
     for path in paths:
-        with Bars(console, path.name) as bars:
-            digest = catalog.read_whole(path, bars.checking)
-        _tell(console, str(path), str(path), "sound", f"sound, sha256 {digest}")
+        try:
+            with Bars(console, path.name) as bars:
+                digest = catalog.read_whole(path, bars.checking)
+        except FormatError as error:  # the others are asked for too
+            refused[path] = error
+            if len(paths) + len(entries) > 1:
+                _tell(console, str(path), str(path), "refused", str(error))
+        else:
+            _tell(console, str(path), str(path), "sound", f"sound, sha256 {digest}")
     for entry in _files(entries):
         with Bars(console, entry.name) as bars:
             sound = catalog.is_sound(entry, bars.checking)
@@ -65,12 +72,21 @@ def verify(
         _tell(console, entry.name, str(entry.path), told, f"{entry.what}: {more}")
         if sound is False:
             damaged.append(entry)
+    if len(refused) == 1 and not damaged:
+        raise next(iter(refused.values()))
+    if refused:
+        more = f"; {len(damaged)} damaged: {_paths(entry.path for entry in damaged)}" if damaged else ""
+        raise FormatError(f"{len(refused)} refused: {_paths(refused)}{more}")
     if damaged:
         name = quoted(damaged[0].name)
         raise FormatError(
-            f"{len(damaged)} damaged: {', '.join(str(entry.path) for entry in damaged)}",
+            f"{len(damaged)} damaged: {_paths(entry.path for entry in damaged)}",
             hint=f"remove it with `rwkv rm {name}`, and pull it again",
         )
+
+
+def _paths(paths: Iterable[Path]) -> str:
+    return ", ".join(map(str, paths))
 
 
 def _files(entries: Sequence[Entry]) -> list[Entry]:

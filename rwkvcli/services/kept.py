@@ -166,11 +166,13 @@ def _read(folder: Path) -> Origin | None:
     """The record in `folder`; None without a sound one."""
     try:
         values: dict[str, Any] = json.loads((folder / _RECORD).read_bytes())
+        json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair is no text
         origin = Origin(**{**values, "revisions": tuple(values["revisions"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    texts = (origin.repo, origin.file, origin.etag, *origin.revisions)
-    sound = all(isinstance(text, str) for text in texts) and isinstance(origin.sums, dict)
+    sums = origin.sums.values() if isinstance(origin.sums, dict) else (None,)
+    texts = (origin.repo, origin.file, origin.etag, *origin.revisions, *sums)
+    sound = all(isinstance(text, str) for text in texts) and type(origin.nbytes) is int
     return origin if sound and origin.folder == folder else None
 
 

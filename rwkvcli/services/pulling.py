@@ -301,7 +301,8 @@ def _plan(
     if source is None:
         source = _downloaded(reference, files, etag)
     origin = Origin(reference.repo, reference.file, etag, size)
-    result = origin.target(kind) if kind is not None and origin.target(kind).is_file() else None
+    made = {item.path for item in kept.kept(reference.repo)}  # a file without a record is found by nobody
+    result = origin.target(kind) if kind is not None and origin.target(kind) in made else None
     return Plan(
         name,
         reference,

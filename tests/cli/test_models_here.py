@@ -121,6 +121,41 @@ def test_damage_is_found_and_never_made_into_anything(hub: Hub, client: Client) 
     assert client("verify", "g1-0.1b").code == 4
 
 
+def test_every_path_is_verified(client: Client, pth: Path, tmp_path: Path) -> None:
+    bad, worse = tmp_path / "bad.pth", tmp_path / "worse.pth"
+    bad.write_bytes(pth.read_bytes()[:-100])
+    worse.write_bytes(b"")
+    done = client("verify", bad, pth, "--json")
+    assert [json.loads(line)["result"] for line in done.out.splitlines()] == ["refused", "sound"]
+    assert done.code == 4 and done.err.startswith(f"error: {bad} is truncated")
+    done = client("verify", bad, worse, pth)
+    assert done.code == 4 and done.out.splitlines()[-1].startswith(f"{pth}: sound, sha256 ")
+    assert done.err == f"error: 2 refused: {bad}, {worse}\n"
+    assert client("verify", bad).out == ""
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"sums": {"int8": 5}},
+        {"sums": 5},
+        {"etag": "\ud800"},
+        {"nbytes": "x"},
+        {"file": 5},
+        {"revisions": [1]},
+    ],
+)
+def test_a_damaged_record_is_none(hub: Hub, client: Client, odd: dict[str, object]) -> None:
+    path = Path(client("pull", "g1-0.1b", "--quantize", "int8").out.strip())
+    record = path.with_name("model.json")
+    record.write_text(json.dumps(json.loads(record.read_text()) | odd))
+    for args in (["list"], ["verify"], ["show", "g1-0.1b"]):
+        assert client(*args).code == 0
+    assert client("generate", "-m", "g1-0.1b", *ANSWER).code == 3
+    assert client("pull", "g1-0.1b", "--quantize", "int8").code == 0  # which writes it anew
+    assert client("generate", "-m", "g1-0.1b", *ANSWER).code == 0
+
+
 def test_a_header_is_all_that_is_read_of_a_remote_file(
     hub: Hub, client: Client, pth: Path, model: Path, tmp_path: Path
 ) -> None:
