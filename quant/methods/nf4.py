@@ -56,6 +56,7 @@ def encode(w: F32, layout: str) -> Encoded:
     codes = np.concatenate([each.codes for each in made])
     scales = np.concatenate([each.scales for each in made])
     rows = np.concatenate([each.rows for each in made])
+    made.clear()  # packing makes more copies of the codes
     whole = Grouped(codes, scales, rows, length, nf4.CODEBOOK)
     return Encoded(layouts.pack(whole, "nf4", layout, (count, length)), Losses(loss, recoding))
 
