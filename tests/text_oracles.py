@@ -107,6 +107,7 @@ def distribution(
         kept = [i for i in kept if weights[i] >= min_p * largest]
     if top_k:
         kept = sorted(kept, key=lambda i: (-weights[i], i))[:top_k]
+    top = max(logits[i] for i in kept)
     final = {i: math.exp((logits[i] - top) / temperature) for i in sorted(kept)}
     whole = math.fsum(final.values())
     return {i: weight / whole for i, weight in final.items()}, margin

@@ -96,7 +96,7 @@ void Sampler::gather(float floor) {
 uint32_t Sampler::bin_of(double goal, double* before) const {
     double sum = 0;
     uint32_t found = 0;
-    for (uint32_t i = 0; i < bins_.size() && sum < goal; i++) {
+    for (uint32_t i = 0; i < bins_.size() && (sum < goal || sum == 0); i++) { // a goal may underflow to 0
         if (bins_[i] == 0)
             continue;
         found = i;
@@ -278,8 +278,14 @@ int32_t Sampler::sample(std::span<const float> logits, const SamplingOptions& op
         for (size_t i = 0; i < ids_.size(); i++)
             scratch_[i] = weights_[static_cast<size_t>(ids_[i])];
     } else {
+        float best = top; // of those kept: typical may have cut the largest
+        if (by_typical) {
+            best = logits[static_cast<size_t>(ids_[0])];
+            for (const int32_t id : ids_)
+                best = std::max(best, logits[static_cast<size_t>(id)]);
+        }
         for (size_t i = 0; i < ids_.size(); i++)
-            scratch_[i] = (logits[static_cast<size_t>(ids_[i])] - top) / options.temperature;
+            scratch_[i] = (logits[static_cast<size_t>(ids_[i])] - best) / options.temperature;
         op_.exp(scratch_.data(), static_cast<int>(scratch_.size()));
     }
     const double sum = std::accumulate(scratch_.begin(), scratch_.end(), 0.0);

@@ -184,6 +184,24 @@ def test_extreme_temperatures(temperature: float, top_p: float) -> None:
         assert set(tokens) == {1, 2, 3}
 
 
+@pytest.mark.parametrize("temperature", [0.04, 0.01, 0.001])
+def test_a_low_temperature_after_typical_cut_the_likeliest(temperature: float) -> None:
+    """Those that are left are told apart, however far they lie below what was cut."""
+    logits = np.array([-5.0, 0.0, *np.linspace(-4.75, -4.25, 150)], np.float32)
+    probabilities, _ = distribution(logits.tolist(), temperature, 0, 1.0, 0.0, 0.2)
+    assert 1 not in probabilities and len(probabilities) > 20
+    check(logits, temperature, 0, probabilities, 1.0, 0.0, 0.2)
+
+
+def test_a_share_too_small_for_float64_is_the_likeliest_alone() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.3, 5000)
+    logits = np.array([0.0, *noise - 8.5], np.float32)
+    drawn = [_kernels.Sampler().sample(logits, 1.0, 0, top_p, 0.5, 0.0, 0.15) for top_p in (5e-324, 1e-300)]
+    kept, _ = distribution(logits.tolist(), 1.0, 0, 1.0, 0.0, 0.15)
+    assert 0 not in kept and len(kept) > 512
+    assert drawn == [max(kept, key=logits.__getitem__)] * 2
+
+
 def test_frequencies() -> None:
     logits = np.array([0.0, 1.0, -1.0, 2.0, 0.5, -INF, 1.5, -2.0], np.float32)
     sampler = Sampler(SamplingParams(temperature=1.3, seed=5), valid=len(logits))
