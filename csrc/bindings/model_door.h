@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "bindings/buffers.h"
+#include "bindings/unlocked.h"
 #include "core/check.h"
 #include "model/config.h"
 #include "model/state.h"
@@ -42,7 +43,7 @@ pybind11::object forward(M& model, const pybind11::buffer& tokens, S& state, boo
                                       : std::vector<py::ssize_t>{vocab});
     const auto poll = interruption();
     try {
-        const py::gil_scoped_release released;
+        const Unlocked unlocked;
         model.forward(ids.all(), state, logits.data, all_logits, poll);
     } catch (const Cancelled&) {
         throw py::error_already_set();
@@ -57,7 +58,7 @@ pybind11::object forward_batch(M& model, const pybind11::buffer& tokens, const s
     const NewFloats logits({py::ssize_t(states.size()), py::ssize_t(model.config().vocab_size)});
     const auto poll = interruption();
     try {
-        const py::gil_scoped_release released;
+        const Unlocked unlocked;
         model.forward_batch(ids.all(), states, logits.data, poll);
     } catch (const Cancelled&) {
         throw py::error_already_set();
@@ -73,7 +74,7 @@ template <class S>
 void import_state(S& state, const pybind11::dict& arrays) {
     std::vector<FloatValues> kept;
     const StateArrays entries = pointers_into(arrays, kept);
-    const pybind11::gil_scoped_release released;
+    const Unlocked unlocked;
     state.import_entries(entries);
 }
 

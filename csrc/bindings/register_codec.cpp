@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bindings/register.h"
+#include "bindings/unlocked.h"
 #include "codec/encode.h"
 #include "core/check.h"
 
@@ -90,7 +91,7 @@ py::dict encode(const Matrix2& w, const std::string& encoding, const std::string
     r.row_power = add_part<double>(parts, "row_power", {rows});
     r.row_largest = add_part<float>(parts, "row_max", {rows});
     {
-        const py::gil_scoped_release released;
+        const Unlocked unlocked;
         codec::encode(r, threads, level);
     }
     return parts;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bindings/register.h"
+#include "bindings/unlocked.h"
 #include "cpu/bandwidth.h"
 #include "cpu/features.h"
 #include "cpu/kernels.h"
@@ -29,7 +30,7 @@ void register_cpu(pybind11::module_& m) {
     m.def(
         "read_bandwidth",
         [](int threads, size_t bytes, int rounds, const std::string& level) {
-            const py::gil_scoped_release released;
+            const Unlocked unlocked;
             return cpu::read_bandwidth(cpu::choose(level.c_str()), threads, bytes, rounds);
         },
         py::arg("threads"), py::arg("bytes"), py::arg("rounds"), py::arg("level") = "",

@@ -6,6 +6,7 @@
 
 #include "bindings/model_door.h"
 #include "bindings/register.h"
+#include "bindings/unlocked.h"
 #include "device/cuda_library.h"
 #include "device/cuda_model.h"
 
@@ -17,7 +18,7 @@ namespace {
 py::list devices_of(const std::string& library) {
     std::vector<rwkv_cuda_device> found;
     {
-        const py::gil_scoped_release released;
+        const Unlocked unlocked;
         found = CudaLibrary::at(library).devices();
     }
     py::list result;
@@ -39,7 +40,7 @@ py::list devices_of(const std::string& library) {
 py::dict export_state(const CudaState& state) {
     std::vector<State::Entry> entries;
     {
-        const py::gil_scoped_release released;
+        const Unlocked unlocked;
         entries = state.export_entries();
     }
     return arrays_of(entries);
@@ -48,7 +49,7 @@ py::dict export_state(const CudaState& state) {
 } // namespace
 
 void register_cuda(py::module_& m) {
-    using Released = py::call_guard<py::gil_scoped_release>;
+    using Released = py::call_guard<Unlocked>;
 
     m.def("cuda_devices", &devices_of, py::arg("library"),
           "Facts of each device that the driver reports: name, major and minor (compute capability), "
@@ -68,7 +69,7 @@ void register_cuda(py::module_& m) {
             const TensorSpecs specs = specs_from(tensors);
             CudaRequired required;
             {
-                const py::gil_scoped_release released;
+                const Unlocked unlocked;
                 required = cuda_required(library, path, parsed, specs);
             }
             return py::make_tuple(required.model, required.state);
@@ -89,7 +90,7 @@ void register_cuda(py::module_& m) {
                          const std::string& level) {
                  const Config parsed = config_from(config);
                  const TensorSpecs specs = specs_from(tensors);
-                 const py::gil_scoped_release released;
+                 const Unlocked unlocked;
                  return std::make_unique<CudaModel>(CudaPlace{library, device, layers, threads, level}, path,
                                                     parsed, specs);
              }),
@@ -102,7 +103,7 @@ void register_cuda(py::module_& m) {
         .def_property_readonly("layers", &CudaModel::layers)
         .def_property_readonly("level", &CudaModel::level)
         .def_property_readonly("device_bytes", [](const CudaModel& model) {
-            const py::gil_scoped_release released;
+            const Unlocked unlocked;
             return model.device_bytes();
         });
 }

@@ -13,6 +13,7 @@
 
 #include "bindings/buffers.h"
 #include "bindings/register.h"
+#include "bindings/unlocked.h"
 #include "core/check.h"
 #include "text/penalties.h"
 #include "text/philox.h"
@@ -42,7 +43,7 @@ py::tuple score_rows(const Matrix& logits, const std::vector<int32_t>& targets) 
     const std::span<double> into(log_probs.mutable_data(), targets.size());
     const std::span<int32_t> tops_into(tops.mutable_data(), targets.size());
     {
-        py::gil_scoped_release release;
+        const Unlocked unlocked;
         score(all, targets, into, tops_into);
     }
     return py::make_tuple(log_probs, tops);
@@ -55,7 +56,7 @@ py::array_t<double> divergence_of_rows(const Matrix& base, const Matrix& logits)
     py::array_t<double> result(base.shape(0));
     const std::span<double> into(result.mutable_data(), size_t(base.shape(0)));
     {
-        py::gil_scoped_release release;
+        const Unlocked unlocked;
         divergence(p, q, into);
     }
     return result;
@@ -99,7 +100,7 @@ void register_text(py::module_& m) {
                 const std::string_view view(text); // `text` is immutable and held by the caller
                 std::vector<int32_t> ids;
                 {
-                    py::gil_scoped_release release;
+                    const Unlocked unlocked;
                     ids = self.encode(view);
                 }
                 return ids; // becomes a list[int]

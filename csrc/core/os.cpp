@@ -1,9 +1,11 @@
 #include "core/os.h"
 
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <thread>
 
 #include "core/check.h"
 
@@ -158,5 +160,10 @@ FlushDenormals::~FlushDenormals() {}
 void spin_pause() noexcept {}
 
 #endif
+
+void sleep_forever() noexcept {
+    for (;;)
+        std::this_thread::sleep_for(std::chrono::hours(1));
+}
 
 } // namespace rwkv::os

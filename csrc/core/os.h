@@ -25,6 +25,9 @@ size_t physical_memory() noexcept;
 
 int process_id() noexcept;
 
+/// Until the process ends.
+[[noreturn]] void sleep_forever() noexcept;
+
 /// Loads a shared library, which stays. Throws Error(kDevice) with the system's reason.
 void* load_library(const std::string& path);
 /// The address of what the library exports under `name`, or null.

@@ -266,6 +266,27 @@ def test_waiting_for_the_model_can_be_interrupted(make_model: ModelMaker) -> Non
     assert result.returncode == 0, result.stderr
 
 
+def test_a_program_can_end_while_a_daemon_thread_computes(make_model: ModelMaker) -> None:
+    for _ in range(3):
+        result = run_python(
+            """
+            import sys, threading, time
+            from rwkvcli import Model
+            model = Model.load(sys.argv[1], threads=2)
+            def work():
+                state = model.new_state()
+                while True:
+                    model.forward([1] * 500, state)
+            threading.Thread(target=work, daemon=True).start()
+            begin = time.process_time()
+            while time.process_time() < begin + 0.2:  # until it computes
+                time.sleep(0.01)
+            """,
+            str(make_model("7", "int8")),
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are delivered differently")
 def test_a_signal_handler_cannot_use_the_model_it_interrupts(make_model: ModelMaker) -> None:
     result = run_python(
