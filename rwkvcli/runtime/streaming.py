@@ -182,11 +182,12 @@ class TextStream:
 
     def before_stop(self) -> bytes:
         """After a match: the bytes between the last settled moment and the stop string."""
-        return bytes(self._recent[: len(self._passed.encode())])
+        return bytes(self._recent[: _size(self._recent, len(self._passed))])
 
     def state(self) -> dict[str, Any]:
-        """What is held back, to go on later. Ready for JSON."""
-        return {"text": self._matcher.held_text, "bytes": self._characters.held.hex()}
+        """What is held back, to go on later; nothing once a stop string was found. Ready for JSON."""
+        data = self._characters.held if self.matched is None else b""
+        return {"text": self._matcher.held_text, "bytes": data.hex()}
 
     def restore(self, state: Mapping[str, Any]) -> str:
         """Go on where `state()` was taken. Returns the text that can be shown now: with other stop strings than
@@ -199,3 +200,16 @@ class TextStream:
         if not isinstance(text, str) or held is None:
             raise FormatError("not the state of a text")
         return self._matcher.push(text) + self.push(held)
+
+
+def _size(data: bytes | bytearray, count: int) -> int:
+    """How many bytes the first `count` characters of `data` come from: those that became U+FFFD have other sizes."""
+    at = 0
+    while True:
+        try:
+            text, bad = data[at:].decode("utf-8"), 0
+        except UnicodeDecodeError as e:
+            text, bad = data[at : at + e.start].decode("utf-8"), e.end - e.start
+        if count <= len(text) or not bad:
+            return at + len(text[:count].encode("utf-8"))
+        at, count = at + len(text.encode("utf-8")) + bad, count - len(text) - 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkvcli.errors import FormatError, UsageError
+from rwkvcli.errors import FormatError, NotUtf8, UsageError
 from rwkvcli.runtime.thoughts import CLOSE, Part, ThoughtSplitter
 
 if TYPE_CHECKING:
@@ -273,8 +273,7 @@ class Generation:
         sampler, ended = self._sampler.state(), finish is not None and finish.reason == "stop"
         if finish is not None and finish.stop is not None and self._before is not None:
             state, self._logits = self._before, None
-            rest = self.model.tokenizer.encode_bytes(self._stream.before_stop())
-            if rest:
+            if rest := self._ids_of(self._stream.before_stop()):
                 self.model.evaluate(rest, state)
         elif run.unfed:
             self._logits = self.model.evaluate(list(run.unfed), state)
@@ -285,6 +284,14 @@ class Generation:
         state.pause = Pause(self._logits, sampler, text, ended)
         self.state = state
         return state
+
+    def _ids_of(self, data: bytes) -> list[int]:
+        """Ids of text that the model wrote: as it was shown, where the vocabulary takes valid text only."""
+        tokenizer = self.model.tokenizer
+        try:
+            return tokenizer.encode_bytes(data)
+        except NotUtf8:
+            return tokenizer.encode(data.decode("utf-8", "replace"))
 
     def save(self, path: Path) -> State | None:
         """Write the settled state to `path`. None, and nothing is written: no token was fed."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from text_oracles import first_stop
 
 from rwkvcli.errors import UsageError
-from rwkvcli.runtime.streaming import StopMatcher, Utf8Stream
+from rwkvcli.runtime.streaming import StopMatcher, TextStream, Utf8Stream
 
 # whole characters of every length, halves of them, overlong forms, surrogates and what is past U+10FFFF
 fragments = st.sampled_from(
@@ -72,6 +72,37 @@ def test_any_split_stops_at_the_same_place(text: str, stops: list[str], cuts: li
         assert shown.startswith(given_out)
     given_out += matcher.flush()
     assert (given_out, matcher.matched) == (shown, stop)
+
+
+@given(
+    st.lists(
+        st.binary(min_size=1, max_size=3) | st.sampled_from([b"\xe4", b"ab", b"b\xff", "é".encode()]),
+        max_size=12,
+    ),
+    st.lists(st.text("abé\ufffd", min_size=1, max_size=4), min_size=1, max_size=3),
+)
+@settings(derandomize=True, deadline=None, max_examples=1000)
+def test_the_bytes_before_a_stop_string_are_those_that_were_shown(
+    tokens: list[bytes], stops: list[str]
+) -> None:
+    stream, fed, settled, shown = TextStream(stops), b"", b"", ""
+    for token in tokens:
+        if stream.settled:
+            settled = fed
+        shown += stream.push(token)
+        fed += token
+        if stream.matched is not None:
+            before = settled + stream.before_stop()
+            assert fed.startswith(before) and before.decode("utf-8", "replace") == shown
+            assert stream.state() == {"text": "", "bytes": ""}
+            return
+
+
+def test_half_a_character_before_a_stop_string_is_one_byte_and_after_it_none() -> None:
+    stream = TextStream(["END"])
+    assert (stream.push(b"\xe4"), stream.push(b"EN"), stream.push(b"D\xe4")) == ("", "\ufffd", "")
+    assert (stream.matched, stream.before_stop()) == ("END", b"\xe4")
+    assert stream.state() == {"text": "", "bytes": ""}
 
 
 def test_only_what_may_begin_a_stop_string_is_held_back() -> None:

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripted import WORLD, ScriptModel
+from vocabularies import byte_level_json
 
 from rwkvcli import Model, State
 from rwkvcli.errors import Cancelled, UsageError
+from rwkvcli.runtime.tokenizer import JsonTokenizer
 from rwkvcli.services.generation import Generation, Settings, load_state
 
 TOKENS = 34
@@ -175,6 +178,28 @@ def test_a_stop_string_is_no_part_of_the_state(model: Model, tmp_path: Path) -> 
         saved = load_state(tmp_path / "s", model)
         assert saved.tokens_seen == state.tokens_seen
         assert all((saved.to_numpy()[key] == value).all() for key, value in state.to_numpy().items())
+
+
+@pytest.mark.parametrize("own_bytes", [True, False])
+def test_half_a_character_before_a_stop_string(own_bytes: bool) -> None:
+    """The state has seen what was shown; in a vocabulary that takes valid text only, as it was shown."""
+    tokenizer = WORLD if own_bytes else JsonTokenizer(byte_level_json())
+    half = next(i for i in range(1, tokenizer.vocab_size) if tokenizer.decode_bytes((i,)) == b"\xe4")
+
+    class Halves(ScriptModel):
+        def __init__(self) -> None:
+            super().__init__("")
+            self.tokenizer = tokenizer  # type: ignore[assignment]
+            self.script = [half, *tokenizer.encode("END"), 0]
+
+    model: Any = Halves()
+    made = Generation(
+        model, b"It was", Settings(sampling={"temperature": 0.0}, stop=("END",)), model.new_state(), keep=True
+    )
+    assert ("".join(made), made.finish_reason) == ("\ufffd", "stop")
+    state: Any = made.settle()
+    read = bytes(tokenizer.decode_bytes([token for token in state.seen if token >= 0]))
+    assert read == b"It was" + (b"\xe4" if own_bytes else "\ufffd".encode())
 
 
 def test_a_prompt_may_be_split_over_runs(model: Model, tmp_path: Path) -> None:
