@@ -279,7 +279,7 @@ class Sampler:
         token, count = pair
         return (
             isinstance(token, int) and 0 <= token < self.valid
-            and isinstance(count, int | float) and math.isfinite(count)
+            and isinstance(count, int | float) and 0 <= count <= _HUGE
         )  # fmt: skip
 
     def _changed(self, logits: Logits) -> Logits:

@@ -480,6 +480,15 @@ def test_going_on_with_penalties() -> None:
     three = Sampler(params, valid=30)
     three.restore(two.state())
     assert [three(row) for row in rows[20:]] == tokens[20:]
-    for counts in ([[30, 1.0]], [[1, 1.0], [1, 2.0]], [[1, math.nan]], [[1]], 5, [["a", 1.0]]):
+    for counts in (
+        [[30, 1.0]],
+        [[1, 1.0], [1, 2.0]],
+        [[1, math.nan]],
+        [[1, 10**400]],
+        [[1, -1.0]],
+        [[1]],
+        5,
+        [["a", 1.0]],
+    ):
         with pytest.raises(FormatError):
             three.restore({"seed": 1, "draws": 0, "counts": counts})
