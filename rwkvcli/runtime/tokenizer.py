@@ -225,13 +225,16 @@ class JsonTokenizer:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        for token in ids:
-            if not 0 <= token < self.vocab_size:
-                raise _bad_ids(ids, self.vocab_size)
+        try:
+            whole = list(map(operator.index, ids))
+        except TypeError as e:
+            raise _bad_ids(ids, self.vocab_size) from e
+        if whole and not 0 <= min(whole) <= max(whole) < self.vocab_size:
+            raise _bad_ids(whole, self.vocab_size)
         if self._byte_of is None:
             with _refusals():
-                return self._native.decode(list(ids), skip_special_tokens=True).encode("utf-8")
-        return b"".join(map(self._bytes_of, ids))
+                return self._native.decode(whole, skip_special_tokens=True).encode("utf-8")
+        return b"".join(map(self._bytes_of, whole))
 
     def stream(self) -> Callable[[int], bytes]:
         if self._byte_of is not None:
@@ -275,8 +278,9 @@ class _WindowStream:
         self._known = 0  # the window's ids whose text was given out
 
     def push(self, token: int) -> bytes:
-        self._window.append(token)
-        text = self._tokenizer.decode(self._window)
+        window = [*self._window, token]
+        text = self._tokenizer.decode(window)  # refuses what is no id
+        self._window = window
         given = self._tokenizer.decode(self._window[: self._known])
         if text.endswith("\ufffd") or not text.startswith(given):
             return b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import assume, given, settings
@@ -103,6 +104,20 @@ def test_json_settings_for_training_do_not_cut_a_prompt() -> None:
         },
     )
     assert JsonTokenizer(cutting).encode(SAMPLE) == JsonTokenizer(byte_level_json()).encode(SAMPLE)
+
+
+@pytest.mark.parametrize("vocabulary", [byte_level_json, word_level_json])
+def test_json_refuses_what_is_no_id_and_streams_on(vocabulary: Callable[[], bytes]) -> None:
+    tokenizer = JsonTokenizer(vocabulary())
+    stream, expected = tokenizer.stream(), tokenizer.stream()
+    assert stream(1) == expected(1)
+    for bad in (1.5, "a", None, -1, tokenizer.vocab_size, 2**70):
+        for refuses in (stream, lambda token: tokenizer.decode([1, token])):
+            with pytest.raises(UsageError, match="token"):
+                refuses(bad)  # type: ignore[operator]
+    assert stream(2) == expected(2)
+    with pytest.raises(UsageError, match="whole numbers"):
+        tokenizer.decode(5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("ids", [[1, 3, 2], [1], [2, 2, 2, 3], []])
