@@ -19,6 +19,11 @@ class Page:
 
     epilog: str | None
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The words of the usage line: nothing of a nameless argument, and one ellipsis where Typer adds a second."""
+        pieces = super().collect_usage_pieces(ctx)  # type: ignore[misc]
+        return [piece.replace("...]...", "...]") for piece in pieces if piece.strip("[].")]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments, the verb's own options, the sampler's, the global ones, and (for the program) the verbs."""
         arguments = []

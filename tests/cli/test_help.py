@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,9 @@ def test_help_of_a_verb_begins_with_the_line_that_the_program_shows(verb: str) -
     page = rwkv_inside(verb, "-h")
     assert (page.code, page.err) == (0, "")
     assert page.out.startswith(f"Usage: rwkv {verb} [OPTIONS]")
+    assert not re.search(
+        r"\[\]|\.\.\.\W*\.\.\.", page.out.splitlines()[0]
+    )  # one ellipsis, nothing without a name
     assert VERBS[verb] in page.out
     assert page.out.endswith("Examples:\n" + module.EXAMPLES.strip("\n") + "\n")
 
