@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -171,7 +172,7 @@ def test_scripts() -> None:
 
 def in_shell(tmp_path: Path, shell: str, program: str) -> list[str]:
     """Lines that `program` prints in `shell`, where `rwkv` is this program."""
-    (tmp_path / "rwkv").write_text("#!/bin/sh\nexec " + " ".join(RWKV) + ' "$@"\n')
+    (tmp_path / "rwkv").write_text("#!/bin/sh\nexec " + shlex.join(RWKV) + ' "$@"\n')
     (tmp_path / "rwkv").chmod(0o755)
     env = environment()
     env["PATH"] = f"{tmp_path}:{env['PATH']}"
@@ -228,7 +229,7 @@ def test_the_tab_key(here: Path, tmp_path: Path, shell: str) -> None:
         pytest.skip(f"no {shell}")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "rwkv").write_text(
-        f'#!/bin/sh\n[ "$1" = completion ] && exec {" ".join(RWKV)} "$@"\nprintf "ran:"; printf " <%s>" "$@"; echo\n'
+        f'#!/bin/sh\n[ "$1" = completion ] && exec {shlex.join(RWKV)} "$@"\nprintf "ran:"; printf " <%s>" "$@"; echo\n'
     )
     (tmp_path / "bin" / "rwkv").chmod(0o755)
     env = environment(TERM="xterm", HOME=str(here), HF_HUB_CACHE=str(tmp_path / "hub"))

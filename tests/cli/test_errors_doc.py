@@ -78,7 +78,7 @@ def place(folder: Path, demo_state: bytes) -> Path:
         file.truncate(8 << 30)  # a hole
     (folder / "bin").mkdir()
     (folder / "models").mkdir()
-    (folder / "bin" / "rwkv").write_text("#!/bin/sh\nexec " + " ".join(RWKV) + ' "$@"\n')
+    (folder / "bin" / "rwkv").write_text("#!/bin/sh\nexec " + shlex.join(RWKV) + ' "$@"\n')
     (folder / "bin" / "rwkv").chmod(0o755)
     return folder
 
