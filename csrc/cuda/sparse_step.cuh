@@ -22,11 +22,12 @@ inline int sparse_shares(int half_lines, int blocks, int multiprocessors) {
 }
 
 struct SparseStepShared {
+    struct Own {
+        int channels[kMostSharedBlocks * kBlockChannels];
+        float factors[kMostSharedBlocks * kBlockChannels];
+    };
     union {
-        struct {
-            int channels[kMostSharedBlocks * kBlockChannels];
-            float factors[kMostSharedBlocks * kBlockChannels];
-        } own;
+        Own own;
         float sums[kSparseStepChunk * kSparseOutputs];
     };
     float steps[kMostSharedBlocks];
