@@ -19,6 +19,8 @@ _RESET = "\x1b[0m"
 
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether `stream` is a terminal; a closed stream is none."""
+    # While Rich draws a bar, stderr is a stand-in of its own, which before Rich 15 says that it is no terminal.
+    stream = getattr(stream, "rich_proxied_file", stream)
     try:
         return stream is not None and stream.isatty()
     except ValueError:
