@@ -7,6 +7,7 @@ hold: HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, HF_HUB_DISABLE_XET.
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -38,13 +39,19 @@ class RemoteFile:
 
 def list_files(reference: Reference) -> list[RemoteFile]:
     """The files of a repository on the Hub, by name, at the revision of `reference`."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, __version__
     from huggingface_hub.hf_api import RepoFile
 
-    with _quiet_library(), as_our_errors(reference), _understood():
-        tree = HfApi().list_repo_tree(  # asks again by itself
-            reference.repo, recursive=True, revision=reference.revision, repo_type=reference.kind
+    def listed() -> list[object]:
+        return list(
+            HfApi().list_repo_tree(
+                reference.repo, recursive=True, revision=reference.revision, repo_type=reference.kind
+            )
         )
+
+    asks_again = re.match(r"(0|1|2\.0)\.", __version__) is None  # the library by itself, for the first page
+    with _quiet_library(), as_our_errors(reference), _understood():
+        tree = listed() if asks_again else retried(listed, Watcher())
         found = [
             RemoteFile(item.path, item.size, item.lfs.sha256 if item.lfs is not None else item.blob_id)
             for item in tree
