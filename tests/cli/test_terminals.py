@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import time
@@ -9,6 +10,7 @@ import time
 import pytest
 from cli_runner import Terminal, receive, rwkv, rwkv_inside, start
 
+from rwkvcli.cli.console import is_terminal
 from rwkvcli.runtime.tokenizer import WorldTokenizer
 
 POOR = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -71,3 +73,17 @@ def test_a_suspended_generation_goes_on_where_it_was() -> None:
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, b"")
     assert (first + out).decode() == rwkv_inside(*args).out
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_behind_a_bar_stderr_is_what_it_was(terminal: bool) -> None:
+    """Rich puts this in its place, before Rich 15 without saying that it is a terminal."""
+
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    class StandIn(io.StringIO):
+        rich_proxied_file = Stream()
+
+    assert is_terminal(StandIn()) is terminal
