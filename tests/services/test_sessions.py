@@ -294,6 +294,10 @@ def test_a_full_disk_loses_nothing_that_was_said(
         assert same(talk.state(), end)
 
 
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_disk_without_room_for_states_takes_the_turns(
     demo: Model, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,10 +305,7 @@ def test_a_disk_without_room_for_states_takes_the_turns(
     with session:
         say(talk, WORDS[0])
 
-        def full(*_: object) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(State, "save", full)
+        monkeypatch.setattr(State, "save", full_disk)
         say(talk, *WORDS[1:3])
         assert [path.name for path in (root / "a" / "states").iterdir()] == ["1.safetensors"]
         end = talk.state().copy()
@@ -325,11 +326,8 @@ def test_a_text_that_was_read_on_a_full_disk_is_saved_later(
         say(talk, WORDS[0])
         (root / "book.txt").write_text("It was a fine morning.")
 
-        def full(*_: object) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
         with monkeypatch.context() as there:
-            there.setattr(State, "save", full)
+            there.setattr(State, "save", full_disk)
             talk.read(root / "book.txt")
             read = talk.state().copy()
             talk.configure(replace(SHORT, max_tokens=1))

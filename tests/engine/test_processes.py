@@ -1,0 +1,220 @@
+"""Programs that use a model: signals, forks, daemon threads, and what their memory grows by."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from small_models import ModelMaker
+
+
+def run_python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-c", textwrap.dedent(code), *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are delivered differently")
+def test_ctrl_c_stops_a_long_prompt_and_keeps_the_state(make_model: ModelMaker) -> None:
+    result = run_python(
+        """
+        import os, signal, sys, threading
+        import numpy as np
+        from rwkvcli import Model
+        model = Model.load(sys.argv[1], threads=2)
+        state = model.new_state()
+        model.forward([1, 2, 3], state)
+        before = state.to_numpy()
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            model.forward(np.ones(4_000_000, np.int32), state)
+        except KeyboardInterrupt:
+            pass
+        else:
+            sys.exit("was not interrupted")
+        after = state.to_numpy()  # after a whole prompt it would be another one
+        assert all(np.array_equal(before[k], after[k]) for k in before)
+        assert state.tokens_seen == 3
+        model.forward([4], state)
+        print("fine")
+        """,
+        str(make_model("7", "int8")),
+    )
+    assert (result.stdout, result.returncode) == ("fine\n", 0), result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_the_child_of_a_fork_computes_too(make_model: ModelMaker) -> None:
+    result = run_python(
+        """
+        import os, sys
+        import numpy as np
+        from rwkvcli import Model
+        model = Model.load(sys.argv[1], threads=3)
+        state = model.new_state()
+        expected = model.forward([1, 2], state.copy())
+        child = os.fork()
+        same = np.array_equal(model.forward([1, 2], state.copy()), expected)
+        if child == 0:
+            os._exit(0 if same else 1)
+        _, status = os.waitpid(child, 0)
+        sys.exit(0 if same and status == 0 else "the child's logits differ")
+        """,
+        str(make_model("7", "int8")),
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_the_child_of_a_fork_computes_while_the_parent_does(make_model: ModelMaker) -> None:
+    result = run_python(
+        """
+        import os, sys, threading, time
+        import numpy as np
+        from rwkvcli import Model
+        model = Model.load(sys.argv[1], threads=2)
+        expected = model.forward([1, 2], model.new_state())
+        busy = threading.Thread(target=model.forward, args=(np.ones(4_000_000, np.int32), model.new_state()), daemon=True)
+        busy.start()
+        begin = time.process_time()
+        while time.process_time() < begin + 0.3:  # until it computes
+            time.sleep(0.01)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if np.array_equal(model.forward([1, 2], model.new_state()), expected) else 1)
+        _, status = os.waitpid(child, 0)
+        assert busy.is_alive()
+        os._exit(0 if status == 0 else 1)
+        """,
+        str(make_model("7", "int8")),
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are delivered differently")
+def test_waiting_for_the_model_can_be_interrupted(make_model: ModelMaker) -> None:
+    result = run_python(
+        """
+        import os, signal, sys, threading, time
+        import numpy as np
+        from rwkvcli import Model
+        from rwkvcli.errors import UsageError
+        model = Model.load(sys.argv[1], threads=1)
+        busy = threading.Thread(target=model.forward, args=(np.ones(4_000_000, np.int32), model.new_state()))
+        busy.daemon = True
+        busy.start()
+        begin = time.process_time()
+        while time.process_time() < begin + 0.3:  # until it computes
+            time.sleep(0.01)
+        for call in (lambda: model.forward([1], model.new_state()),
+                     lambda: model.forward_batch([1], [model.new_state()])):
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            try:
+                call()
+            except KeyboardInterrupt:
+                continue
+            sys.exit("was not interrupted")
+        os._exit(0 if busy.is_alive() else 1)
+        """,
+        str(make_model("7", "int8")),
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_program_can_end_while_a_daemon_thread_computes(make_model: ModelMaker) -> None:
+    for _ in range(3):
+        result = run_python(
+            """
+            import sys, threading, time
+            from rwkvcli import Model
+            model = Model.load(sys.argv[1], threads=2)
+            def work():
+                state = model.new_state()
+                while True:
+                    model.forward([1] * 500, state)
+            threading.Thread(target=work, daemon=True).start()
+            begin = time.process_time()
+            while time.process_time() < begin + 0.2:  # until it computes
+                time.sleep(0.01)
+            """,
+            str(make_model("7", "int8")),
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are delivered differently")
+def test_a_signal_handler_cannot_use_the_model_it_interrupts(make_model: ModelMaker) -> None:
+    result = run_python(
+        """
+        import os, signal, sys, threading, time
+        import numpy as np
+        from rwkvcli import Model
+        from rwkvcli.errors import UsageError
+        model = Model.load(sys.argv[1], threads=2)
+        signal.signal(signal.SIGUSR1, lambda *_: model.forward([1], model.new_state()))
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        try:
+            model.forward(np.ones(4_000_000, np.int32), model.new_state())
+        except UsageError as error:
+            print(error)
+        """,
+        str(make_model("7", "int8")),
+    )
+    assert (result.stdout, result.returncode) == ("this thread is evaluating the model already\n", 0), (
+        result.stderr
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_prompt(make_model: ModelMaker) -> None:
+    result = run_python(
+        """
+        import sys
+        import numpy as np
+        from rwkvcli import Model
+
+        def anonymous():
+            return sum(int(l.split()[1]) for l in open("/proc/self/smaps_rollup") if l.startswith("Anonymous:"))
+
+        model = Model.load(sys.argv[1], threads=2)
+        state = model.new_state()
+        model.forward(np.ones(600, np.int32), state)
+        before = anonymous()
+        model.forward(np.ones(20_000, np.int32), state)
+        for i in range(300):
+            model.forward([i], state)
+        assert all(np.isfinite(a).all() for a in state.to_numpy().values())
+        print(anonymous() - before)
+        """,
+        str(make_model("7", "int8")),
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 4096  # kB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_number_of_prompts(make_model: ModelMaker) -> None:
+    """A prompt takes a copy of the state with it; something small that stays lies in memory after each."""
+    result = run_python(
+        """
+        import sys
+        from rwkvcli import Model
+
+        def anonymous():
+            return sum(int(l.split()[1]) for l in open("/proc/self/smaps_rollup") if l.startswith("Anonymous:"))
+
+        model = Model.load(sys.argv[1], threads=1)
+        state = model.new_state()
+        kept, sizes = [], []
+        for _ in range(10):
+            model.forward(list(range(20)), state)
+            kept.append(bytearray(10_000))
+            sizes.append(anonymous())
+        print(sizes[-1] - sizes[0])
+        """,
+        str(make_model("7", "bf16", n_layer=20, n_embd=256)),
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 1024  # kB; a state has 1320
