@@ -63,9 +63,9 @@ def told(talk: Conversation) -> Iterator[str]:
     for name in SETTINGS:
         key = name.replace("-", "_")
         if name == "seed":
-            head, seed = talk.history.head, talk.seed
-            if seed is None and head is not None:
-                seed = head.seed
+            seed, random = talk.seed, talk.history.random
+            if seed is None and random is not None:
+                seed = random[0]
             yield f"seed = {seed if seed is not None else 'random'}"
         elif name == "max-tokens":
             yield f"max-tokens = {talk.settings.max_tokens}"

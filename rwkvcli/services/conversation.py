@@ -216,8 +216,10 @@ class Conversation:
         think = WAYS[settings.think or "off"]
         params = SamplingParams.of(self.usual, {**settings.sampling, "seed": seed})
         sampler = Sampler(params, tokenizer.vocab_size, tokenizer)
-        if seed is None and parent is not None:
-            sampler.restore({"seed": parent.seed, "draws": parent.draws})
+        going_on = self.history.random
+        if seed is None and going_on is not None:
+            sampler.restore({"seed": going_on[0], "draws": going_on[1]})
+        begun = sampler.draws
         opening = template.opening(system) if parent is None else ""
         written = opening + template.message(text, think)
         prompt, nbytes = tokenizer.encode(written), len(text_to_bytes(written))
@@ -249,6 +251,7 @@ class Conversation:
             finish=answer.finish,
             seed=sampler.seed,
             draws=sampler.draws,
+            begun=begun,
             tokens_seen=answer.state.tokens_seen,
             ids=array("I", [*prompt, *answer.ids]),
         )
@@ -284,6 +287,7 @@ class Conversation:
     def _other(self, kind: Any, path: Path, state: State, finish: str = "stop") -> Turn:
         """A turn that is no message."""
         head = self.history.head
+        seed, draws = self.history.random or (secrets.randbits(32), 0)
         return Turn(
             id=self.history.next_id(),
             parent=head.id if head is not None else None,
@@ -292,8 +296,9 @@ class Conversation:
             user=str(path),
             system=self.history.system,
             finish=finish,
-            seed=head.seed if head is not None else secrets.randbits(32),
-            draws=head.draws if head is not None else 0,
+            seed=seed,
+            draws=draws,
+            begun=draws,
             tokens_seen=state.tokens_seen,
         )
 

@@ -9,7 +9,7 @@ import re
 import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rwkvcli.errors import FormatError, UsageError
@@ -50,6 +50,8 @@ class Turn:
     seed: int = 0
     draws: int = 0
     """With `seed`: where the random numbers of the next turn go on."""
+    begun: int = 0
+    """With `seed`: where those of this turn began."""
     tokens_seen: int = 0
     """By the state after this turn."""
     ids: array[int] = field(default_factory=lambda: array("I"))
@@ -72,7 +74,7 @@ class Turn:
             turn = cls(**{**line, "ids": array("I", line["ids"])})
         except (TypeError, ValueError, KeyError, OverflowError):
             raise FormatError("a turn is not as it should be") from None
-        whole = (turn.id, turn.depth, turn.seed, turn.draws, turn.tokens_seen)
+        whole = (turn.id, turn.depth, turn.seed, turn.draws, turn.begun, turn.tokens_seen)
         texts = (turn.user, turn.reply, turn.thinking, turn.finish, turn.when)
         if not (
             all(type(number) is int and number >= 0 for number in whole)
@@ -95,6 +97,9 @@ class Branch:
     """The heads that `undo` left, the nearest last."""
     system: str | None = None
     """The instructions that the first turn is to begin with."""
+    seed: int | None = None
+    """With `draws`: where the random numbers began of a turn that `undo` took from here; None: it took none."""
+    draws: int = 0
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Branch:
@@ -105,6 +110,9 @@ class Branch:
             raise ValueError("a head is the number of a turn")
         if branch.system is not None and not isinstance(branch.system, str):
             raise ValueError("instructions are text")
+        begins = [branch.draws, *([] if branch.seed is None else [branch.seed])]
+        if not all(type(number) is int and number >= 0 for number in begins):
+            raise ValueError("random numbers go on at a number")
         return branch
 
 
@@ -145,6 +153,14 @@ class History:
         """The instructions that the conversation began with, or will."""
         return self.head.system if self.head is not None else self.branch.system
 
+    @property
+    def random(self) -> tuple[int, int] | None:
+        """The seed and the number of draws with which the next turn begins; None: any."""
+        branch, head = self.branch, self.head
+        if branch.seed is not None:
+            return branch.seed, branch.draws
+        return (head.seed, head.draws) if head is not None else None
+
     def parent(self, turn: Turn) -> Turn | None:
         """The turn before."""
         return self.turns[turn.parent] if turn.parent is not None else None
@@ -166,7 +182,7 @@ class History:
     def add(self, turn: Turn, *, keeps_redo: bool = False) -> None:
         """Make `turn` the head of the current branch. `keeps_redo`: `redo` still takes back what `undo` did before it."""
         self.turns[turn.id] = turn
-        self.branch.head = turn.id
+        self.branch.head, self.branch.seed = turn.id, None
         if not keeps_redo:
             self.branch.redo.clear()
 
@@ -178,6 +194,7 @@ class History:
             left.append(head)
             branch.redo.append(head.id)
             branch.head, branch.system = head.parent, head.system
+            branch.seed, branch.draws = head.seed, head.begun
         return left
 
     def redo(self, count: int = 1) -> list[Turn]:
@@ -185,15 +202,18 @@ class History:
         branch = self.branch
         again: list[Turn] = []
         while branch.redo and len(again) < count:
-            branch.head = branch.redo.pop()
+            branch.head, branch.seed = branch.redo.pop(), None
             again.append(self.turns[branch.head])
+        if branch.redo:
+            following = self.turns[branch.redo[-1]]
+            branch.seed, branch.draws = following.seed, following.begun
         return again
 
     def fork(self, name: str) -> None:
         """Begin the branch `name` where the conversation stands, and go on there. Raises UsageError."""
         if name in self.branches:
             raise UsageError(f"there is a branch {name} already", hint=f"/switch {name} goes there")
-        branch = Branch(self.branch.head, [], self.branch.system)
+        branch = replace(self.branch, redo=[])
         self.branches[checked_name(name, "branch")] = branch
         self.current = name
 
@@ -206,4 +226,4 @@ class History:
     def restart(self, system: str | None) -> None:
         """Begin anew with the instructions `system`; `redo` brings the turns back."""
         self.undo(len(self.turns))
-        self.branch.system = system
+        self.branch.system, self.branch.seed = system, None

@@ -64,6 +64,32 @@ def test_undo_and_the_same_words_again_give_the_same_answer(demo: Model) -> None
     assert len(set(answers)) == len(answers)
 
 
+def test_a_turn_that_had_its_own_seed_is_the_same_again_too(demo: Model, tmp_path: Path) -> None:
+    talk = Conversation(demo, Snapshots(demo), settings=SHORT)
+    first = say(talk, WORDS[0])  # any seed
+    talk.undo()
+    assert say(talk, WORDS[0]) == first
+    second = "".join(part.text for part in talk.retry(None))
+    talk.fork("other")
+    talk.undo()
+    talk.fork("third")
+    assert say(talk, WORDS[0]) == second
+    talk.configure(SHORT, seed=talk.history.path()[0].seed)  # the same seed, from its beginning
+    third, fourth = say(talk, WORDS[1]), say(talk, WORDS[2])
+    talk.undo(3)
+    talk.redo()
+    assert [say(talk, text) for text in WORDS[1:3]] == [third, fourth]
+    talk.restart(None)
+    assert talk.history.random is None
+    (tmp_path / "book.txt").write_text("It was a fine morning.")
+    told = []
+    for _ in range(2):
+        talk.read(tmp_path / "book.txt")
+        told.append(say(talk, WORDS[0]))
+        talk.undo(2)
+    assert told[0] == told[1]
+
+
 def test_redo_goes_back_to_where_undo_came_from(demo: Model) -> None:
     talk = begin(demo)
     for text in WORDS[:3]:

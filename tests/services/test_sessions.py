@@ -77,6 +77,10 @@ def test_a_resumed_conversation_is_the_uninterrupted_one(demo: Model) -> None:
     with session:
         assert say(talk, "Well?") == say(straight, "Well?")
         assert same(talk.state(), straight.state())
+        talk.undo(2)
+    session, talk = opened(demo, seed=None)
+    with session:
+        assert say(talk, WORDS[0]) == expected[:1]
 
 
 def test_redo_branches_and_settings_come_back(demo: Model) -> None:
