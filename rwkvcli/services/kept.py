@@ -1,11 +1,11 @@
 """Model files that were made of downloads, and are kept: quantized once, found again by the download's name.
 
-    OWNER--REPO/ETAG/model.json          which download it was made of, and the checksums
-    OWNER--REPO/ETAG/STEM-KIND.safetensors
-    OWNER--REPO/ETAG/lock                held by the process that is making one
+    OWNER--REPO/ID/model.json          which download it was made of, and the checksums
+    OWNER--REPO/ID/STEM-KIND.safetensors
+    OWNER--REPO/ID/lock                held by the process that is making one
 
-ETAG is the beginning of the download's checksum, so that another file under the same name is another folder. Every
-file is written whole or not at all.
+ID comes from the download's name and checksum, so that another file under the same name is another folder, and so are
+the same bytes under another name. Every file is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ from rwkvcli.services.places import Place
 
 _RECORD, _LOCK = "model.json", "lock"
 _DIGITS = 16
-"""Of the checksum, in the name of the folder."""
+"""Of a hash, in the name of the folder."""
 
 
 def _default_path() -> Path:
@@ -62,8 +61,8 @@ class Origin:
     @property
     def folder(self) -> Path:
         """Where what is made of it is kept."""
-        etag = self.etag if re.fullmatch("[0-9a-f]+", self.etag) else _hash(self.etag)
-        return kept_path() / self.repo.replace("/", "--") / etag[:_DIGITS]
+        digits = hashlib.sha256(f"{self.file}\n{self.etag}".encode()).hexdigest()[:_DIGITS]
+        return kept_path() / self.repo.replace("/", "--") / digits
 
     def target(self, kind: str) -> Path:
         """The model file of `kind` made of it."""
@@ -174,7 +173,3 @@ def _read(folder: Path) -> Origin | None:
     texts = (origin.repo, origin.file, origin.etag, *origin.revisions, *sums)
     sound = all(isinstance(text, str) for text in texts) and type(origin.nbytes) is int
     return origin if sound and origin.folder == folder else None
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -99,6 +99,17 @@ def test_a_newer_file_is_looked_for_only_when_asked(hub: Hub, client: Client, se
     assert client.path(G1, NEW).exists() is False
 
 
+def test_the_same_bytes_under_two_names_are_two_models(hub: Hub, client: Client, pth: Path) -> None:
+    hub.repos[G1].files[NEW] = HubFile(pth.read_bytes())
+    older = client("pull", "g1-0.1b@20260110", "--quantize", "int8").out.strip()
+    newer = client("pull", "g1-0.1b", "--quantize", "int4", "--discard-source").out.strip()
+    names = [item["name"] for item in json.loads(client("list", "--json").out)]
+    assert names == ["g1-0.1b-int4@20260129", "g1-0.1b-int8@20260110", "g1-0.1b@20260110", "demo"]
+    assert client("verify").code == 0
+    assert client("rm", "g1-0.1b-int4", "--yes").code == 0
+    assert (Path(older).is_file(), Path(newer).exists()) == (True, False)
+
+
 def test_a_conversation_stays_with_the_file_it_began_with(
     hub: Hub, client: Client, second: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
