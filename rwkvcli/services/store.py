@@ -121,10 +121,15 @@ def missing(name: str, *, offline: bool, then: str = "") -> RwkvError:
 
 def how_to_go_online(offline: bool) -> str:
     """What has to change for the network to be used; `offline`: the caller asked for it to be off."""
+    from rwkvcli.services import configuration
+
     steps = []
     if offline:
-        variable = os.environ.get("RWKV_OFFLINE", "").lower() not in ("", "0", "false", "no", "off")
-        steps.append("unset RWKV_OFFLINE" if variable else "without --offline")
+        if os.environ.get("RWKV_OFFLINE", "").lower() not in ("", "0", "false", "no", "off"):
+            steps.append("unset RWKV_OFFLINE")
+        if configuration.load().get("offline"):
+            steps.append("`rwkv config unset offline`")
+        steps = steps or ["without --offline"]
     if hub_cache.is_offline():
         steps.append("unset HF_HUB_OFFLINE")
     return " and ".join(steps)

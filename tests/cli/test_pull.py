@@ -163,10 +163,15 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(hub: Hub, client: Client) ->
     assert all(request.authorization is None for request in elsewhere)
 
 
-def test_offline(hub: Hub, client: Client, pth: Path) -> None:
+def test_offline(hub: Hub, client: Client, pth: Path, tmp_path: Path) -> None:
     hub.repos["a/b"] = Repo({"small.pth": HubFile(pth.read_bytes())})
+    defaults = tmp_path / "config.toml"
+    defaults.write_text("offline = true\n")
+    stored = {"RWKV_CONFIG": str(defaults)}
     for args, env, hint in (
         (["--offline"], {}, "without --offline"),
+        ([], stored, "`rwkv config unset offline`"),
+        ([], {**stored, "RWKV_OFFLINE": "1"}, "unset RWKV_OFFLINE and `rwkv config unset offline`"),
         ([], {"HF_HUB_OFFLINE": "1"}, "unset HF_HUB_OFFLINE"),
         ([], {"RWKV_OFFLINE": "1"}, "unset RWKV_OFFLINE"),
     ):
