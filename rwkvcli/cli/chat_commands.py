@@ -180,9 +180,10 @@ def _system(chat: Chat, argument: str) -> None:
             f"instructions: {system}" if system else "there are no instructions: /system TEXT gives some"
         )
         return
-    began = chat.talk.history.head is not None
-    chat.talk.restart(None if argument == "-" else argument)
-    chat.tell("instructions are set" + ("; a new conversation begins with them" if began else ""))
+    began, none = chat.talk.history.head is not None, argument == "-"
+    chat.talk.restart(None if none else argument)
+    told = "there are no instructions now" if none else "instructions are set"
+    chat.tell(told + (f"; a new conversation begins with{'out' if none else ''} them" if began else ""))
 
 
 def _save(chat: Chat, argument: str) -> None:

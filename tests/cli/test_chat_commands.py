@@ -133,6 +133,8 @@ def test_settings(chat: Chatter, place: dict[str, str]) -> None:
     assert chat.asked("/think").startswith("think: off")
     assert chat.asked("/system Be brief.").endswith("a new conversation begins with them")
     assert chat.asked("/system") == "instructions: Be brief."
+    assert chat.asked("/system -") == "there are no instructions now"
+    assert chat.asked("/system Be brief.") == "instructions are set"
     chat.asked("Hello")
     assert left(chat, place)[0] == "Be brief."
 
