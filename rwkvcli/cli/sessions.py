@@ -45,9 +45,14 @@ def sessions(
         list[str] | None, typer.Argument(metavar="NAME...", help="Conversations.", show_default=False)
     ] = None,
     form: Annotated[
-        Form,
-        typer.Option("--format", metavar="FORMAT", help="Of an export: md, or jsonl with role and content."),
-    ] = Form.md,
+        Form | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="Of an export: md, or jsonl with role and content. Default: md; with --json jsonl.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         str | None, typer.Option("-o", "--out", metavar="FILE", help="Export to FILE in place of stdout.")
     ] = None,
@@ -73,7 +78,8 @@ def sessions(
     else:
         if len(wanted) > 1:
             raise Misuse("one conversation is exported at a time")
-        _export(console, wanted[0], form, out, force)
+        usual = Form.jsonl if settings.json else Form.md
+        _export(console, wanted[0], form or usual, out, force)
 
 
 def _tell_all(console: Console) -> None:

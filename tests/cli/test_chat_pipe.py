@@ -64,6 +64,9 @@ def test_sessions_of_the_shell(place: dict[str, str], tmp_path: Path) -> None:
     assert rwkv_inside("sessions", "list", env=place).out.splitlines()[1].split()[:3] == ["trip", "demo", "1"]
     out = rwkv_inside("sessions", "export", "trip", "--format", "jsonl", env=place).out
     assert [json.loads(line)["content"] for line in out.splitlines()] == ["Be brief.", "Hello", answer]
+    assert rwkv_inside("sessions", "export", "trip", "--json", env=place) == Outcome(0, out, "")
+    markdown = rwkv_inside("sessions", "export", "trip", env=place)
+    assert rwkv_inside("sessions", "export", "trip", "--json", "--format", "md", env=place) == markdown
     file = tmp_path / "trip.md"
     assert rwkv_inside("sessions", "export", "trip", "-o", file, env=place) == Outcome(0, "", "")
     assert file.read_text() == f"# trip\n\n> Be brief.\n\n## User\n\nHello\n\n## Assistant\n\n{answer}\n"
