@@ -173,7 +173,8 @@ def generate(
     been interrupted. --update is both with one file.
 
     With --jsonl every line of stdin (or of -f) is a prompt: a JSON string, or an object of "prompt", "id" and what
-    differs from the options: "max_tokens", "stop", "system", "seed", "temperature" and other settings of the sampler.
+    differs from the options: "max_tokens", "stop", "system", "seed", "temperature" and other settings of the sampler
+    ("banned_strings" for --ban, "order" for --sampler-order).
     The answers come in the same order, each as it would be alone; line i (from 0) has the seed --seed + i. A
     line that fails has an "error", and the exit code is 7 then.
     """

@@ -177,8 +177,8 @@ def quantize(
 
     The file holds everything that `rwkv generate` needs, in the layout that the processor reads. Stdout is
     its path; sizes and errors by class of tensors go to stderr. An interrupted run leaves nothing behind, or with
-    --resume two hidden files beside OUT that the same command goes on from. FORMAT is q8g32 (int8), q6g32 (int6), q6g16,
-    q5g16 (int5), q5g32, q4g16 (int4), q4g32, nf4, bf16, f16 or f32. What
+    --resume two hidden files beside OUT that the same command goes on from. A FORMAT of --tensor is q8g32 (int8), q6g32 (int6),
+    q6g16, q5g16 (int5), q5g32, q4g16 (int4), q4g32, nf4, bf16, f16 or f32. What
     --eval measures (as `rwkv perplexity --base SRC` does, with the same --ctx) is told too, and kept in the file, where
     `rwkv show` finds it. A file that misses a limit of --fail-over is written all the same.
 

@@ -93,7 +93,7 @@ def _root(ctx: typer.Context) -> None:
     """Run RWKV language models (v4 to v7) on your own machine.
 
     The answer goes to stdout and everything else to stderr. `rwkv VERB --help` explains a verb. An option
-    can also be set by the environment variable in brackets, or for good by `rwkv config`.
+    can also be set by the environment variable in brackets, and all but --json for good by `rwkv config`.
 
     Exit codes: 0 done; 1 unexpected; 2 usage; 3 not found, or no network; 4 a file is refused; 5 no memory, disk
     or device; 6 worse than a limit; 7 some lines of a batch failed; 124 out of time; 130 interrupted.
