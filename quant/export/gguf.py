@@ -96,9 +96,10 @@ def save(weights: Weights, stream: OutgoingStream, out: Path, vocabulary: Sequen
 def _check(weights: Weights) -> None:
     arch, eps = weights.arch, weights.group_norm_eps
     if arch.version not in ("6", "7"):
+        others = "pth or safetensors" if arch.version in ("5.0", "5.1") else "pth, safetensors or hf"
         raise InvalidRequest(
             f"llama.cpp computes RWKV-6 and 7; {weights.path} is RWKV-{arch.version}",
-            hint="use --to pth, safetensors or hf",
+            hint=f"use --to {others}",
         )
     if arch.ln0_fused:
         raise InvalidRequest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -180,11 +181,16 @@ def test_what_cannot_be_exported(exportable: Mapping[str, tuple[Tensors, Path]],
         with pytest.raises(InvalidRequest, match=words) as caught:
             exported(start, out, to, **options)
         assert caught.value.exit_code == 2 and not out.exists()
+        for other in re.findall(
+            r"pth|safetensors|hf", caught.value.hint or ""
+        ):  # what is advised can be done
+            exported(start, tmp_path / f"{start.stem}-{to}-{other}", other)
 
     quantized(source, tmp_path / "int8.safetensors", "int8")
     refused(tmp_path / "int8.safetensors", "pth", r"is quantized \(int8\)")
     refused(other_tools.llama_cpp(tensors, tmp_path / "q.gguf", kind="q8_0"), "pth", r"is quantized \(q8_0\)")
     refused(exportable["4"][1], "gguf", "llama.cpp computes RWKV-6 and 7")
+    refused(exportable["5.0"][1], "gguf", "llama.cpp computes RWKV-6 and 7")
     refused(exportable["5.0"][1], "hf", "no Hugging Face code computes RWKV-5.0")
     refused(source, "gguf", "has another", vocabulary=lambda weights: None)
     quantized(source, tmp_path / "eps.safetensors", "f32", group_norm_eps=1e-5)
