@@ -16,7 +16,7 @@ from rwkvcli.cli.options import Misuse, with_settings
 from rwkvcli.cli.prompt import STDIN, gather_prompt
 from rwkvcli.cli.settings import Settings
 from rwkvcli.cli.signals import stopping_between
-from rwkvcli.errors import Cancelled
+from rwkvcli.errors import Cancelled, FormatError, RwkvError, StateMismatch
 
 EXAMPLES = """
   rwkv state build -m demo -f manual.txt -o manual.state
@@ -249,13 +249,28 @@ def _verify(console: Console, paths: list[Path]) -> None:
     # a default is not meant: the state may be of any model
     name = console.settings.model if console.settings.model_was_named else None
     model = model_file(console, name).path if name is not None else None
-    for path in paths:
-        found = states.verify(path, model)
+    refused: dict[Path, RwkvError] = {}
+
+    def tell(path: Path, sound: bool, text: str) -> None:
         if console.settings.json:
-            console.line(json.dumps({"path": str(path), "sound": True, "model": name}))
+            console.line(json.dumps({"path": str(path), "sound": sound, "model": name}))
+        else:
+            console.line(text)
+
+    for path in paths:
+        try:
+            found = states.verify(path, model)
+        except (FormatError, StateMismatch) as error:  # the others are asked for too
+            refused[path] = error
+            if len(paths) > 1:
+                tell(path, False, str(error))
         else:
             belongs = f", and belongs to {name}" if name is not None else ""
-            console.line(f"{path}: sound, {found['tokens_seen']:,} tokens seen{belongs}")
+            tell(path, True, f"{path}: sound, {found['tokens_seen']:,} tokens seen{belongs}")
+    if len(refused) == 1:
+        raise next(iter(refused.values()))
+    if refused:
+        raise FormatError(f"{len(refused)} refused: {', '.join(map(str, refused))}")
 
 
 def _model(console: Console) -> Any:

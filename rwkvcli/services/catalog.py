@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rwkvcli.errors import ModelNotFound, UsageError
+from rwkvcli.errors import ModelNotFound, RwkvError, UsageError
 from rwkvcli.services import hub_cache, kept, names, parts, pulling, store
 from rwkvcli.services.finding import magnitude
 from rwkvcli.services.hub_cache import Download, Partial
@@ -284,9 +285,16 @@ def remove(entry: Entry) -> None:
 
 
 def read_whole(path: Path, on_progress: Callable[[int, int], None] | None = None) -> str:
-    """SHA-256 of a model file or a checkpoint, whose header and own checksums are checked. Raises FormatError."""
+    """SHA-256 of a model file, a checkpoint or a state, whose header and own checksums are checked. Raises FormatError."""
     from quant.sources import open_model
+    from rwkvcli.runtime.state_file import StateFile, is_state_file
 
+    is_state = False
+    with contextlib.suppress(RwkvError):  # of another format
+        is_state = is_state_file(path)
+    if is_state:
+        with StateFile(path) as state:
+            state.verify()
     with open_model(path) as opened:
         return opened.sha256(on_progress)
 

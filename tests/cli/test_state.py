@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runner import Terminal, environment, rwkv_inside, start
+from cli_runner import Outcome, Terminal, environment, rwkv_inside, start
 from quant_models import checkpoint, quantized
 
 from quant.checkpoints import open_checkpoint
@@ -113,6 +113,22 @@ def test_every_damaged_byte_is_found(built: Path) -> None:
     done = rwkv_inside("state", "verify", "bad.state", cwd=built)
     assert (done.code, done.out) == (4, "")
     assert done.err == "error: bad.state: not a state file, or a damaged one\n"
+
+
+def test_every_state_is_verified(built: Path) -> None:
+    data = (built / "manual.state").read_bytes()
+    (built / "bad.state").write_bytes(data[:-1] + bytes([data[-1] ^ 4]))
+    damaged = "bad.state: its checksum is wrong: the state file is damaged\n"
+    sound = "manual.state: sound, 570 tokens seen\n"
+    one = rwkv_inside("state", "verify", "bad.state", "manual.state", cwd=built)
+    assert one == Outcome(4, damaged + sound, f"error: {damaged}")
+    both = rwkv_inside("state", "verify", "bad.state", "bad.state", "manual.state", "--json", cwd=built)
+    assert [json.loads(line)["sound"] for line in both.out.splitlines()] == [False, False, True]
+    several = rwkv_inside("state", "verify", "bad.state", "small.safetensors", cwd=built)
+    assert (several.code, several.err) == (4, "error: 2 refused: bad.state, small.safetensors\n")
+    as_any_file = rwkv_inside("verify", "bad.state", "manual.state", cwd=built)
+    assert (as_any_file.code, as_any_file.err) == (4, f"error: {damaged}")
+    assert as_any_file.out.splitlines()[1].startswith("manual.state: sound, sha256 ")
 
 
 def test_diff(built: Path) -> None:
