@@ -170,7 +170,7 @@ def _switch(chat: Chat, argument: str) -> None:
 
 def _clear(chat: Chat, _argument: str) -> None:
     chat.talk.restart(chat.talk.history.system)
-    chat.tell("a new conversation; until the next message /redo brings the turns back, one by one")
+    chat.tell("a new conversation; until the next message or /read, /redo brings the turns back, one by one")
 
 
 def _system(chat: Chat, argument: str) -> None:
@@ -234,8 +234,9 @@ def _state(chat: Chat, _argument: str) -> None:
 
     talk = chat.talk
     kept = f"{talk.snapshots.files} on disk, " if chat.session is not None else ""
+    seen = f"{talk.state().tokens_seen:,} tokens seen in " if talk.history.head is not None else ""
     chat.show(
-        f"{talk.state().tokens_seen:,} tokens seen in {_where(chat)}; the state takes {size(talk.snapshots.state_bytes)}, "
+        f"{seen}{_where(chat)}; the state takes {size(talk.snapshots.state_bytes)}, "
         f"as it did at the first token\nstates kept to go back to: {kept}{talk.snapshots.held} in memory"
     )
     if chat.session is not None and not chat.session.is_new:

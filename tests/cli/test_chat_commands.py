@@ -65,7 +65,7 @@ def test_back_and_forth(chat: Chatter, place: dict[str, str]) -> None:
     chat.until(">>> And they?\n")
     chat.prompt()
     assert chat.asked("/undo") == "taken back: “And they?”\n1 turn; /redo brings it back"
-    assert chat.asked("/clear").startswith("a new conversation; until the next message /redo brings")
+    assert chat.asked("/clear").startswith("a new conversation; until the next message or /read, /redo")
     assert chat.asked("/redo 1") == "back again: “Hello”; 1 turn"
     sent, reply = left(chat, place)
     assert (sent, reply) == ("Hello", first.split("\n")[0])
@@ -152,6 +152,9 @@ def test_what_is_told(chat: Chatter, place: dict[str, str]) -> None:
     chat.until("min-p is 0.1, from the next answer on\n>>>")
     chat.prompt()
     assert "nothing was said yet" in chat.asked("/stats")
+    assert chat.asked("/state").startswith(
+        "nothing was said; the state takes 406 kB, as it did at the first token\n"
+    )
     chat.asked("Hello")
     stats = chat.asked("/stats")
     assert re.match(r"message: 23 tokens in [\d.]+ s \([\d.]+ tokens/s\)\nanswer: 24 tokens in ", stats)
