@@ -72,6 +72,7 @@ void* allocate_zeroed(size_t bytes) {
 }
 
 void free_zeroed(void* p, size_t) noexcept { _aligned_free(p); }
+void prefer_large_pages(void*, size_t) noexcept {}
 
 #else
 
@@ -133,6 +134,15 @@ void free_zeroed(void* p, size_t bytes) noexcept {
         (void)::munmap(p, bytes);
     else
         std::free(p);
+}
+
+void prefer_large_pages(void* p, size_t bytes) noexcept {
+#ifdef MADV_HUGEPAGE // Linux; elsewhere the system decides alone
+    if (bytes >= kOwnPages)
+        (void)::madvise(p, bytes, MADV_HUGEPAGE);
+#else
+    (void)p, (void)bytes;
+#endif
 }
 
 #endif

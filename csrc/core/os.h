@@ -54,5 +54,8 @@ void spin_pause() noexcept;
 void* allocate_zeroed(size_t bytes);
 /// `bytes` as asked for.
 void free_zeroed(void* p, size_t bytes) noexcept;
+/// Asks for large pages under memory from allocate_zeroed that is not used yet, where the system gives them
+/// to whoever asks.
+void prefer_large_pages(void* p, size_t bytes) noexcept;
 
 } // namespace rwkv::os

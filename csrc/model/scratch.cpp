@@ -118,6 +118,8 @@ void Scratch::build(const Config& config, const Weights& weights, int rows, int 
         return;
 
     pool_ = AlignedBuffer<uint8_t>(measured_);
+    // a product writes 32 outputs of each row, and the next row's lie pages away
+    os::prefer_large_pages(pool_.data(), measured_);
     Cutter cutter(pool_.data(), rows);
     cut_all(cutter);
     capacity = rows;

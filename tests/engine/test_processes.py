@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from small_models import ModelMaker
+
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def run_python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
@@ -192,6 +195,30 @@ def test_memory_does_not_grow_with_the_prompt(make_model: ModelMaker) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) < 4096  # kB
+
+
+@pytest.mark.skipif(not LARGE_PAGES.exists(), reason="this system has no large pages for whoever asks")
+def test_the_rows_of_a_prompt_ask_for_large_pages(make_model: ModelMaker) -> None:
+    result = run_python(
+        """
+        import sys
+        from pathlib import Path
+        from rwkvcli import Model
+
+        model = Model.load(sys.argv[1], threads=1)
+        model.forward([1] * 600, model.new_state())
+        size = asking = 0
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if line.startswith("Size:"):
+                size = int(line.split()[1])
+            if line.startswith("VmFlags:") and "hg" in line.split():
+                asking += size
+        print(asking)
+        """,
+        str(make_model("7", "int8")),
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 1024  # kB; less comes out of the heap
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
