@@ -312,6 +312,22 @@ def llama_cpp(
     return path
 
 
+def gguf_of_one_tensor(path: Path, architecture: str, kind: str, random: np.random.Generator) -> np.ndarray:
+    """A GGUF file with three rows of 256 weights as `token_embd.weight`: codes of random bytes, which are returned."""
+    import gguf
+
+    quantization = gguf.GGMLQuantizationType[kind]
+    block, nbytes = gguf.constants.GGML_QUANT_SIZES[quantization]
+    codes = random.integers(0, 64, (3, 256 // block * nbytes), dtype=np.uint8)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_tensor("token_embd.weight", codes, raw_dtype=quantization)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return codes
+
+
 def sharded(
     tensors: Tensors,
     folder: Path,

@@ -1,6 +1,7 @@
 """GGUF files, versions 2 and 3: metadata, a list of tensors, then their data.
 
 Only single values of the metadata are kept; arrays (the vocabulary) are stepped over. All numbers are little-endian.
+Tensors follow one another, each at the next multiple of the alignment, as ggml's own reader asks for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from quant.checkpoints.ggml_blocks import TYPES
 from quant.checkpoints.ggml_tensors import GgmlTensors, Place
 from quant.errors import FormatError, UnsupportedModel, quoted
 from quant.mapped_file import MappedFile
+from quant.sizes import round_up
 
 MAGIC = b"GGUF"
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -66,16 +68,16 @@ class GgufTensors(GgmlTensors):
         if type(alignment) is not int or not 1 <= alignment <= _MAX_ALIGNMENT:
             raise FormatError(f"{self.path}: an alignment of {quoted(str(alignment))} makes no sense")
         listed = [self._entry(at) for _ in range(tensors)]
-        data = -(-at.position // alignment) * alignment
+        data = round_up(at.position, alignment)
         end = 0
         for name, place in sorted(listed, key=lambda item: item[1].begin):
-            if place.begin % alignment:
-                raise FormatError(
-                    f"{self.path}: tensor {quoted(name)} does not begin at a multiple of {alignment}"
-                )
-            if place.begin < end:
-                raise FormatError(f"{self.path}: tensor {quoted(name)} overlaps the one before it")
+            if place.begin != round_up(end, alignment):
+                what = "overlaps the tensor before it" if place.begin < end else "leaves a hole before it"
+                raise FormatError(f"{self.path}: tensor {quoted(name)} {what}")
             end = self.add(name, place._replace(begin=data + place.begin)) - data
+        rest = self.size - data - end
+        if rest >= alignment:
+            raise FormatError(f"{self.path}: the last {rest} bytes belong to no tensor")
 
     def _value(self, at: _Cursor, kind: int) -> Any:
         """A single value; None for an array."""

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import other_tools
 import pytest
 from quant_models import quantized
@@ -118,24 +119,13 @@ def test_other_tools_files_are_quantized_and_shown(capsys: pytest.CaptureFixture
 def test_a_missing_package_is_named_with_the_line_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gguf = pytest.importorskip("gguf")
-    tensors = make_checkpoint("7", 2, 64, 256, 64, ranks=(5, 7, 3, 9))
-    other_tools.llama_cpp(tensors, Path("model.gguf"), kind="q8_0")
-    data = Path("model.gguf").read_bytes()
-    q8_0, q6_k = (gguf.GGMLQuantizationType[kind].value.to_bytes(4, "little") for kind in ("Q8_0", "Q6_K"))
-    name = (
-        b"channel_mix_key.weight"  # rows of 64: whole blocks of 256 they are not, so the rows are made longer
-    )
-    at = data.index(name) + len(name) + 4
-    row, rows = (int.from_bytes(data[at + i : at + i + 8], "little") for i in (0, 8))
-    longer = (4 * row).to_bytes(8, "little") + (rows // 4).to_bytes(8, "little")
-    assert data[at + 16 : at + 20] == q8_0
-    Path("model.gguf").write_bytes(data[:at] + longer + q6_k + data[at + 20 :])
+    pytest.importorskip("gguf")
+    other_tools.gguf_of_one_tensor(Path("model.gguf"), "rwkv7", "Q6_K", np.random.default_rng(5))
     with open_checkpoint("model.gguf") as opened:
-        assert opened.stored("blocks.0.ffn.key.weight")[0] == "q6_k"
+        assert opened.stored("emb.weight")[0] == "q6_k"
         monkeypatch.setitem(sys.modules, "gguf", None)
         from quant.errors import InvalidRequest
 
         with pytest.raises(InvalidRequest, match=r"pip install 'rwkvcli\[gguf\]'$") as caught:
-            opened.read("blocks.0.ffn.key.weight")
+            opened.read("emb.weight")
     assert caught.value.exit_code == 2

@@ -205,22 +205,32 @@ def test_gguf_blocks_of_256_by_the_package(tmp_path: Path) -> None:
     """Codes of any bytes are codes; the package's own decoder says what they stand for."""
     gguf = pytest.importorskip("gguf")
     random = np.random.default_rng(5)
-    values = {"emb.weight": random.normal(size=(3, 256)).astype(np.float32)}
     for kind in ("Q2_K", "Q4_K", "Q6_K", "IQ4_NL"):
-        quantization = gguf.GGMLQuantizationType[kind]
-        block, nbytes = gguf.constants.GGML_QUANT_SIZES[quantization]
-        codes = random.integers(0, 64, (3, 256 // block * nbytes), dtype=np.uint8)
-        writer = gguf.GGUFWriter(tmp_path / "m.gguf", "rwkv7")
-        writer.add_tensor("token_embd.weight", codes, raw_dtype=quantization)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        codes = other_tools.gguf_of_one_tensor(tmp_path / "m.gguf", "rwkv7", kind, random)
         with open_checkpoint(tmp_path / "m.gguf") as opened:
-            wanted = gguf.quants.dequantize(codes, quantization)
-            assert wanted.shape == values["emb.weight"].shape
+            wanted = gguf.quants.dequantize(codes, gguf.GGMLQuantizationType[kind])
+            assert opened.shape("emb.weight") == wanted.shape == (3, 256)
             assert np.array_equal(opened.read("emb.weight", check_finite=False), wanted, equal_nan=True)
             assert opened.stored("emb.weight") == (kind.lower(), codes.size)
+
+
+@pytest.mark.parametrize(
+    "name", ["token_embd.weight", "blk.1.channel_mix_key.weight", "blk.2.time_mix_lerp_fused.weight"]
+)
+def test_a_gguf_tensor_of_another_type_than_its_bytes_is_refused(
+    models: Mapping[str, Tensors], tmp_path: Path, name: str
+) -> None:
+    """A type of fewer bytes leaves a hole, which no writer does: the values would be others."""
+    path = other_tools.llama_cpp(models["7"], tmp_path / "m.gguf")
+    data = bytearray(path.read_bytes())
+    at = data.index(name.encode()) + len(name)
+    at += 4 + 8 * int.from_bytes(data[at : at + 4], "little")
+    assert data[at : at + 4] == (0).to_bytes(4, "little")
+    data[at] = 1
+    path.write_bytes(data)
+    words = "belong to no tensor" if name.startswith("blk.2") else "leaves a hole before it"
+    with pytest.raises(FormatError, match=words):
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize(
@@ -228,13 +238,8 @@ def test_gguf_blocks_of_256_by_the_package(tmp_path: Path) -> None:
     [("rwkv6qwen2", "RWKV-6 and Qwen2"), ("arwkv7", "ARWKV"), ("llama", "a model of kind llama, not RWKV")],
 )
 def test_gguf_of_other_models(tmp_path: Path, architecture: str, words: str) -> None:
-    gguf = pytest.importorskip("gguf")
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", architecture)
-    writer.add_tensor("token_embd.weight", np.zeros((2, 4), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    pytest.importorskip("gguf")
+    other_tools.gguf_of_one_tensor(tmp_path / "m.gguf", architecture, "Q8_0", np.random.default_rng(5))
     with pytest.raises(UnsupportedModel, match=words):
         open_checkpoint(tmp_path / "m.gguf")
 
