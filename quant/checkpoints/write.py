@@ -24,6 +24,7 @@ _CHUNK = 1 << 16
 
 _ITEM_SIZE = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1}
 _STORAGE = {"f32": "FloatStorage", "f16": "HalfStorage", "bf16": "BFloat16Storage", "u8": "ByteStorage"}
+_LARGEST = {"f16": 65504.0, "bf16": (2 - 2.0**-7) * 2.0**127}
 _ROOT = "archive"
 _WIDE = 0xFFFFFFFF
 """From this value on a zip field moves into the zip64 extra field (a test lowers it)."""
@@ -67,6 +68,12 @@ def encode(values: FloatArray, dtype: str) -> npt.NDArray[Any]:
             rounded[nan] = (part[nan] >> 16) | 0x40
         out[begin : begin + _CHUNK] = rounded
     return out.reshape(values.shape)
+
+
+def holds(dtype: str, values: npt.NDArray[Any]) -> bool:
+    """Whether none of the finite `values` becomes infinite on the way into `dtype`."""
+    largest = _LARGEST.get(dtype)
+    return largest is None or not values.size or bool(max(values.max(), -values.min()) <= largest)
 
 
 Dtype = str | Mapping[str, str]

@@ -11,11 +11,9 @@ import numpy as np
 
 from quant.arch import Shape
 from quant.arrays import F32, U8
+from quant.checkpoints.write import holds
 from quant.errors import Cancelled, FormatError
 from quant.pipeline import Progress
-
-_LARGEST = {"f16": 65504.0, "bf16": (2 - 2.0**-7) * 2.0**127}
-"""What does not become infinite on the way into a dtype."""
 
 
 class Outgoing(NamedTuple):
@@ -70,8 +68,7 @@ class OutgoingStream:
                 self._on_progress(Progress(item.name, done, total))
             kind = np.uint8 if item.dtype == "u8" else np.float32
             values = np.ascontiguousarray(item.make(), kind).reshape(item.shape)
-            largest = _LARGEST.get(item.dtype)
-            if largest is not None and values.size and max(values.max(), -values.min()) > largest:
+            if not holds(item.dtype, values):
                 raise FormatError(
                     f"tensor {item.name} has values past the range of {item.dtype}",
                     hint=f"use {'--dtype bf16 or ' if item.dtype == 'f16' else ''}--dtype f32",

@@ -152,9 +152,10 @@ def export(path: Path, out: Path, *, force: bool = False) -> None:
     """Write a state's matrices as a tuned state: `.pth` or `.safetensors` float32 [head, value, key], `.st` float16
     [head, key, value] as web-rwkv has them. The last token's shift vectors have no place there.
 
-    Raises ModelNotFound, FormatError, UsageError (another suffix, RWKV-4, an OUT that may not be written).
+    Raises ModelNotFound, FormatError (damaged, or past the range of float16), UsageError (another suffix, RWKV-4, an OUT that
+    may not be written).
     """
-    from quant.checkpoints.write import write_pth, write_safetensors
+    from quant.checkpoints.write import holds, write_pth, write_safetensors
     from rwkvcli.runtime.state_file import StateFile
 
     if out.suffix not in (".pth", ".safetensors", ".st"):
@@ -176,6 +177,12 @@ def export(path: Path, out: Path, *, force: bool = False) -> None:
             return
         turned = out.suffix == ".st"
         if turned:
+            for name, matrix in matrices.items():
+                if not holds("f16", matrix):
+                    raise FormatError(
+                        f"{path}: {name} has values past the range of f16",
+                        hint="export it as .pth or .safetensors, which hold float32",
+                    )
             matrices = {name: np.ascontiguousarray(m.transpose(0, 2, 1)) for name, m in matrices.items()}
         write_safetensors(out, matrices, "f16" if turned else "f32", metadata={"source": file.origin.source})
 

@@ -222,6 +222,20 @@ def test_export_and_back(built: Path) -> None:
     assert (odd.code, odd.err.splitlines()[0]) == (2, "error: o.bin: no such format")
 
 
+def test_what_float16_does_not_hold_is_not_exported_to_it(built: Path) -> None:
+    write_pth(built / "large.pth", {name: m * np.float32(1e6) for name, m in tuned(built).items()})
+    assert rwkv_inside("state", "import", "large.pth", *MODEL, "-o", "large.state", cwd=built).code == 0
+    done = rwkv_inside("state", "export", "large.state", "-o", "large.st", cwd=built)
+    assert (done.code, done.out) == (4, "")
+    assert done.err == (
+        "error: large.state: blocks.0.att.time_state has values past the range of f16\n"
+        "hint: export it as .pth or .safetensors, which hold float32\n"
+    )
+    assert not (built / "large.st").exists()
+    done = rwkv_inside("state", "export", "large.state", "-o", "large.safetensors", cwd=built)
+    assert done.code == 0
+
+
 def test_tuned_states_of_other_models_are_refused(built: Path) -> None:
     matrices = tuned(built)
     write_pth(built / "v6-small.pth", matrices)
