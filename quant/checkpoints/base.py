@@ -43,6 +43,8 @@ class Checkpoint:
         contents = Contents(str(file.path), file.tensors, file.format, file.numbers)
         self.layout, self._pieces = pieces_of(contents)
         """Name of the layout, as in `quant.checkpoints.layouts`."""
+        if self._config.tied and "emb.weight" in self._pieces:
+            self._pieces.setdefault("head.weight", self._pieces["emb.weight"])
 
     @property
     def format(self) -> str:

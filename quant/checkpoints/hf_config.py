@@ -52,6 +52,11 @@ class HfConfig:
         """Whether the embedding already has the first layer norm in it."""
         return self.values.get("embedding_layer_norm_fused") is True or self.values.get("norm_first") is False
 
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding, and so left out where the transformers save a model."""
+        return self.values.get("tie_word_embeddings") is True
+
     def check(self, arch: Arch) -> None:
         """Raise FormatError if it describes another model, UnsupportedModel for what the engine does otherwise."""
         for key, size in _SIZES.items():

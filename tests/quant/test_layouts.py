@@ -349,6 +349,28 @@ def test_a_norm_inside_the_embedding(models: Mapping[str, Tensors], tmp_path: Pa
             }  # fmt: skip
 
 
+@pytest.mark.parametrize(("version", "writer"), [("4", other_tools.transformers), ("7", other_tools.fla)])
+def test_a_head_that_is_the_embedding(
+    models: Mapping[str, Tensors], tmp_path: Path, version: str, writer: Writer
+) -> None:
+    """As the transformers save it: without the head."""
+    tied = {**models[version], "head.weight": models[version]["emb.weight"]}
+    writer(
+        {name: array for name, array in tied.items() if name != "head.weight"}, tmp_path / "model.safetensors"
+    )
+    with open_checkpoint(tmp_path / "model.safetensors") as opened:
+        with pytest.raises(FormatError, match=r"1 of \d+ tensors are missing: head.weight"):
+            _ = opened.arch
+        bare = opened.nbytes
+    with_config(tmp_path, {"tie_word_embeddings": True})
+    check_equal(tmp_path, tied, "transformers" if version == "4" else "fla")
+    with open_checkpoint(tmp_path) as opened:
+        assert opened.nbytes == bare
+    writer(models[version], tmp_path / "model.safetensors")
+    with open_checkpoint(tmp_path) as opened:  # a head that is there is the head
+        assert np.array_equal(opened.read("head.weight"), models[version]["head.weight"])
+
+
 def test_configurations(models: Mapping[str, Tensors], tmp_path: Path) -> None:
     other_tools.rwkv7_of_2026(models["7"], tmp_path / "model.safetensors")
 
