@@ -26,7 +26,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rwkvcli.cli.signals import die_by_sigpipe, discard, end_tidily, interrupt_once
 
@@ -154,7 +154,11 @@ def _describe(error: OSError) -> str:
 
 
 def _prepare_streams() -> None:
-    """Pipes and files are UTF-8 whatever the locale; a terminal that cannot show a character gets `?`."""
+    """Pipes and files are UTF-8 whatever the locale; a terminal that cannot show a character gets `?`. A stdin that cannot
+    be read from is none: `nohup` gives one that is open for writing only.
+    """
+    if _is_for_writing_only(sys.stdin):
+        sys.stdin = None
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if stream is None or reconfigure is None:
@@ -166,6 +170,18 @@ def _prepare_streams() -> None:
             reconfigure(errors="surrogateescape")
         else:
             reconfigure(errors="replace")
+
+
+def _is_for_writing_only(stream: TextIO | None) -> bool:
+    if stream is None or sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        flags = fcntl.fcntl(stream.fileno(), fcntl.F_GETFL)
+    except (OSError, ValueError):
+        return False
+    return flags & os.O_ACCMODE == os.O_WRONLY
 
 
 def _finish(code: int, line: _Line) -> int:

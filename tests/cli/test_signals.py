@@ -271,6 +271,14 @@ def test_ignored_interrupts_stay_ignored() -> None:
     assert len(out) >= 200
 
 
+def test_a_stdin_that_cannot_be_read_from_is_none() -> None:
+    with open(os.devnull, "wb") as unreadable:  # as nohup gives it
+        process = start("generate", "-m", "demo", "--max-tokens", "5", "--seed", "1", "x", stdin=unreadable)
+        out, err = process.communicate(timeout=30)
+    whole = rwkv_inside("generate", "-m", "demo", "--max-tokens", "5", "--seed", "1", "x").out
+    assert (process.returncode, out.decode(), err) == (0, whole, b"")
+
+
 EARLY = """
 import os, runpy, signal, sys
 class Finder:
