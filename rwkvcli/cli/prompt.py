@@ -13,6 +13,7 @@ from rwkvcli.errors import SourceNotFound
 
 STDIN = "-"
 _BOM = b"\xef\xbb\xbf"
+_PIECE = 1 << 20
 
 
 def gather_prompt(argument: str | None, files: Sequence[str], *, keep_newline: bool = False) -> bytes | None:
@@ -59,15 +60,25 @@ def _read_stdin(keep_newline: bool, asked: bool = False) -> bytes:
     stream: BinaryIO | None = getattr(sys.stdin, "buffer", None)
     if stream is None or (is_terminal(sys.stdin) and not asked):
         return b""
-    return normalized(stream.read(), keep_newline)
+    return normalized(_read_all(stream), keep_newline)
 
 
 def _read_file(name: str, keep_newline: bool) -> bytes:
     try:
-        return normalized(Path(name).expanduser().read_bytes(), keep_newline)
+        with Path(name).expanduser().open("rb") as file:
+            return normalized(_read_all(file), keep_newline)
     except RuntimeError:  # expanduser's
         raise SourceNotFound(f"{name}: there is no such home folder") from None
     except OSError as error:
         raise SourceNotFound(
             f"{name}: {(error.strerror or str(error)).lower()}", hint="-f takes a file to read text from"
         ) from None
+
+
+def _read_all(stream: BinaryIO) -> bytes:
+    """All of it, in pieces: Python looks at signals between two calls, and in one only while that has to wait, which an
+    endless stream may never make it do."""
+    pieces = [stream.read(_PIECE)]
+    while len(pieces[-1]) == _PIECE:
+        pieces.append(stream.read(_PIECE))
+    return b"".join(pieces)

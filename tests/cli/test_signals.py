@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from quant_models import checkpoint
 
 from quant.arch import expected
 from quant.synthetic import synthetic_arch
+from rwkvcli.cli.prompt import gather_prompt
 
 ENDLESS = ["generate", "-m", "demo", "--max-tokens", "1000000", "--seed", "1", "It was"]
 
@@ -269,6 +271,22 @@ def test_ignored_interrupts_stay_ignored() -> None:
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, b"")
     assert len(out) >= 200
+
+
+@pytest.mark.parametrize("args", [[], ["-f", "endless"]])
+def test_a_signal_ends_the_reading_of_an_endless_prompt(
+    args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Endless(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            assert size is not None and size > 0, "a signal that comes in a call without end is never seen"
+            signal.raise_signal(signal.SIGINT)
+            return b"y" * size
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Endless()) if not args else None)
+    monkeypatch.setattr(Path, "open", lambda *_: Endless())
+    with pytest.raises(KeyboardInterrupt):
+        gather_prompt(None, args[1:])
 
 
 def test_a_stdin_that_cannot_be_read_from_is_none() -> None:
