@@ -27,6 +27,7 @@ _LOCK_TRY = 0.5
 
 def fetch(url: str, blob: Path, about: Any, name: str, watcher: Watcher) -> None:
     """Fill `blob` from `url`, going on where an earlier attempt stopped; check it; put it in place."""
+    hub_cache.check_home()
     blob.parent.mkdir(parents=True, exist_ok=True)
     partial = blob.with_name(blob.name + hub_cache.INCOMPLETE)
     with _library_lock(blob, partial, about.size or 0, name, watcher):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rwkvcli.errors import RwkvError
+from rwkvcli.errors import RwkvError, UsageError
 from rwkvcli.services import parts
 from rwkvcli.services.names import Reference
 
@@ -41,6 +41,15 @@ def hub_cache() -> Path:
 def _expanded(value: str) -> Path:
     """As the library does it: what cannot be expanded stays as it is."""
     return Path(os.path.expanduser(os.path.expandvars(value)))  # noqa: PTH111
+
+
+def check_home() -> None:
+    """Raise UsageError if the cache is below a home folder that does not exist: the library makes one called `~` then."""
+    cache = hub_cache()
+    if cache.parts[0].startswith("~"):
+        raise UsageError(
+            f"{cache}: there is no such home folder", hint="HF_HOME names another folder for downloads"
+        )
 
 
 def free_disk() -> int:

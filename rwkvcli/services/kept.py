@@ -117,14 +117,8 @@ class Kept:
 
 def kept(repo: str | None = None) -> list[Kept]:
     """Every model file that is kept, of one repository or all; the one made last stands last."""
-    if not PLACE.is_known():
-        return []
     found = []
-    pattern = repo.replace("/", "--") if repo is not None else "*"
-    for folder in kept_path().glob(f"{pattern}/*"):
-        origin = _read(folder)
-        if origin is None:
-            continue
+    for origin in _origins(repo):
         found += [Kept(origin.target(kind), kind, origin) for kind in KINDS if origin.target(kind).is_file()]
     return sorted(found, key=lambda item: (item.made, item.path))
 
@@ -143,11 +137,9 @@ def remove(item: Kept) -> None:
 
 def sweep(repo: str) -> None:
     """Remove what killed processes left in making model files of a repository's downloads, where no other file is."""
-    for folder in kept_path().glob(f"{repo.replace('/', '--')}/*"):
-        origin = _read(folder)
-        if origin is not None:
-            with contextlib.suppress(OSError, UsageError), origin.locked():
-                tidy(origin)
+    for origin in _origins(repo):
+        with contextlib.suppress(OSError, UsageError), origin.locked():
+            tidy(origin)
 
 
 def tidy(origin: Origin) -> None:
@@ -159,6 +151,17 @@ def tidy(origin: Origin) -> None:
     shutil.rmtree(origin.folder)
     with contextlib.suppress(OSError):  # there are others
         origin.folder.parent.rmdir()
+
+
+def _origins(repo: str | None) -> Iterator[Origin]:
+    """The downloads that something was made of, of one repository or all."""
+    if not PLACE.is_known():
+        return
+    pattern = repo.replace("/", "--") if repo is not None else "*"
+    for folder in kept_path().glob(f"{pattern}/*"):
+        origin = _read(folder)
+        if origin is not None:
+            yield origin
 
 
 def _read(folder: Path) -> Origin | None:

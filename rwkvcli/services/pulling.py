@@ -77,11 +77,11 @@ class Plan:
         """Raise NoSpace if the disks have no room for it, UsageError if there is no place for what is to be made."""
         from rwkvcli.services.hub_blobs import check_room
 
+        wanted = {hub_cache.hub_cache(): self.to_download}
         if self.to_write:
             kept.PLACE.check()
-        check_room(
-            {hub_cache.hub_cache(): self.to_download, kept.kept_path(): self.to_write}, str(self.reference)
-        )
+            wanted[kept.kept_path()] = self.to_write
+        check_room(wanted, str(self.reference))
 
     def to_json(self) -> dict[str, Any]:
         """The same, ready for JSON."""

@@ -57,6 +57,44 @@ def test_removing(hub: Hub, client: Client) -> None:
         assert client("rm", name, "--yes").code in (2, 3)
 
 
+def test_downloads_need_no_place_for_what_is_made_of_them(
+    hub: Hub, client: Client, pth: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere(*_: object, **__: object) -> Path:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr("platformdirs.user_cache_path", nowhere)
+    monkeypatch.delenv("RWKV_MODELS")
+    hub.repos["a/b"] = Repo({"m.pth": HubFile(pth.read_bytes())})
+    path = client.path("a/b", "m.pth")
+    assert client("pull", "a/b:m.pth") == Outcome(0, f"{path}\n", "")
+    assert client("show", "a/b:m.pth").code == client("list").code == client("verify", "a/b:m.pth").code == 0
+    assert client("rm", "a/b:m.pth", "--yes").code == 0
+    assert not path.exists()
+    refused = client("pull", "a/b:m.pth", "--quantize", "int8")
+    assert refused == Outcome(
+        2,
+        "",
+        "error: HOME is not set, and this user has no home folder\n"
+        "hint: RWKV_MODELS names the folder for what is made of downloads\n",
+    )
+
+
+def test_a_cache_below_no_home_folder_is_none(
+    hub: Hub, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos["a/b"] = Repo({"m.pth": HubFile(b"x")})
+    monkeypatch.setenv("HF_HOME", "~nobody-here")
+    monkeypatch.chdir(tmp_path)
+    assert client("pull", "a/b:m.pth") == Outcome(
+        2,
+        "",
+        "error: ~nobody-here/hub: there is no such home folder\n"
+        "hint: HF_HOME names another folder for downloads\n",
+    )
+    assert not list(tmp_path.glob("~*"))
+
+
 def test_what_a_killed_process_was_making_goes_with_the_download(hub: Hub, client: Client) -> None:
     client("pull", "g1-0.1b", "--quantize", "int8")
     made = client.made(OLD, "int8")
