@@ -40,6 +40,12 @@ class State:
         """An independent copy: a branch of the conversation."""
         return State(self.inner.copy(), self.origin, self.tokens_seen, self.pause)
 
+    def __copy__(self) -> State:
+        return self.copy()  # the usual one would share the memory
+
+    def __deepcopy__(self, _memo: object) -> State:
+        return self.copy()
+
     def to_numpy(self) -> dict[str, NDArray[np.float32]]:
         """The canonical form, a copy: `blocks.N.att.x_prev` [C], `blocks.N.ffn.x_prev` [C] and `blocks.N.att.state`
         [n_head, value, key]; for RWKV-4 `blocks.N.att.aa`, `.bb`, `.pp` [C] instead of the matrices."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import _thread
+import copy
 import json
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,18 @@ def test_foreign_states_are_refused(model: Model, make_model: ModelMaker) -> Non
     with pytest.raises(StateMismatch):
         model.forward_batch([1, 2], [model.new_state(), state])
     assert same(state, other.new_state())
+
+
+@pytest.mark.parametrize("copied", [State.copy, copy.copy, copy.deepcopy])
+def test_a_copy_goes_its_own_way(model: Model, copied: Callable[[State], State]) -> None:
+    state = model.new_state()
+    model.forward([1, 2], state)
+    kept = state.to_numpy()
+    branch = copied(state)
+    model.forward([3], branch)
+    assert (state.tokens_seen, branch.tokens_seen) == (2, 3)
+    assert all(np.array_equal(kept[name], values) for name, values in state.to_numpy().items())
+    assert not same(state, branch)
 
 
 def test_batches_need_one_state_each(model: Model) -> None:
