@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import os
 import signal
 import sys
@@ -44,7 +45,7 @@ LONGEST = 300
 
 def main(args: list[str] | None = None) -> int:
     """Run the command line `args` (sys.argv by default) and return its exit code."""
-    previous = interrupt_once()
+    previous, streams = interrupt_once(), (sys.stdin, sys.stdout)
     end_tidily()
     try:
         line = _Line(sys.argv[1:] if args is None else args)
@@ -55,6 +56,8 @@ def main(args: list[str] | None = None) -> int:
         # From here on only the interpreter's own exit is left: Ctrl-C may end it, but prints no traceback.
         if args is None:
             gc.freeze()  # it need not look for cycles among what the system takes back at once: 12 ms
+        else:
+            sys.stdin, sys.stdout = streams
         if previous is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, previous if args is not None else signal.SIG_DFL)
 
@@ -159,6 +162,9 @@ def _prepare_streams() -> None:
     """
     if _is_for_writing_only(sys.stdin):
         sys.stdin = None
+    if isinstance(getattr(sys.stdout, "buffer", None), io.FileIO):  # python -u, PYTHONUNBUFFERED
+        # What a disk that fills, or a pipe at a signal, takes only in part would be lost without an error; we flush anyway.
+        sys.stdout = open(sys.stdout.fileno(), "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if stream is None or reconfigure is None:

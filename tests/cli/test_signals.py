@@ -14,6 +14,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,14 +53,28 @@ def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def wait_for_handlers(process: subprocess.Popen[bytes]) -> None:
     """Wait until the program handles signals: before, the interpreter itself answers Ctrl-C, by a traceback."""
-    until = time.monotonic() + 30
-    while time.monotonic() < until and process.poll() is None:
+
+    def handles() -> bool:
         status = Path(f"/proc/{process.pid}/status").read_text()
         caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:"))
-        if caught >> (signal.SIGTERM - 1) & 1:
+        return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+    wait_until(process, handles)
+
+
+def wait_until(process: subprocess.Popen[bytes], happens: Callable[[], bool]) -> None:
+    """Wait for what the program does while it runs."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until and process.poll() is None:
+        if happens():
             return
         time.sleep(0.002)
-    raise AssertionError("the program never came as far as its signal handlers")
+    raise AssertionError("the program never came as far")
+
+
+def waiting(pipe: int) -> int:
+    """Bytes in a pipe."""
+    return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4))[0])
 
 
 def test_a_reader_that_goes_ends_the_process_by_sigpipe() -> None:
@@ -93,6 +108,43 @@ def test_a_full_disk_under_stdout(args: list[str]) -> None:
         process = start(*args, stdout=full)
         _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (5, b"error: no space left on device\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_answer_that_is_written_in_part_is_an_error(tmp_path: Path, unbuffered: str) -> None:
+    whole = rwkv_inside("show", "demo").out.encode()
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    with (tmp_path / "answer").open("wb") as file:
+        # Python before 3.13 would leave compiled files cut by the limit as well
+        env = environment(PYTHONUNBUFFERED=unbuffered, PYTHONDONTWRITEBYTECODE="1")
+        process = start("show", "demo", stdout=file, env=env, preexec_fn=limited)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (5, b"error: file too large\n")
+    assert (tmp_path / "answer").read_bytes() == whole[:100]
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="needs a pipe of a known size")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_signal_while_the_reader_is_waited_for_cuts_no_line(unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    size = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    process = start(
+        "generate", "-m", "demo", "--jsonl", "--max-tokens", "1",
+        stdin=subprocess.PIPE, stdout=writer, env=environment(PYTHONUNBUFFERED=unbuffered),
+    )  # fmt: skip
+    os.close(writer)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps({"prompt": "x", "id": "long" * size}).encode() + b"\n")
+    wait_until(process, lambda: waiting(reader) == size)
+    process.send_signal(signal.SIGTERM)
+    with os.fdopen(reader, "rb") as stream:
+        (line,) = stream
+    assert json.loads(line)["id"] == "long" * size
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (128 + signal.SIGTERM, b"")
 
 
 def test_ctrl_c_keeps_what_was_written() -> None:
@@ -259,12 +311,7 @@ def test_ignored_interrupts_stay_ignored() -> None:
                     preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))  # fmt: skip
     os.close(writer)
 
-    def waiting() -> int:
-        return struct.unpack("i", fcntl.ioctl(reader, termios.FIONREAD, b"\0" * 4))[0]
-
-    until = time.monotonic() + 30
-    while waiting() == filling and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.002)
+    wait_until(process, lambda: waiting(reader) > filling)
     process.send_signal(signal.SIGINT)  # it is at work: what it writes does not fit into the pipe
     with os.fdopen(reader, "rb") as stream:
         out = stream.read()[filling:]
