@@ -178,6 +178,15 @@ def change(key: str, value: Any) -> Path:
 
     known(key)
     path = config_path()
+    _changed(path, key, value)  # what cannot be is refused before anything is made
+    PLACE.made(path.parent)
+    with PLACE.in_use(), whole_file(path) as file:  # one process at a time: none takes back what another set
+        file.write(_changed(path, key, value).encode("utf-8"))
+    return path
+
+
+def _changed(path: Path, key: str, value: Any) -> str:
+    """What the file at `path` holds, with `key` set or removed."""
     text = _text(path)
     wanted = {name: item for name, item in {**checked(text, path), key: value}.items() if item is not None}
     changed = _edited(text, key, value)
@@ -185,12 +194,9 @@ def change(key: str, value: Any) -> Path:
         same = checked(changed, path) == wanted
     except FormatError:
         same = False
-    if not same:  # written in a way that a look at its lines does not see through
-        changed = _dumped(wanted)
-    PLACE.made(path.parent)
-    with PLACE.in_use(), whole_file(path) as file:
-        file.write(changed.encode("utf-8"))
-    return path
+    return (
+        changed if same else _dumped(wanted)
+    )  # written in a way that a look at its lines does not see through
 
 
 def _text(path: Path) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -161,6 +163,20 @@ def test_a_change_leaves_the_rest_as_it_stands(tmp_path: Path, monkeypatch: pyte
     configuration.change("threads", 3)
     configuration.change("generate.top-p", 0.25)
     assert configuration.load() == {"generate.top-p": 0.25, "model": "threads = 1", "threads": 3}
+
+
+def test_changes_at_once_all_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RWKV_CONFIG", str(tmp_path / "config.toml"))
+    keys = [key for key, setting in configuration.KEYS.items() if setting.kind is int]
+    together = threading.Barrier(len(keys))
+
+    def change(key: str) -> None:
+        together.wait()
+        configuration.change(key, 7)
+
+    with ThreadPoolExecutor(len(keys)) as pool:
+        list(pool.map(change, keys))
+    assert configuration.load() == dict.fromkeys(keys, 7)
 
 
 def test_random_changes_keep_the_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
