@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quant.atomic import whole_file
+from quant.atomic import named, whole_file
 from rwkvcli.errors import FormatError, ModelNotFound, StateMismatch, UsageError
 from rwkvcli.services.conversation import Conversation, Settings
 from rwkvcli.services.json_text import json_text
@@ -270,11 +270,10 @@ class Session:
     def _append(self, turns: list[Turn]) -> None:
         """Add lines to the journal, all or none."""
         data = b"".join(_line(turn.to_json()) for turn in turns)
-        with open(self.folder / _JOURNAL, "ab", buffering=0) as file:
+        path = self.folder / _JOURNAL
+        with named(path), open(path, "ab", buffering=0) as file:
             if file.seek(0, os.SEEK_END) < self._written:
-                raise FormatError(
-                    f"{self.folder / _JOURNAL} is shorter than it was: another program changed it"
-                )
+                raise FormatError(f"{path} is shorter than it was: another program changed it")
             file.truncate(self._written)  # what an earlier try, or a crash, left of a line
             try:
                 view = memoryview(data)
@@ -382,8 +381,9 @@ class _Lock:
                     hint="end that one, or begin another session",
                 ) from None
             # a file system without locks
-        self._file.truncate(0)
-        self._file.write(b"%d\n" % os.getpid())
+        with named(folder / _LOCK):
+            self._file.truncate(0)
+            self._file.write(b"%d\n" % os.getpid())
 
     def release(self) -> None:
         """Give it up."""

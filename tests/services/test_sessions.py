@@ -270,16 +270,20 @@ def test_damaged_files_are_refused_by_name(demo: Model, root: Path, name: str, c
             Session("a")
 
 
+@pytest.mark.parametrize(
+    ("file", "written"), [("turns.jsonl", "turns.jsonl"), ("session.json", ".session.json.part")]
+)
 def test_a_full_disk_loses_nothing_that_was_said(
-    demo: Model, root: Path, monkeypatch: pytest.MonkeyPatch
+    demo: Model, root: Path, file: str, written: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, talk = opened(demo)
     with session:
         say(talk, WORDS[0])
-        sync, fails = os.fsync, iter([False, True] * 10)  # the state is written, then the journal fails
+        sync = os.fsync
 
         def full(handle: int) -> None:
-            if next(fails):
+            path = root / "a" / written
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
                 raise OSError(errno.ENOSPC, "No space left on device")
             sync(handle)
 
@@ -287,6 +291,7 @@ def test_a_full_disk_loses_nothing_that_was_said(
         for word in WORDS[1:3]:
             list(talk.send(word))
             assert isinstance(talk.trouble, OSError)
+            assert talk.trouble.filename == str(root / "a" / file)
         assert len(sessions.transcript("a").path()) == 1
         monkeypatch.undo()
         monkeypatch.setenv("RWKV_SESSIONS", str(root))
