@@ -195,12 +195,16 @@ def run(
 
 
 def read_bandwidth(threads: int) -> list[float]:
-    """Bytes per second of a few sequential reads of memory that no cache holds, by `threads` threads."""
+    """Bytes per second of a few sequential reads, by `threads` threads, of memory that no cache holds, or of half of what is
+    free."""
     from rwkvcli import _kernels
     from rwkvcli.runtime.device import cpu_level
-    from rwkvcli.runtime.machine import last_level_cache
+    from rwkvcli.runtime.machine import last_level_cache, memory
 
     size = min(max(4 * last_level_cache(), 256 << 20), 1 << 30)
+    free = memory().available
+    if free is not None:  # a control group's limit ends the program without a word
+        size = max(min(size, free // 2), 1 << 20)
     return _kernels.read_bandwidth(threads, size, BANDWIDTH_ROUNDS, cpu_level())
 
 

@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 from cli_runner import Terminal, rwkv
 
+from rwkvcli import _kernels
+from rwkvcli.runtime import machine
+from rwkvcli.services.benchmarking import read_bandwidth
+
 QUICK = ("-p", "4", "-n", "3", "-r", "2", "-t", "1")
 COLUMNS = [
     "model", "size", "params", "backend", "threads", "test", "t/s", "ms/token (quartiles)", "MB/token",
@@ -98,6 +102,25 @@ def test_channels_that_are_skipped_are_not_counted(folder: Path) -> None:
     assert tile["ffn_density"] is None
     assert 0.2 < kn["ffn_density"] < 0.8
     assert kn["bytes_per_token"] < tile["bytes_per_token"]
+
+
+MB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("cache", "free", "size"),
+    [(2 * MB, 8000 * MB, 256 * MB), (384 * MB, 8000 * MB, 1024 * MB), (384 * MB, 500 * MB, 250 * MB),
+     (2 * MB, 0, MB), (100 * MB, None, 400 * MB)],
+)  # fmt: skip
+def test_the_memory_that_is_read_is_never_all_that_is_free(
+    cache: int, free: int | None, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(machine, "last_level_cache", lambda: cache)
+    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(free, free))
+    monkeypatch.setattr(_kernels, "read_bandwidth", lambda _threads, nbytes, *_: asked.append(nbytes))
+    read_bandwidth(1)
+    assert asked == [size]
 
 
 def test_thread_lists_lengths_and_no_warmup(folder: Path) -> None:
