@@ -145,17 +145,20 @@ def test_signals_that_end_save_and_leave_the_terminal_as_it_was(
 def test_waiting_takes_no_processor_time(place: dict[str, str]) -> None:
     terminal = opened(place, "-m", "demo", *SHORT)
     terminal.say("Hello")
-    for _ in range(5):  # what is still to be settled after an answer
-        terminal.pump(0.1)
 
     def ticks() -> int:
         return sum(
             map(int, Path(f"/proc/{terminal.child.pid}/stat").read_text().rsplit(")")[-1].split()[11:13])
         )
 
-    begin = ticks()
-    time.sleep(0.7)
-    assert ticks() - begin <= 1
+    end = time.monotonic() + 30
+    used = 2
+    while used > 1:  # what is still to be settled after an answer takes its time on a busy machine
+        assert time.monotonic() < end
+        terminal.pump(0.1)
+        begin = ticks()
+        time.sleep(0.7)
+        used = ticks() - begin
     terminal.send("\x04")
     assert terminal.finish() == 0
 
