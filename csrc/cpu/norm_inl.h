@@ -58,7 +58,6 @@ void shift_mix_delta(const float* x, const float* prev, const float* mix, const 
 
 /// Below this a group of activations counts as zero (127 / max would overflow long before it matters).
 constexpr float kTiny = 1e-30f;
-constexpr float kLargestTotal = 16 * 127.0f; // of sixteen codes
 
 /// Four channels of one row as they stand in the interleaved form.
 inline void store_quads(int8_t* to, size_t stride, vi low, vi high) {
@@ -87,9 +86,10 @@ inline void set_group(const float* x, int t, int c, int count, Acts& acts) {
     const vi a = round_int(mul(low, inverse)), b = round_int(mul(high, inverse));
     const size_t group = block / kActGroup + size_t(c / kActGroup) * width + lane;
     store_quads(acts.q + block + size_t(c) * width + 4 * lane, 4 * width, a, b);
-    const float total_a = reduce_add(to_float(a)), total_b = reduce_add(to_float(b));
-    const bool numbers = total_a >= -kLargestTotal && total_b >= -kLargestTotal; // NaN rounds to INT32_MIN
-    const int32_t sum_a = numbers ? int32_t(total_a) : 0, sum_b = numbers ? int32_t(total_b) : 0;
+    // beside a NaN, which may have hidden the largest, codes mean nothing; an infinity less itself is one
+    const bool numbers = nonzero_mask(add(sub(low, low), sub(high, high))) == 0;
+    const int32_t sum_a = numbers ? int32_t(reduce_add(to_float(a))) : 0,
+                  sum_b = numbers ? int32_t(reduce_add(to_float(b))) : 0;
     acts.scale[group] = !numbers ? NAN : used ? largest / 127.0f : 0.0f;
     const size_t half = block / 16 + size_t(c / 16) * width + lane;
     acts.bias_q4[half] = -kQ4Zero * sum_a;
