@@ -7,6 +7,7 @@
 
 #include "bindings/model_door.h"
 #include "bindings/register.h"
+#include "bindings/unlocked.h"
 #include "model/model.h"
 
 namespace py = pybind11;
@@ -28,6 +29,8 @@ py::dict inputs_of(const Model& model) {
 } // namespace
 
 void register_model(py::module_& m) {
+    using Released = py::call_guard<Unlocked>;
+
     py::class_<State>(m, "State")
         .def("copy", [](const State& state) { return std::make_unique<State>(state); })
         .def("to_numpy", [](const State& state) { return arrays_of(state.export_entries()); })
@@ -55,9 +58,9 @@ void register_model(py::module_& m) {
         .def("forward", &forward<Model, State>, py::arg("tokens"), py::arg("state"),
              py::arg("all_logits") = false)
         .def("forward_batch", &forward_batch<Model, State>, py::arg("tokens"), py::arg("states"))
-        .def("count_active_channels", &Model::count_active_channels, py::arg("on"))
+        .def("count_active_channels", &Model::count_active_channels, py::arg("on"), Released())
         .def_property_readonly("active_channels", &Model::active_channels)
-        .def("collect_inputs", &Model::collect_inputs, py::arg("on"))
+        .def("collect_inputs", &Model::collect_inputs, py::arg("on"), Released())
         .def_property_readonly("inputs", &inputs_of)
         .def_property_readonly("threads", &Model::threads)
         .def_property_readonly("level", &Model::level)

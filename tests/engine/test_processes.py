@@ -170,6 +170,33 @@ def test_a_signal_handler_cannot_use_the_model_it_interrupts(make_model: ModelMa
     )
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are delivered differently")
+@pytest.mark.parametrize("method", ["count_active_channels", "collect_inputs"])
+def test_who_waits_for_an_evaluation_does_not_keep_it_from_ctrl_c(
+    make_model: ModelMaker, method: str
+) -> None:
+    result = run_python(
+        """
+        import faulthandler, os, signal, sys, threading
+        import numpy as np
+        from rwkvcli import Model
+        faulthandler.dump_traceback_later(30, exit=True)
+        model = Model.load(sys.argv[1], threads=2)
+        waits = threading.Timer(0.3, getattr(model.backend, sys.argv[2]), [True])
+        waits.start()
+        threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            model.forward(np.ones(4_000_000, np.int32), model.new_state())
+        except KeyboardInterrupt:
+            waits.join()
+            print("fine")
+        """,
+        str(make_model("7", "int8")),
+        method,
+    )
+    assert (result.stdout, result.returncode) == ("fine\n", 0), result.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_prompt(make_model: ModelMaker) -> None:
     result = run_python(
