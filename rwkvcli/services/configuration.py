@@ -194,9 +194,8 @@ def _changed(path: Path, key: str, value: Any) -> str:
         same = checked(changed, path) == wanted
     except FormatError:
         same = False
-    return (
-        changed if same else _dumped(wanted)
-    )  # written in a way that a look at its lines does not see through
+    # else it is written in a way that a look at its lines does not see through
+    return changed if same else _dumped(wanted)
 
 
 def _text(path: Path) -> str:
