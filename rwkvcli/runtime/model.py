@@ -138,10 +138,11 @@ class Model:
         ids = self._ids(tokens)
         self._check(state)
         done: list[Logits] = []
+        state.begin(len(ids), done)
         try:
             return self.backend.forward(ids, state.inner, all_logits, done)
         finally:
-            _advance([state], len(ids), done)
+            state.end(done)
 
     def forward_batch(
         self, tokens: Sequence[Sequence[int]] | Sequence[int], states: Sequence[State]
@@ -158,12 +159,15 @@ class Model:
             )
         for state in states:
             self._check(state)
+        ids, inner = self._ids(flat), [state.inner for state in states]
         done: list[Logits] = []
+        for state in states:
+            state.begin(1, done)
         try:
-            inner = [state.inner for state in states]
-            return np.asarray(self.backend.forward_batch(self._ids(flat), inner, done))
+            return np.asarray(self.backend.forward_batch(ids, inner, done))
         finally:
-            _advance(states, 1, done)
+            for state in states:
+                state.end(done)
 
     @property
     def template(self) -> Template:
@@ -266,14 +270,6 @@ def origin_of(file: ModelFile) -> Origin:
     identity = [file.metadata.get(key, "") for key in ("arch", "source", "plan", "method", "calibration")]
     fingerprint = hashlib.sha256("\0".join(identity).encode()).hexdigest()
     return Origin.of(fingerprint, file.arch, file.source.get("file"))
-
-
-def _advance(states: Sequence[State], count: int, done: list[Logits]) -> None:
-    """Note that `states` have seen `count` tokens more, if the backend was `done` with them."""
-    if done:
-        for state in states:
-            state.tokens_seen += count
-            state.pause = None
 
 
 def demo_path() -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rwkvcli.errors import FormatError, StateMismatch
 from rwkvcli.runtime.backend import BackendState
@@ -13,7 +13,29 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from rwkvcli.runtime.backend import Logits
     from rwkvcli.runtime.model import Model
+
+
+class _Call(NamedTuple):
+    """A call of the engine with the state: it feeds `tokens`, which the state has seen once `done` has their logits."""
+
+    tokens: int
+    done: list[Logits]
+
+
+class _Noted(NamedTuple):
+    """What a state knows of its text: one value, so that Ctrl-C cannot come in the middle of a change."""
+
+    tokens: int
+    pause: Pause | None
+    calls: tuple[_Call, ...] = ()
+
+    def settled(self) -> _Noted:
+        """The same with the calls that are done added up."""
+        tokens = sum(call.tokens for call in self.calls if call.done)
+        calls = tuple(call for call in self.calls if not call.done)
+        return _Noted(self.tokens + tokens, None if tokens else self.pause, calls)
 
 
 class State:
@@ -28,13 +50,34 @@ class State:
     ) -> None:
         self.inner = inner
         self.origin = origin
-        self.tokens_seen = tokens_seen
-        self.pause = pause
+        self._noted = _Noted(tokens_seen, pause)
+
+    @property
+    def tokens_seen(self) -> int:
+        return self._noted.settled().tokens
+
+    @property
+    def pause(self) -> Pause | None:
+        return self._noted.settled().pause
+
+    @pause.setter
+    def pause(self, pause: Pause | None) -> None:
+        self._noted = self._noted.settled()._replace(pause=pause)
 
     @property
     def fingerprint(self) -> str:
         """Names the model file that the state belongs to."""
         return self.origin.fingerprint
+
+    def begin(self, count: int, done: list[Logits]) -> None:
+        """A call of the engine is about to feed `count` tokens: the state has seen them once `done` has the logits."""
+        noted = self._noted.settled()
+        self._noted = noted._replace(calls=(*noted.calls, _Call(count, done)))
+
+    def end(self, done: list[Logits]) -> None:
+        """That call has ended, well or not."""
+        noted = self._noted.settled()
+        self._noted = noted._replace(calls=tuple(call for call in noted.calls if call.done is not done))
 
     def copy(self) -> State:
         """An independent copy: a branch of the conversation."""
@@ -85,8 +128,7 @@ class State:
                 state.inner.load_numpy(values)
             except ValueError as e:
                 raise FormatError(f"{path}: {e}") from None
-            state.tokens_seen, state.pause = file.tokens_seen, pause
-        return state
+        return State(state.inner, model.origin, file.tokens_seen, pause)
 
 
 def wrong_model(state: Any) -> StateMismatch:

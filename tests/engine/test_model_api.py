@@ -6,6 +6,7 @@ import _thread
 import copy
 import json
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +208,37 @@ def test_ctrl_c_after_the_engine_has_finished_leaves_the_count_right(
         model.forward([2], state) if method == "forward" else model.forward_batch([2], [state])
     assert same(state, other)
     assert (state.tokens_seen, state.pause) == (2, None)
+
+
+@pytest.mark.parametrize("method", ["forward", "forward_batch"])
+def test_ctrl_c_between_any_two_lines_leaves_the_count_right(model: Model, method: str) -> None:
+    seen = [model.new_state(), model.new_state()]
+    model.forward([2], seen[1])
+    step, counts = 0, set()
+    while True:
+        left, state = step, model.new_state()
+
+        def trace(_frame: Any, _event: str, _what: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            model.forward([2], state) if method == "forward" else model.forward_batch([2], [state])
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        assert same(state, seen[state.tokens_seen]), step
+        if left >= 0:
+            break
+        counts.add(state.tokens_seen)
+        step += 1
+    assert counts == {0, 1}
 
 
 def test_generate_is_seeded_and_stops(make_model: ModelMaker) -> None:
