@@ -16,16 +16,16 @@ __all__ = ["Model", "State", "__version__"]
 if TYPE_CHECKING:
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.state import State
+else:  # or type checkers would take any name for one of this module
 
+    def __getattr__(name: str) -> object:
+        # Imported late: `rwkv --help` and `import rwkvcli` need neither numpy nor the extension.
+        if name == "Model":
+            from rwkvcli.runtime.model import Model
 
-def __getattr__(name: str) -> object:
-    # Imported late: `rwkv --help` and `import rwkvcli` need neither numpy nor the extension.
-    if name == "Model":
-        from rwkvcli.runtime.model import Model
+            return Model
+        if name == "State":
+            from rwkvcli.runtime.state import State
 
-        return Model
-    if name == "State":
-        from rwkvcli.runtime.state import State
-
-        return State
-    raise AttributeError(f"module 'rwkvcli' has no attribute {name!r}")
+            return State
+        raise AttributeError(f"module 'rwkvcli' has no attribute {name!r}")
