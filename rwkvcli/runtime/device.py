@@ -14,7 +14,7 @@ def cpu_level() -> str:
 
 def parse_device(text: str) -> tuple[str, str]:
     """(`auto`, ""), (`cpu`, ""), (`cuda`, number) or (`torch`, torch device). Raises UsageError."""
-    kind, _, rest = text.partition(":")
+    kind, _, rest = text.partition(":") if isinstance(text, str) else ("", "", "")
     if text in ("auto", "cpu"):
         return kind, ""
     if kind == "torch":

@@ -199,10 +199,11 @@ class Model:
         """
         from rwkvcli.runtime.decoding import check_limits
         from rwkvcli.runtime.sampling import Sampler, SamplingParams
+        from rwkvcli.runtime.streaming import stop_strings
 
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, **sampling}
         params = SamplingParams.of(self.template.settings(chat=False), given)
-        stop = stop if isinstance(stop, str) else tuple(stop)
+        stop = stop_strings(stop)
         check_limits(max_tokens, stop)
         sampler = Sampler(params, self.tokenizer.vocab_size, self.tokenizer)
         state = state if state is not None else self.new_state()

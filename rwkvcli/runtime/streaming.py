@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rwkvcli.errors import FormatError, UsageError
@@ -32,6 +32,20 @@ class Utf8Stream:
         return self._decoder.decode(b"", final=True)
 
 
+def stop_strings(given: Iterable[str]) -> tuple[str, ...]:
+    """The same, checked. Raises UsageError for an empty string, and for what is no list of strings."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        what = "one string" if isinstance(given, str) else repr(given)
+        raise UsageError(f"stop takes a list of strings, not {what}")
+    stops = tuple(given)
+    for stop in stops:
+        if not isinstance(stop, str):
+            raise UsageError(f"stop takes a list of strings, and {stop!r} is none")
+    if "" in stops:
+        raise UsageError("a stop string is empty")
+    return stops
+
+
 class StopMatcher:
     """Cuts a text before the first stop string, which may lie across any number of pushes.
 
@@ -42,14 +56,7 @@ class StopMatcher:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        if isinstance(stops, str):
-            raise UsageError("stop takes a list of strings, not one string")
-        self._stops = tuple(stops)
-        for stop in self._stops:
-            if not isinstance(stop, str):
-                raise UsageError(f"stop takes a list of strings, and {stop!r} is none")
-        if "" in self._stops:
-            raise UsageError("a stop string is empty")
+        self._stops = stop_strings(stops)
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self.matched: str | None = None

@@ -77,7 +77,10 @@ class Tokenizer(Protocol):
 
 
 def text_to_bytes(text: str) -> bytes:
-    """UTF-8 of `text`; surrogates U+DC80..U+DCFF become the bytes they escaped. UsageError for others."""
+    """UTF-8 of `text`; surrogates U+DC80..U+DCFF become the bytes they escaped. UsageError for others, and for what is no
+    text."""
+    if not isinstance(text, str):
+        raise UsageError(f"a text is a string, not {type(text).__name__}")
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as e:

@@ -88,8 +88,9 @@ def test_loading_refuses_what_it_cannot_run(tmp_path: Path, make_model: ModelMak
             Model.load(path, threads=threads)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="gpu_layers must be"):
         Model.load(path, gpu_layers=1.5)  # type: ignore[arg-type]
-    with pytest.raises(UsageError):
-        Model.load(path, device="abacus")
+    for device in ("abacus", None):
+        with pytest.raises(UsageError, match="unknown device"):
+            Model.load(path, device=device)  # type: ignore[arg-type]
     with pytest.raises(DeviceUnavailable):
         Model.load(path, device="cuda:999")
     cut = tmp_path / "cut.safetensors"
@@ -266,11 +267,18 @@ def test_generate_continues_what_the_state_has_seen() -> None:
     "settings",
     [{"temperature": -1}, {"temperature": "hot"}, {"top_k": 2.5}, {"seed": 1.5}, {"stop": "x"}, {"max_tokens": 2.5},
      {"max_tokens": -2}, {"no_such": 1}, {"max_tokens": "5"}, {"max_tokens": None}, {"stop": [1]}, {"logit_bias": [1]},
-     {"logit_bias": {"5": 1}}, {"logit_bias": {5: "x"}}, {"banned_strings": [1]}, {"banned_strings": 1}],
+     {"logit_bias": {"5": 1}}, {"logit_bias": {5: "x"}}, {"banned_strings": [1]}, {"banned_strings": 1}, {"stop": None}],
 )  # fmt: skip
 def test_settings_are_checked_at_the_call(model: Model, settings: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         model.generate("abc", **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prompt", [None, b"abc", 5])
+def test_prompts_are_strings(make_model: ModelMaker, prompt: object) -> None:
+    model = Model.load(make_model("7", "int8", vocab_size=256))
+    with pytest.raises(UsageError, match="a text is a string, not"):
+        model.generate(prompt)  # type: ignore[arg-type]
 
 
 def test_lists_may_be_whatever_gives_strings(make_model: ModelMaker) -> None:
