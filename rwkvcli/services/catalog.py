@@ -6,7 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +267,10 @@ def _at(parsed: Reference, entry: Entry) -> bool:
     if isinstance(entry.item, Kept):
         return parsed.revision in entry.item.origin.revisions
     if isinstance(entry.item, Download):
-        return entry.item.commit == hub_cache.commit_of(parsed.repo, parsed.revision)
+        path = hub_cache.cached_path(replace(parsed, file=entry.item.file))
+        if path is None or entry.item.etag is None:
+            return path == entry.item.path
+        return hub_cache.whole_etag(path) == entry.item.etag
     return False
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rwkvcli.errors import ModelNotFound, NetworkError, RwkvError, UsageError
@@ -73,8 +73,8 @@ def find(name: str, *, source: bool = False) -> LocalModel | None:
 
     A path is taken as it is. A short name and a file on the Hub are looked for among what was made of downloads,
     the one made last first, then among the downloads; with `source` among the downloads alone. A short name is its
-    newest file that is here. Raises UsageError and ModelNotFound as `parse`, UsageError for a repository of several
-    files.
+    newest file that is here; a file without a revision is that of the branch `main`, or else the latest that is here.
+    Raises UsageError and ModelNotFound as `parse`, UsageError for a repository of several files.
     """
     parsed = parse(name)
     if isinstance(parsed, Path):
@@ -215,6 +215,20 @@ def _of_alias(alias: Alias, name: str, source: bool) -> LocalModel | None:
 
 
 def _of_reference(reference: Reference, name: str, source: bool) -> LocalModel | None:
+    found = _at_revision(reference, name, source)
+    if found is not None or reference.revision is not None:
+        return found
+    # the branch `main` has nothing of it here: it has moved on with another file, or this was pulled at a revision
+    here = sorted(hub_cache.downloads(reference.repo), key=lambda item: item.pulled)
+    commits = [item.commit for item in here if reference.file in (None, item.file)]
+    made = [] if source else kept.kept(reference.repo)
+    for item in made:
+        commits += item.origin.revisions if reference.file in (None, item.origin.file) else ()
+    at = (_at_revision(replace(reference, revision=commit), name, source) for commit in reversed(commits))
+    return next((model for model in at if model is not None), None)
+
+
+def _at_revision(reference: Reference, name: str, source: bool) -> LocalModel | None:
     made = [] if source else [item for item in kept.kept(reference.repo) if is_of(item, reference)]
     if reference.file is None:
         files = [file for file in hub_cache.cached_models(reference) if not parts.is_shard(file)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cli_runner import Outcome
 from hub_client import ANSWER, G1, OLD, Client
-from hub_server import Hub, HubFile, Repo
+from hub_server import COMMIT, Hub, HubFile, Repo
 from quant_models import quantized
 
 from quant.synthetic import SyntheticModel, synthetic_arch, write_safetensors
@@ -251,3 +251,46 @@ def test_the_arithmetic_before_anything_is_loaded(
     text = client("doctor", "g1-0.1b").out
     assert text.count("it does not fit") == 4
     assert "there is room" in text
+
+
+def test_what_is_here_keeps_its_name_when_the_repository_goes_on(
+    hub: Hub, client: Client, pth: Path, model: Path
+) -> None:
+    repo = Repo({"m.safetensors": HubFile(model.read_bytes()), "x.pth": HubFile(pth.read_bytes())})
+    hub.repos["a/b"] = repo
+    client("pull", "a/b:m.safetensors")
+    repo.commit = "f" * 40
+    client("pull", "a/b:x.pth")  # another file: the branch is at another commit now
+    assert client("generate", *ANSWER).err == "no -m: using a/b:m.safetensors\n"
+    hub.requests.clear()
+    for entry in json.loads(client("list", "--json").out):
+        assert json.loads(client("show", entry["name"], "--json").out)["path"] == entry["path"]
+    assert hub.requests == []
+    refused = client("show", "a/b:m.safetensors@main", "--offline")
+    assert (refused.code, refused.out) == (3, "")
+
+
+def test_what_was_pulled_at_a_revision_has_the_name_that_is_listed(
+    hub: Hub, client: Client, pth: Path
+) -> None:
+    hub.repos["a/b"] = Repo({"x.pth": HubFile(pth.read_bytes())}, revisions=("main", "dev"))
+    client("pull", "a/b:x.pth@dev")
+    assert client("show", "a/b:x.pth").code == client("show", "a/b").code == 0
+    # made of what is here, it says which commit that is
+    path = client("pull", "a/b:x.pth", "--quantize", "int8", "--discard-source", "--offline").out.strip()
+    assert client("generate", *ANSWER).err == "no -m: using a/b:x.pth\n"
+    told = json.loads(client("show", "a/b", "--json").out)
+    assert (told["path"], told["source"]["revision"]) == (path, COMMIT)
+
+
+def test_one_download_of_several_commits_is_of_each(hub: Hub, client: Client, pth: Path) -> None:
+    repo = Repo({"x.pth": HubFile(pth.read_bytes())})
+    hub.repos["a/b"] = repo
+    client("pull", "a/b:x.pth")
+    repo.commit = "f" * 40
+    client("pull", f"a/b:x.pth@{repo.commit}")
+    for revision in ("main", COMMIT, repo.commit):
+        assert client("verify", f"a/b:x.pth@{revision}").out == "a/b:x.pth: checkpoint: sound\n"
+    assert client("verify", "a/b:x.pth@v1").code == 3
+    assert client("rm", f"a/b:x.pth@{COMMIT}", "--yes").code == 0
+    assert client.files() == []
