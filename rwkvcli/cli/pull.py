@@ -120,14 +120,17 @@ def _names(model: str | None, update: bool) -> list[str]:
 
 
 def _settle(console: Console, planned: Plan, source: LocalModel | None, keep: bool | None) -> bool:
-    """Decide what becomes of the download that a model file was made of; whether it was removed."""
+    """Decide what becomes of the download that a model file was made of; whether it is gone."""
     from rwkvcli.cli.download import tell_kept
     from rwkvcli.cli.render import size
     from rwkvcli.services import pulling
 
     if planned.kind is None or source is None:
         return False
-    nbytes = size(source.nbytes)
+    try:
+        nbytes = size(source.nbytes)
+    except FileNotFoundError:  # another process that wanted the same has removed it
+        return True
     if keep is None and console.may_ask and planned.result is None:
         keep = not console.ask(f"Remove the download, {nbytes}?", default=False)
     if keep is False:

@@ -11,6 +11,7 @@ import sys
 import time
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_runner import Outcome, Terminal, environment, start
@@ -19,7 +20,8 @@ from hub_server import COMMIT, Hub, HubFile, Repo
 
 from quant.container.reader import ModelFile
 from quant.synthetic import synthetic_arch
-from rwkvcli.services import catalog, fitting
+from rwkvcli.services import catalog, fitting, pulling
+from rwkvcli.services.store import LocalModel
 
 
 @pytest.fixture(scope="session")
@@ -377,6 +379,23 @@ def test_another_process_is_waited_for_and_a_killed_one_blocks_nobody(hub: Hub, 
     assert not list(client.home.glob("models/*/*/.*.part"))
     assert client("verify", "g1-0.1b").code == 0
     assert sum(request.path.startswith("/cdn/") for request in hub.requests) == 1
+
+
+def test_a_download_that_another_process_removed_when_it_was_done(
+    hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = pulling.make
+
+    def make_and_lose(planned: pulling.Plan, source: LocalModel, *more: Any, **options: Any) -> LocalModel:
+        made = make(planned, source, *more, **options)
+        pulling.discard(source)
+        return made
+
+    monkeypatch.setattr(pulling, "make", make_and_lose)
+    done = client("pull", "g1-0.1b", "--quantize", "int8", "--discard-source", "--json")
+    assert (done.code, done.err) == (0, "")
+    told = json.loads(done.out)
+    assert (told["path"], told["download"]) == (str(client.made(OLD, "int8")), None)
 
 
 def test_a_full_disk_leaves_nothing_half_made(hub: Hub, client: Client) -> None:
