@@ -81,10 +81,10 @@ def download(reference: Reference, watcher: Watcher | None = None) -> Path:
     with _quiet_library(), as_our_errors(reference):
         about = _metadata(reference, watcher)
         here = hub_cache.cached_path(Reference(repo, file, about.commit_hash, kind))
-        blob = hub_cache.repository_folder(repo, kind) / "blobs" / about.etag
-        if here is None and not blob.exists():
+        if here is None or about.size not in (None, here.stat().st_size):
             url = hf_hub_url(repo, file, revision=about.commit_hash, repo_type=kind)
-            fetch(url, blob, about, str(reference), watcher)
+            folder = hub_cache.repository_folder(repo, kind)
+            fetch(url, folder, file, about, str(reference), watcher)
         cache = str(hub_cache.hub_cache())
         return Path(
             retried(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -25,13 +26,21 @@ _LOCK_TRY = 0.5
 """Seconds between two looks at a download of another process."""
 
 
-def fetch(url: str, blob: Path, about: Any, name: str, watcher: Watcher) -> None:
-    """Fill `blob` from `url`, going on where an earlier attempt stopped; check it; put it in place."""
+def fetch(url: str, folder: Path, path: str, about: Any, name: str, watcher: Watcher) -> None:
+    """Bring the file `path` of the repository whose folder in the cache this is, unless all of it is here: go on where an earlier
+    attempt stopped, check it, put it in place. What is there of another size, as half of a copy, is removed.
+    """
     hub_cache.check_home()
+    blob = folder / "blobs" / about.etag
     blob.parent.mkdir(parents=True, exist_ok=True)
     partial = blob.with_name(blob.name + hub_cache.INCOMPLETE)
     with _library_lock(blob, partial, about.size or 0, name, watcher):
-        if blob.exists():  # another process was faster
+        place = _place(blob, folder / "snapshots" / about.commit_hash / path)
+        if _is_whole(place, about, watcher):  # another process was faster
+            return
+        place.unlink(missing_ok=True)
+        if place != blob and _is_whole(blob, about, watcher):
+            blob.replace(place)
             return
         if not partial.exists():
             _try_xet(about, partial, watcher)
@@ -60,7 +69,31 @@ def fetch(url: str, blob: Path, about: Any, name: str, watcher: Watcher) -> None
                 f"{name}: what came has another checksum than the Hub names",
                 hint="it was removed; pull it again",
             )
-        partial.replace(blob)
+        partial.replace(place)
+
+
+def _place(blob: Path, pointer: Path) -> Path:
+    """Where the bytes are to stand: `blob`, or on a disk without links the file of the snapshot, whose folder is made. The
+    library would make a copy there, and keep both.
+    """
+    from huggingface_hub import file_download
+
+    with warnings.catch_warnings(action="ignore"):  # that there are no links
+        if file_download.are_symlinks_supported(hub_cache.hub_cache()) and (
+            pointer.is_symlink() or not pointer.is_file()
+        ):
+            return blob
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    return pointer
+
+
+def _is_whole(path: Path, about: Any, watcher: Watcher) -> bool:
+    """Whether a file that was put in place is there with all of its bytes: these are looked at where the size is another."""
+    if not path.is_file():
+        return False
+    return about.size in (None, path.stat().st_size) or hub_cache.is_intact(
+        path, about.etag, watcher.checking
+    )
 
 
 def part_of(reference: Reference, etag: str) -> int:

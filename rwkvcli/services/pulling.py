@@ -140,7 +140,7 @@ def plan(
     reference, files = remote_files(parsed, watcher)
     if for_this_machine and kind is None and not _is_model(reference, watcher):
         kind = kind_for(sum(file.size for file in files))
-    return _plan(name, reference, files, kind)
+    return _plan(name, reference, files, kind, watcher=watcher)
 
 
 def bring(planned: Plan, watcher: Watcher) -> LocalModel:
@@ -294,12 +294,13 @@ def _plan(
     files: tuple[RemoteFile, ...],
     kind: str | None,
     source: Path | None = None,
+    watcher: Watcher | None = None,
 ) -> Plan:
     assert reference.file is not None
     size = sum(file.size for file in files)
     etag = parts.combined((file.path, file.etag) for file in files)
     if source is None:
-        source = _downloaded(reference, files, etag)
+        source = _downloaded(reference, files, etag, watcher)
     origin = Origin(reference.repo, reference.file, etag, size)
     made = {item.path for item in kept.kept(reference.repo)}  # a file without a record is found by nobody
     result = origin.target(kind) if kind is not None and origin.target(kind) in made else None
@@ -322,18 +323,32 @@ def _have(reference: Reference, file: RemoteFile) -> int:
     """Bytes of a file of the Hub that are here."""
     from rwkvcli.services.hub_blobs import part_of
 
-    if (hub_cache.repository_folder(reference.repo) / "blobs" / file.etag).is_file():
+    blob = hub_cache.repository_folder(reference.repo) / "blobs" / file.etag
+    if blob.is_file() and blob.stat().st_size == file.size:
         return file.size
     return min(part_of(reference, file.etag), file.size)
 
 
-def _downloaded(reference: Reference, files: tuple[RemoteFile, ...], etag: str) -> Path | None:
+def _downloaded(
+    reference: Reference, files: tuple[RemoteFile, ...], etag: str, watcher: Watcher | None
+) -> Path | None:
     """The download with these files and this checksum, if all of it is here."""
     cached = [(file, hub_cache.cached_path(replace(reference, file=file.path))) for file in files]
-    if all(path is not None and hub_cache.etag_of(path) in (None, file.etag) for file, path in cached):
+    if all(path is not None and _is_same(path, file, watcher) for file, path in cached):
         return cached[-1][1]
+    size = sum(file.size for file in files)
     here = (item for item in hub_cache.downloads(reference.repo) if item.file == reference.file)
-    return next((item.path for item in here if item.etag == etag), None)
+    return next((item.path for item in here if item.etag == etag and size in (0, item.nbytes)), None)
+
+
+def _is_same(path: Path, file: RemoteFile, watcher: Watcher | None) -> bool:
+    """Whether a file of the cache is what the Hub has; without a link its bytes have to tell."""
+    if file.size and path.stat().st_size != file.size:  # 0: the Hub does not tell
+        return False
+    etag = hub_cache.etag_of(path)
+    if etag is not None:
+        return etag == file.etag
+    return hub_cache.is_intact(path, file.etag, watcher.checking if watcher is not None else None)
 
 
 def _plan_offline(

@@ -294,3 +294,35 @@ def test_one_download_of_several_commits_is_of_each(hub: Hub, client: Client, pt
     assert client("verify", "a/b:x.pth@v1").code == 3
     assert client("rm", f"a/b:x.pth@{COMMIT}", "--yes").code == 0
     assert client.files() == []
+
+
+def test_a_disk_without_links_holds_a_download_once(
+    hub: Hub, client: Client, pth: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda *_: False)
+    repo = Repo({"m.pth": HubFile(pth.read_bytes())})
+    hub.repos["a/b"] = repo
+    assert client("pull", "a/b:m.pth").out == f"{client.path('a/b', 'm.pth')}\n"
+    assert client.files() == ["m.pth"]
+    hub.requests.clear()
+    assert client("pull", "a/b:m.pth").code == 0
+    assert hub.downloads() == []
+    # another file under the same name and of the same size, which no link tells
+    repo.files["m.pth"] = HubFile(bytes(len(pth.read_bytes())))
+    repo.commit = "f" * 40
+    path = Path(client("pull", "a/b:m.pth").out.strip())
+    assert path.read_bytes() == repo.files["m.pth"].data
+    assert client("rm", "a/b:m.pth", "--yes").code == 0
+    assert client.files() == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_half_a_copy_of_a_cache_is_brought_whole(
+    hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda *_: links)
+    path = Path(client("pull", "g1-0.1b").out.strip())
+    os.truncate(path, 1000)
+    assert "download  1.08 MB" in client("pull", "g1-0.1b", "--dry-run").out
+    assert client("pull", "g1-0.1b").out == f"{path}\n"
+    assert path.read_bytes() == hub.repos[G1].files[OLD].data
