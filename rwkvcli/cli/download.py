@@ -203,8 +203,8 @@ def plan_lines(planned: Plan, *, removes: bool = False) -> list[str]:
     if planned.to_download:
         rest = f" ({size(have)} are here)" if have else ""
         rows.append(("download", f"{size(planned.to_download)}{rest}", str(planned.reference)))
-    elif planned.source is not None:
-        rows.append(("is here", size(planned.size), str(planned.source)))
+    elif planned.have == planned.size:
+        rows.append(("is here", size(planned.size), str(planned.source or planned.reference)))
     if planned.to_write:
         rows.append((f"make {planned.kind}", f"about {size(planned.to_write)}", f"kept in {kept_path()}"))
         if removes:

@@ -326,3 +326,14 @@ def test_half_a_copy_of_a_cache_is_brought_whole(
     assert "download  1.08 MB" in client("pull", "g1-0.1b", "--dry-run").out
     assert client("pull", "g1-0.1b").out == f"{path}\n"
     assert path.read_bytes() == hub.repos[G1].files[OLD].data
+
+
+def test_bytes_without_a_snapshot_are_here(hub: Hub, client: Client) -> None:
+    path = Path(client("pull", "g1-0.1b").out.strip())
+    path.unlink()  # copied without its links
+    assert client("pull", "g1-0.1b", "--dry-run").out.split() == [
+        "g1-0.1b:", "is", "here", "1.08", "MB", f"{G1}:{OLD}",
+    ]  # fmt: skip
+    hub.requests.clear()
+    assert client("pull", "g1-0.1b").out == f"{path}\n"
+    assert hub.downloads() == []
