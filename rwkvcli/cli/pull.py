@@ -66,7 +66,11 @@ def pull(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell sizes; fetch nothing.")] = False,
     update: Annotated[
-        bool, typer.Option("--update", help="Without MODEL: everything here that has a short name.")
+        bool,
+        typer.Option(
+            "--update",
+            help="Without MODEL: everything here that has a short name, in the formats made of it.",
+        ),
     ] = False,
 ) -> None:
     """Download a model from the Hugging Face Hub.
@@ -79,7 +83,7 @@ def pull(
     from rwkvcli.cli.download import carry_out, plan_lines
     from rwkvcli.cli.watching import Bars
     from rwkvcli.services import pulling, store
-    from rwkvcli.services.names import DEMO
+    from rwkvcli.services.names import DEMO, KINDS
 
     kind = quantize.value if quantize is not None else None
     console = Console(settings)
@@ -88,8 +92,10 @@ def pull(
             console.line(str(store.find_model(name).path))
             continue
         with Bars(console, name) as bars:
-            planned = pulling.plan(name, kind, offline=settings.offline, watcher=bars)
-            if keep_source is not None and planned.kind is None:
+            # what is updated is made into what it was made into: FORMAT is for the rest
+            wanted_kind = None if wanted is None and name.endswith(KINDS) else kind
+            planned = pulling.plan(name, wanted_kind, offline=settings.offline, watcher=bars)
+            if keep_source is not None and planned.kind is None and wanted is not None:
                 raise Misuse("--keep-source and --discard-source go with --quantize")
             if dry_run:
                 bars.hide()

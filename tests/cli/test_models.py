@@ -101,6 +101,18 @@ def test_a_newer_file_is_looked_for_only_when_asked(hub: Hub, client: Client, se
     assert client.path(G1, NEW).exists() is False
 
 
+def test_an_update_keeps_every_format(hub: Hub, client: Client, second: bytes) -> None:
+    other = OLD.replace("0.1b", "0.4b")
+    hub.repos[G1].files[other] = HubFile(second)
+    client("pull", "g1-0.1b", "--quantize", "int8", "--discard-source")
+    client("pull", "g1-0.4b")
+    done = client("pull", "--update", "--keep-source")
+    assert (done.code, done.out) == (0, f"{client.made(OLD, 'int8')}\n{client.path(G1, other)}\n")
+    done = client("pull", "--update", "--quantize", "int4", "--discard-source")
+    assert (done.code, done.out) == (0, f"{client.made(OLD, 'int8')}\n{client.made(other, 'int4')}\n")
+    assert client("pull", "g1-0.1b", "--keep-source").code == 2
+
+
 def test_the_same_bytes_under_two_names_are_two_models(hub: Hub, client: Client, pth: Path) -> None:
     hub.repos[G1].files[NEW] = HubFile(pth.read_bytes())
     older = client("pull", "g1-0.1b@20260110", "--quantize", "int8").out.strip()
