@@ -183,6 +183,10 @@ def _understood() -> Iterator[None]:
         yield
     except (errors.HTTPError, errors.HFValidationError):  # some of which are ValueErrors too
         raise
+    except UnicodeEncodeError as error:  # of a header
+        raise UsageError(
+            "the token for the Hub has characters that no token has", hint="check HF_TOKEN"
+        ) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _no_hub() from error
     except Exception as error:

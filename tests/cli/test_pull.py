@@ -161,6 +161,10 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(hub: Hub, client: Client) ->
     elsewhere = [request for request in hub.requests if request.path.startswith("/cdn/")]
     assert elsewhere
     assert all(request.authorization is None for request in elsewhere)
+    for name in ("a/b", "a/b:m.pth"):
+        assert client("pull", name, HF_TOKEN=f"“{TOKEN}”") == Outcome(
+            2, "", "error: the token for the Hub has characters that no token has\nhint: check HF_TOKEN\n"
+        )
 
 
 def test_offline(hub: Hub, client: Client, pth: Path, tmp_path: Path) -> None:
