@@ -225,7 +225,11 @@ def removable(name: str, *, source: bool = False, interrupted: bool = False) -> 
     if isinstance(parsed, Path):
         if name == names.DEMO:
             raise UsageError(f"{name} is built in, and stays")
-        this = [entry for entry in entries() if entry.item is not None and entry.path == parsed.absolute()]
+        this = [
+            entry
+            for entry in entries()
+            if entry.item is not None and entry.path.absolute() == parsed.absolute()
+        ]
         if this:
             return this
         raise UsageError(

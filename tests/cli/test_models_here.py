@@ -57,6 +57,18 @@ def test_removing(hub: Hub, client: Client) -> None:
         assert client("rm", name, "--yes").code in (2, 3)
 
 
+def test_removing_by_the_path_that_is_listed(
+    hub: Hub, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RWKV_MODELS", "models")
+    monkeypatch.setenv("HF_HOME", ".")
+    client("pull", "g1-0.1b", "--quantize", "int8")
+    for entry in json.loads(client("list", "--json").out)[:-1]:
+        assert client("rm", entry["path"], "--yes").code == 0
+    assert client.files() == []
+
+
 def test_downloads_need_no_place_for_what_is_made_of_them(
     hub: Hub, client: Client, pth: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
