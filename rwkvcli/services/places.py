@@ -64,7 +64,8 @@ class Place:
         """Raise UsageError if it is no folder in which files can be made, nor can become one; nothing is made."""
         with self.in_use():
             path = self.path().absolute()
-            there = next(folder for folder in (path, *path.parents) if folder.exists())
+            above = (path, *path.parents)
+            there = next(folder for folder in above if folder.exists() or folder.is_symlink())
             if not there.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "Not a directory", str(path))
             if not os.access(there, os.W_OK | os.X_OK):

@@ -21,6 +21,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RWKV_HERE", raising=False)
     (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("nowhere")  # to a disk that is not there
     return Place("RWKV_HERE", "folder for tests", lambda: tmp_path / "default")
 
 
@@ -36,6 +37,7 @@ def said(place: Place, action: object) -> tuple[str, str | None]:
     [
         ("file", "not a folder"),
         ("file/below", "not a folder"),
+        ("link", "not a folder"),
         ("a" * 300, "file name too long"),
         ("~nobody-here/x", "there is no such home folder"),
     ],
@@ -47,7 +49,7 @@ def test_a_place_that_can_be_no_folder(
     expected = (f"RWKV_HERE={asked}: {reason}", "RWKV_HERE names the folder for tests")
     assert said(place, place.check) == expected
     assert said(place, lambda: place.made(place.path())) == expected
-    assert [path.name for path in Path().iterdir()] == ["file"]
+    assert sorted(path.name for path in Path().iterdir()) == ["file", "link"]
 
 
 def test_a_place_that_may_not_be_written_to(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +129,7 @@ def test_a_full_disk_is_not_a_wrong_place(place: Place) -> None:
 
 def test_a_conversation_that_cannot_be_kept_does_not_begin(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("nowhere")  # to a disk that is not there
     for asked, reason in (("file", "not a folder"), ("~nobody-here", "there is no such home folder")):
         done = rwkv_inside(*CHAT, stdin="Hello\n", cwd=tmp_path, env={"RWKV_SESSIONS": asked})
         assert (done.code, done.out) == (2, "")
