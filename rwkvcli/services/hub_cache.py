@@ -3,7 +3,8 @@ remove one file.
 
     models--OWNER--REPO/refs/REVISION               the commit that a branch or tag was at
     models--OWNER--REPO/snapshots/COMMIT/FILE       a link to the blob (a file of its own where there are no links)
-    models--OWNER--REPO/blobs/ETAG                  the bytes; ETAG is the checksum that the Hub names
+    models--OWNER--REPO/blobs/ETAG                  the bytes; ETAG is the checksum that the Hub names. What newer versions
+                                                    brought by Xet is a link to blobs/XX/HASH in the cache
     models--OWNER--REPO/blobs/ETAG.incomplete       a download that was interrupted
 """
 
@@ -252,10 +253,23 @@ def remove(download: Download) -> None:
         path.unlink()
     blobs -= {etag for path in (folder / "snapshots").rglob("*") if (etag := etag_of(path)) is not None}
     for etag in blobs:
-        (folder / "blobs" / etag).unlink(missing_ok=True)
+        _remove_blob(folder / "blobs" / etag)
     for snapshot in (folder / "snapshots").glob("*"):
         with contextlib.suppress(OSError):  # others are in it
             _remove_empty(snapshot)
+
+
+def _remove_blob(blob: Path) -> None:
+    """Remove a blob; of a link into the store that newer versions of the library keep for all repositories also what it leads
+    to, if the library knows of no other link.
+    """
+    store = blob.parent / blob.readlink() if blob.is_symlink() else None
+    blob.unlink(missing_ok=True)
+    if store is not None:
+        with contextlib.suppress(ImportError):  # a version without such a store
+            from huggingface_hub.utils._shared_blobs import sweep_shared_blob
+
+            sweep_shared_blob(store, cache_dir=hub_cache())
 
 
 def is_intact(path: Path, etag: str, on_progress: Callable[[int, int], None] | None = None) -> bool:

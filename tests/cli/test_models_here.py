@@ -131,6 +131,26 @@ def test_a_blob_that_another_name_has_stays(hub: Hub, client: Client, pth: Path)
     assert client.files() == []
 
 
+def test_bytes_that_repositories_share_go_with_the_last(hub: Hub, client: Client, pth: Path) -> None:
+    shared = pytest.importorskip(
+        "huggingface_hub.utils._shared_blobs"
+    )  # newer versions share what Xet brings
+    for repo in ("a/b", "a/c"):
+        hub.repos[repo] = Repo({"m.pth": HubFile(pth.read_bytes())})
+        blob = Path(client("pull", repo).out.strip()).resolve()
+        assert shared.publish_blob_to_shared_store(
+            blob_path=str(blob),
+            xet_hash="5" * 64,
+            cache_dir=client.home / "hub",
+            expected_size=blob.stat().st_size,
+        )
+    assert client("rm", "a/b", "--yes").code == 0
+    assert client.path("a/c", "m.pth").read_bytes() == pth.read_bytes()
+    assert "5" * 64 in client.files()
+    assert client("rm", "a/c", "--yes").code == 0
+    assert "5" * 64 not in client.files()
+
+
 def test_what_other_programs_downloaded_is_not_listed_but_can_be_named(hub: Hub, client: Client) -> None:
     other = HubFile(b"\x02" + b"\0" * 7 + b"{}")
     hub.repos["a/b"] = Repo({"llama.safetensors": other})
