@@ -13,7 +13,7 @@ from quant_models import BareEncoder, checkpoint, expected_logical, odd_arch, qu
 from quant.container.header import dumps
 from quant.container.reader import ModelFile
 from quant.errors import Cancelled
-from quant.recipe import KINDS, class_sizes, estimated_bytes, make_plan
+from quant.recipe import KINDS, Override, class_of, class_sizes, estimated_bytes, make_plan
 from quant.synthetic import SyntheticModel, synthetic_arch
 
 
@@ -32,6 +32,24 @@ def test_measured_errors_are_the_real_ones(tmp_path: Path) -> None:
             stored = model.decode(row.name)
             assert row.loss.relative == pytest.approx(relative_error(wanted[row.name], stored), rel=1e-5)
             assert row.loss.largest == np.abs(wanted[row.name] - stored).max()
+
+
+@pytest.mark.parametrize(("kind", "override"), [("int8", "head=f32"), ("f32", "att.key=int4")])
+def test_errors_of_classes_count_the_weights_that_lost_nothing(
+    tmp_path: Path, kind: str, override: str
+) -> None:
+    arch = odd_arch("7")
+    plan = make_plan(arch, kind, overrides=[Override.parse(override)])
+    result = quantized(checkpoint(tmp_path / "m.pth", arch), tmp_path / "o", kind, plan=plan)
+    wanted = expected_logical(SyntheticModel(arch))
+    with ModelFile.open(tmp_path / "o") as model:
+        for row in result.classes:
+            names = [name for name in wanted if row.name in ("total", class_of(name))]
+            values, stored = (
+                np.concatenate([of(name).reshape(-1) for name in names])
+                for of in (wanted.__getitem__, model.decode)
+            )
+            assert row.loss.relative == pytest.approx(relative_error(values, stored), rel=1e-5)
 
 
 def test_errors_are_measured_for_encoders_that_do_not_tell(tmp_path: Path) -> None:
