@@ -73,7 +73,7 @@ def framed(
         "recipe": recipe,
         "plan": dumps({name: item._asdict() for name, item in plan.items()}),
         "method": _method(method, plan),
-        "calibration": "none" if calibration is None else dumps(calibration.record()),
+        "calibration": dumps(calibration.record()) if calibration is not None and is_lossy(plan) else "none",
         "report": "{}",
         "source": "{}",
     }
@@ -91,9 +91,9 @@ def framed(
 
 
 def _method(encoder: str, plan: Plan) -> str:
-    """How codes are chosen: as the encoder does, unless none or all with tables are NF4's."""
-    tabled = {item.encoding for item in plan.values() if ENCODINGS[item.encoding].has_codebook}
-    return "nf4" if tabled == {"nf4"} else encoder if is_lossy(plan) else "none"
+    """How codes are chosen: as the encoder does, unless there is nothing to choose or all are NF4's."""
+    chosen = {item.encoding for item in plan.values() if ENCODINGS[item.encoding].weighted}
+    return "none" if not chosen else "nf4" if chosen == {"nf4"} else encoder
 
 
 def is_lossy(plan: Plan) -> bool:

@@ -24,16 +24,18 @@ from quant_models import (
 
 from quant.arch import expected
 from quant.arrays import F32, Array
-from quant.checkpoints import Checkpoint
+from quant.calibration import Calibration
+from quant.checkpoints import Checkpoint, open_checkpoint
 from quant.checkpoints.pth import PthTensors
 from quant.container.reader import ModelFile
 from quant.errors import Cancelled, FormatError, InvalidRequest, NoSpace, QuantError
 from quant.formats import ENCODINGS
+from quant.frame import framed
 from quant.methods import numpy_encoder
 from quant.orient import logical_tensors
 from quant.pipeline import Progress, quantize
-from quant.recipe import KINDS, class_of, estimated_bytes, is_allowed, make_plan
-from quant.sources import open_model
+from quant.recipe import KINDS, Override, class_of, estimated_bytes, is_allowed, make_plan
+from quant.sources import open_model, source_of
 from quant.synthetic import SyntheticModel, make_checkpoint, synthetic_arch, write_pth, write_safetensors
 
 LIMITS = {"f32": 0, "f16": 2e-7, "bf16": 5e-6, "q8g32": 6e-5, "q6g32": 8e-4, "q4g32": 1e-2, "q4g16": 8e-3}
@@ -104,7 +106,41 @@ def test_provenance(tmp_path: Path) -> None:
         digest = hashlib.sha256(source.read_bytes()).hexdigest()
         size = source.stat().st_size
         assert model.source == {"file": "wéird.pth", "bytes": size, "sha256": digest, "dtype": "bf16"}
-        assert model.recipe == "int8" and model.method == "codebook"
+        assert model.recipe == "int8" and model.method == "none"
+
+
+@pytest.mark.parametrize(
+    ("kind", "override", "method"),
+    [
+        ("int8", "head=int8", "none"),
+        ("int8", "head=int4", "gptq"),
+        ("nf4", "head=int8", "nf4"),
+        ("nf4", "att.key=int6", "gptq"),
+        ("int6", "ffn=nf4", "gptq"),
+        ("f32", "emb=nf4", "nf4"),
+        ("f32", "emb=bf16", "none"),
+    ],
+)
+def test_the_method_is_that_of_codes_that_are_chosen(
+    tmp_path: Path, kind: str, override: str, method: str
+) -> None:
+    arch = synthetic_arch("7", 1, 64, 256)
+    plan = make_plan(arch, kind, overrides=[Override.parse(override)])
+    text = Calibration("t", "", 1, {})
+    options: dict[str, Any] = dict.fromkeys(("tokenizer_json", "template", "group_norm_eps"))
+    with open_checkpoint(checkpoint(tmp_path / "m.pth", arch)) as opened:
+        frame = framed(
+            source_of(opened),
+            plan,
+            kind,
+            method="gptq",
+            calibration=text,
+            notes={},
+            evaluated=False,
+            **options,
+        )
+    assert frame.metadata["method"] == method
+    assert (frame.metadata["calibration"] == "none") == (override == "emb=bf16")
 
 
 def test_where_the_source_came_from_is_kept_and_its_checksum_compared(tmp_path: Path) -> None:
