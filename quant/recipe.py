@@ -94,8 +94,8 @@ def class_of(name: str) -> str:
 
 
 def leaf_of(name: str) -> str:
-    """What the matrix `name` is called in every block: "att.key"."""
-    return name.split(".", 2)[-1].removesuffix(".weight")
+    """What the matrix `name` is called in every block: "att.key"; "emb" and "head" of those two."""
+    return name.removesuffix(".weight").split(".", 2)[-1]
 
 
 def is_allowed(name: str, encoding: str, layout: str) -> bool:

@@ -136,6 +136,8 @@ def test_overrides() -> None:
     ("word", "message", "hint"),
     [
         ("att.valeu=int8", "no tensor matches 'att.valeu'", "att.value"),
+        ("foo=int8", "no tensor matches 'foo'", "there are emb, att.w1, "),
+        ("haed=int8", "no tensor matches 'haed'", "there are head"),
         ("ln1=int8", "'ln1' matches no matrix: blocks.0.ln1.weight is always f32", None),
         ("head=q5", "unknown format 'q5' for tensors 'head'", "q4g16"),
         ("(=int8", r"'(' is no regular expression: ", None),
