@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _MOST_BPW = 1e6
 """More than any plan has, padding included; a larger number is no other limit."""
+_NF4_ROWS = "blocks of NF4 run along its inputs"
 _UNITS = {
     "B": 1,
     "kB": 10**3,
@@ -148,8 +149,7 @@ def decide(
     overrides = [Override.parse(word) for word in choices.tensors]
     plan = make_plan(source.arch, kind, recipe=choices.recipe, overrides=overrides, ffn_value=layout)
     lossy = is_lossy(plan)
-    notes: dict[str, Any] = {"ffn_value": {"layout": layout, "why": why}} if lossy else {}
-    notes |= _instead(plan, kind, overrides)
+    notes = _told_layout(plan, layout, why) | _instead(plan, kind, overrides)
     recipe = _in_words(kind, choices, lossy)
     if choices.budgeted:
         plan = plan_within(
@@ -164,6 +164,20 @@ def decide(
             check=stop,
         )
     return Planning(plan, recipe, notes)
+
+
+def _told_layout(plan: Plan, layout: str, why: str) -> dict[str, Any]:
+    """How `ffn.value` lies in `plan` and why, as a note for the report: nothing where it is no integers. `layout` was wanted,
+    `why` says why.
+    """
+    from quant.formats import ENCODINGS
+
+    values = [item for name, item in plan.items() if name.endswith(".ffn.value.weight")]
+    if not all(ENCODINGS[item.encoding].quantized for item in values):
+        return {}
+    if layout == "kn" and all(ENCODINGS[item.encoding].block for item in values):
+        layout, why = "tile", _NF4_ROWS
+    return {"ffn_value": {"layout": layout, "why": why}}
 
 
 def _instead(plan: Plan, kind: str, overrides: Sequence[Override]) -> dict[str, Any]:
@@ -193,7 +207,7 @@ def _ffn_value(source: Source, kind: str, wanted: str, calibration: Calibration 
     if wanted != "auto":
         return wanted, "as asked for"
     if kind == "nf4":
-        return "tile", "blocks of NF4 run along its inputs"
+        return "tile", _NF4_ROWS
     density = calibration.density() if calibration is not None else None
     if density is not None:
         return layout_by_density(density, source.arch)

@@ -63,6 +63,8 @@ def test_nf4_for_some_tensors(folder: Path) -> None:
     assert told["encodings"]["blocks.1.ffn.key.weight"] == "q4g32"
     wrong = rwkv_inside(*words, "att=nf4")
     assert wrong.code == 2 and "blocks.0.att.w2 has rows of 32, and nf4 blocks of 64" in wrong.err
+    told = json.loads(rwkv_inside(*words, "ffn.value=nf4", "--ffn-value", "kn").out)
+    assert told["ffn_value"] == {"layout": "tile", "why": "blocks of NF4 run along its inputs"}
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,8 @@ def test_the_layout_of_ffn_value_and_why(small: Path, tmp_path: Path) -> None:
     with made(small, tmp_path / "o", choices=choices(tokens=64)) as model:
         found = model.report["ffn_value"]
         assert found["layout"] == "tile" and "of its inputs are not zero in the text" in found["why"]
+    with made(small, tmp_path / "f16", choices=Choices(tensors=("ffn.value=f16",))) as model:
+        assert "ffn_value" not in model.report
     wide = synthetic_arch("7", 2, 2048, 256)
     middle = synthetic_arch("7", 2, 768, 256)
     for arch in (wide, middle):
