@@ -264,6 +264,7 @@ def quantize(
                     tokenizer=tokenizer_path,
                     template=template,
                     group_norm_eps=gn_eps,
+                    assessment=assessment,
                     on_progress=bar.update,
                     should_stop=should_stop,
                 )

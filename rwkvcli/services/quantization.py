@@ -208,6 +208,7 @@ def forecast(
     tokenizer: Path | None = None,
     template: str | None = None,
     group_norm_eps: float | None = None,
+    assessment: Assessment | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Forecast:
@@ -228,6 +229,8 @@ def forecast(
         work = Preparation(
             source, weights, kind, choices, threads, "cpu", tokenizer_json, on_progress, should_stop
         )
+        if assessment is not None:
+            assessment.check(work.tokenizer())
         work.read_text()
         base = None
         if choices.text is not None:
@@ -238,7 +241,7 @@ def forecast(
             base = stack.enter_context(
                 base_file(source, folder, encoder=work.encoder, should_stop=should_stop, **options)
             )
-        work.decide(base, template=template, group_norm_eps=group_norm_eps)
+        work.decide(base, template=template, group_norm_eps=group_norm_eps, evaluated=assessment is not None)
     plan = work.planning.plan
     encodings = class_encodings(plan)
     classes = {

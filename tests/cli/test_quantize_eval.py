@@ -91,6 +91,16 @@ def test_the_weights_are_those_of_a_run_without(place: Path) -> None:
         assert quality["text"]["file"] == "text.txt"
 
 
+def test_a_dry_run_foretells_a_file_with_the_record(place: Path) -> None:
+    size = json.loads(quantize(place, "--dry-run", "--json").out)["bytes"]
+    sized = ("--max-size", str(size + 100))
+    told = json.loads(quantize(place, *sized, "--dry-run", "--json").out)
+    assert quantize(place, *sized).code == 0
+    with ModelFile.open(place / MADE) as made:
+        assert made.size == told["bytes"] <= size + 100
+        assert {name: item.encoding for name, item in made.plan.items()} == told["encodings"]
+
+
 @pytest.mark.parametrize("to", ["bf16", "f32"])
 def test_what_loses_nothing_is_its_source(place: Path, to: str) -> None:
     done = rwkv("quantize", "small.pth", "--to", to, "--eval", "-", "--json", "-q", stdin=TEXT, cwd=place)
