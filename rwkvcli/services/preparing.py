@@ -86,34 +86,34 @@ class Preparation:
         self._framing = {"template": template, "group_norm_eps": group_norm_eps, "evaluated": evaluated}
         from rwkvcli.services.calibrating import gather
 
+        gathered = None
         if self._windows is not None and base is not None:
             # GPTQ finds out by itself what it needs; of the density a glimpse is enough
             windows = (
                 dataclasses.replace(self._windows, ids=self._windows.ids[:2]) if self._gptq else self._windows
             )
-            self.calibration = gather(
+            gathered = gather(
                 base,
                 windows,
                 threads=self.threads,
                 on_progress=lambda done, total: self._tell("calibrating", done, total),
                 should_stop=self._should_stop,
             )
-        if self._gptq and self._windows is not None and self.calibration is not None:
-            self.calibration = dataclasses.replace(
-                self.calibration, tokens=self._windows.tokens, statistic="second moments of the inputs"
-            )
+            self.calibration = gathered
+            if self._gptq:
+                self.calibration = dataclasses.replace(
+                    gathered, tokens=self._windows.tokens, inputs={}, statistic="second moments of the inputs"
+                )
         self.planning = planning.decide(
             self._weights,
             self._kind,
             self._choices,
             encoder=self.encoder,
-            calibration=self.calibration,
+            calibration=gathered,
             size_of=self.size_of,
             on_progress=lambda name, done, total: self._tell(f"measuring {name}", done, total),
             stop=self._check,
         )
-        if self._gptq and self.calibration is not None:
-            self.calibration = dataclasses.replace(self.calibration, inputs={})
 
     def size_of(self, plan: Plan, recipe: str, notes: dict[str, Any]) -> int:
         """How large the file will be, once `decide` knows what else it holds."""

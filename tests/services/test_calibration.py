@@ -205,6 +205,18 @@ def test_the_layout_of_ffn_value_and_why(small: Path, tmp_path: Path) -> None:
     assert layout == "tile" and "but skipping the others would make it 43 % larger" in why
 
 
+def test_gptq_counts_the_same_share_of_zeros(small: Path, tmp_path: Path) -> None:
+    """Though it does so in two windows only, here of four."""
+    pytest.importorskip("torch")
+    shares = []
+    for method in ("codebook", "gptq"):
+        with open_model(small) as opened:
+            asked = choices(tokens=4 * WINDOW, method=method)
+            told = forecast(opened, tmp_path / "o", "int4", choices=asked, threads=1)
+        shares.append(float(told.notes["ffn_value"]["why"].partition(" %")[0]))
+    assert shares[1] == pytest.approx(shares[0], rel=0.05)
+
+
 def test_what_a_text_leaves_alone_still_counts() -> None:
     sums = InputSums(np.array([0.0, 4.0, 8.0]), np.array([0, 2, 4], np.uint64))
     known = Calibration(
