@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import textwrap
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cuda_library import LIBRARY, needs_library
+from python_programs import interrupt_a_long_prompt, run_python
 from small_models import ModelMaker
 
 from rwkvcli import Model, State, _kernels
@@ -168,40 +167,10 @@ def test_threads_of_the_caller_wait_for_each_other(model: Model) -> None:
     assert results == [True] * 20
 
 
-def run_python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-c", textwrap.dedent(code), *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-
-
 @needs_library
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are delivered differently")
 def test_ctrl_c_stops_a_long_prompt_and_keeps_the_state(path: Path) -> None:
-    result = run_python(
-        """
-        import os, signal, sys, threading
-        import numpy as np
-        from rwkvcli import Model
-        model = Model.load(sys.argv[1], device="cuda")
-        state = model.new_state()
-        model.forward([1, 2, 3], state)
-        before = state.to_numpy()
-        other = threading.Thread(target=lambda: model.new_state().to_numpy())  # waits, and must not be in the way
-        threading.Timer(0.2, other.start).start()
-        threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
-        try:
-            model.forward(np.ones(4_000_000, np.int32), state)
-        except KeyboardInterrupt:
-            pass
-        else:
-            sys.exit("was not interrupted")
-        after = state.to_numpy()  # after a whole prompt it would be another one
-        assert all(np.array_equal(before[k], after[k]) for k in before)
-        model.forward([4], state)
-        other.join()
-        print("fine")
-        """,
-        str(path),
-    )
+    result = interrupt_a_long_prompt(path, device="cuda")
     assert (result.stdout, result.returncode) == ("fine\n", 0), result.stderr
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cuda_library import free_memory, is_emulated, needs_library
+from python_programs import interrupt_a_long_prompt
 from small_models import VERSIONS, ModelMaker
 
 from rwkvcli import Model, State
@@ -108,34 +107,5 @@ def test_too_little_memory_comes_with_what_would_fit(path: Path, monkeypatch: py
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are delivered differently")
 def test_ctrl_c_stops_a_long_prompt_and_keeps_the_state(path: Path) -> None:
-    code = """
-        import os, signal, sys, threading
-        import numpy as np
-        from rwkvcli import Model
-        model = Model.load(sys.argv[1], device="cuda", gpu_layers=1)
-        state = model.new_state()
-        model.forward([1, 2, 3], state)
-        before = state.to_numpy()
-        other = threading.Thread(target=lambda: model.new_state().copy().to_numpy())  # waits, and must not be in the way
-        threading.Timer(0.2, other.start).start()
-        threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
-        try:
-            model.forward(np.ones(4_000_000, np.int32), state)
-        except KeyboardInterrupt:
-            pass
-        else:
-            sys.exit("was not interrupted")
-        after = state.to_numpy()
-        assert all(np.array_equal(before[k], after[k]) for k in before)
-        model.forward([4], state)
-        other.join()
-        print("fine")
-        """
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", textwrap.dedent(code), str(path)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
+    result = interrupt_a_long_prompt(path, device="cuda", gpu_layers=1)
+    assert (result.stdout, result.returncode) == ("fine\n", 0), result.stderr

@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
+from python_programs import interrupt_a_long_prompt, run_python
 from small_models import ModelMaker
 
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def run_python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-c", textwrap.dedent(code), *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are delivered differently")
 def test_ctrl_c_stops_a_long_prompt_and_keeps_the_state(make_model: ModelMaker) -> None:
-    result = run_python(
-        """
-        import os, signal, sys, threading
-        import numpy as np
-        from rwkvcli import Model
-        model = Model.load(sys.argv[1], threads=2)
-        state = model.new_state()
-        model.forward([1, 2, 3], state)
-        before = state.to_numpy()
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-        try:
-            model.forward(np.ones(4_000_000, np.int32), state)
-        except KeyboardInterrupt:
-            pass
-        else:
-            sys.exit("was not interrupted")
-        after = state.to_numpy()  # after a whole prompt it would be another one
-        assert all(np.array_equal(before[k], after[k]) for k in before)
-        assert state.tokens_seen == 3
-        model.forward([4], state)
-        print("fine")
-        """,
-        str(make_model("7", "int8")),
-    )
+    result = interrupt_a_long_prompt(make_model("7", "int8"), threads=2)
     assert (result.stdout, result.returncode) == ("fine\n", 0), result.stderr
 
 
