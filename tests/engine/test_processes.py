@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,18 @@ from python_programs import interrupt_a_long_prompt, run_python
 from small_models import ModelMaker
 
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+ANONYMOUS = """
+def anonymous():  # kB of this process's memory that are no file's
+    return sum(int(l.split()[1]) for l in open("/proc/self/smaps_rollup") if l.startswith("Anonymous:"))
+"""
+
+
+def growth(code: str, *args: str) -> int:
+    """The kB that a program prints, which has anonymous() to find them out."""
+    result = run_python(ANONYMOUS + textwrap.dedent(code), *args)
+    assert result.returncode == 0, result.stderr
+    return int(result.stdout)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are delivered differently")
@@ -170,14 +183,11 @@ def test_who_waits_for_an_evaluation_does_not_keep_it_from_ctrl_c(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_prompt(make_model: ModelMaker) -> None:
-    result = run_python(
+    grown = growth(
         """
         import sys
         import numpy as np
         from rwkvcli import Model
-
-        def anonymous():
-            return sum(int(l.split()[1]) for l in open("/proc/self/smaps_rollup") if l.startswith("Anonymous:"))
 
         model = Model.load(sys.argv[1], threads=2)
         state = model.new_state()
@@ -191,8 +201,7 @@ def test_memory_does_not_grow_with_the_prompt(make_model: ModelMaker) -> None:
         """,
         str(make_model("7", "int8")),
     )
-    assert result.returncode == 0, result.stderr
-    assert int(result.stdout) < 4096  # kB
+    assert grown < 4096  # kB
 
 
 @pytest.mark.skipif(not LARGE_PAGES.exists(), reason="this system has no large pages for whoever asks")
@@ -222,13 +231,10 @@ def test_the_rows_of_a_prompt_ask_for_large_pages(make_model: ModelMaker) -> Non
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_number_of_prompts(make_model: ModelMaker) -> None:
     """A prompt takes a copy of the state with it; something small that stays lies in memory after each."""
-    result = run_python(
+    grown = growth(
         """
         import sys
         from rwkvcli import Model
-
-        def anonymous():
-            return sum(int(l.split()[1]) for l in open("/proc/self/smaps_rollup") if l.startswith("Anonymous:"))
 
         model = Model.load(sys.argv[1], threads=1)
         state = model.new_state()
@@ -241,5 +247,4 @@ def test_memory_does_not_grow_with_the_number_of_prompts(make_model: ModelMaker)
         """,
         str(make_model("7", "bf16", n_layer=20, n_embd=256)),
     )
-    assert result.returncode == 0, result.stderr
-    assert int(result.stdout) < 1024  # kB; a state has 1320
+    assert grown < 1024  # kB; a state has 1320
