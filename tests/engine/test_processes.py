@@ -201,7 +201,9 @@ def test_memory_does_not_grow_with_the_prompt(make_model: ModelMaker) -> None:
         """,
         str(make_model("7", "int8")),
     )
-    assert grown < 4096  # kB
+    # May stay: the ids twice, 80 each; a state's copy, values and arrays, 33 each; less than 200 of Python's own objects.
+    # Must not: the smallest buffer of rows, 48 bytes (32 codes, a scale, three sums) for each token past a chunk, is 925.
+    assert grown < 512  # kB
 
 
 @pytest.mark.skipif(not LARGE_PAGES.exists(), reason="this system has no large pages for whoever asks")
