@@ -64,7 +64,6 @@ RandomMatrix::RandomMatrix(const std::string& encoding, const std::string& layou
     }
     bytes = AlignedBuffer<uint8_t>(total + 64);
     std::mt19937 generator(seed);
-    std::normal_distribution<float> normal;
     Parts parts;
     for (size_t i = 0; i < part_sizes.size(); ++i) {
         const auto& [name, size] = part_sizes[i];

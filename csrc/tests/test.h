@@ -43,9 +43,16 @@ struct Register {
 /// Tables of all levels to compare: those this processor reports, and the one that RWKV_TEST_LEVELS names.
 std::vector<const cpu::KernelTable*> levels();
 
+/// About a normal distribution, by sums of twelve: the same floats from every compiler and library.
+inline float normal(std::mt19937& generator) {
+    int sum = 0;
+    for (int i = 0; i < 12; ++i)
+        sum += int(generator() >> 16);
+    return float(sum - 6 * 65535) / 65536.0f;
+}
+
 inline std::vector<float> gaussian(size_t n, unsigned seed, float scale = 1.0f) {
     std::mt19937 generator(seed);
-    std::normal_distribution<float> normal;
     std::vector<float> values(n);
     for (float& v : values)
         v = scale * normal(generator);
