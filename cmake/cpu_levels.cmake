@@ -16,13 +16,17 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
       unset(RWKV_FLAGS_avxvnni)
     endif()
   endif()
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$" AND NOT MSVC)
+  set(RWKV_FLAGS_neon "") # every such processor has it
+  set(RWKV_FLAGS_dotprod -march=armv8.2-a+dotprod)
 endif()
 
-# rwkv_add_cpu_levels(TARGET STEM): adds STEM_scalar.cpp and STEM_<level>.cpp for every level this compiler knows.
+# rwkv_add_cpu_levels(TARGET STEM): adds STEM_scalar.cpp, and STEM_<level>.cpp for every level that this compiler knows
+# and that has a file of its own.
 function(rwkv_add_cpu_levels target stem)
   target_sources(${target} PRIVATE ${stem}_scalar.cpp)
-  foreach(level avx2 avxvnni avx512)
-    if(DEFINED RWKV_FLAGS_${level})
+  foreach(level avx2 avxvnni avx512 neon dotprod)
+    if(DEFINED RWKV_FLAGS_${level} AND EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${stem}_${level}.cpp)
       target_sources(${target} PRIVATE ${stem}_${level}.cpp)
       # GCC 12 reports its own intrinsics headers as using uninitialized values
       set_source_files_properties(${stem}_${level}.cpp PROPERTIES COMPILE_OPTIONS

@@ -28,6 +28,12 @@ constexpr Level kLevels[] = {
 #ifdef RWKV_HAVE_LEVEL_AVX512
     {"avx512", avx512_table, [](const Features& f) { return f.avx512vnni; }},
 #endif
+#ifdef RWKV_HAVE_LEVEL_NEON
+    {"neon", neon_table, [](const Features& f) { return f.neon; }},
+#endif
+#ifdef RWKV_HAVE_LEVEL_DOTPROD
+    {"dotprod", dotprod_table, [](const Features& f) { return f.dotprod; }},
+#endif
 };
 
 } // namespace

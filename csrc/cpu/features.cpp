@@ -8,6 +8,8 @@
 #else
 #include <cpuid.h>
 #endif
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace rwkv::cpu {
@@ -61,6 +63,28 @@ Features detect() noexcept {
                    bit(seven.b, 31) && bit(seven.c, 11);
     return f;
 }
+#elif defined(__aarch64__)
+namespace {
+
+bool has_dot_products() noexcept {
+#if defined(__linux__)
+    constexpr unsigned long kAsimdDotProducts = 1ul << 20; // of AT_HWCAP
+    return (getauxval(AT_HWCAP) & kAsimdDotProducts) != 0;
+#elif defined(__APPLE__)
+    return true; // every Mac of this architecture
+#else
+    return false;
+#endif
+}
+
+} // namespace
+
+Features detect() noexcept {
+    Features f;
+    f.neon = true;
+    f.dotprod = has_dot_products();
+    return f;
+}
 #else
 Features detect() noexcept { return {}; }
 #endif
@@ -73,6 +97,10 @@ std::string describe(const Features& f) {
         text += "avxvnni ";
     if (f.avx512vnni)
         text += "avx512vnni ";
+    if (f.neon)
+        text += "neon ";
+    if (f.dotprod)
+        text += "dotprod ";
     if (text.empty())
         return "baseline";
     text.pop_back();

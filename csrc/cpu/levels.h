@@ -9,5 +9,7 @@ const KernelTable* scalar_table();
 const KernelTable* avx2_table();
 const KernelTable* avxvnni_table();
 const KernelTable* avx512_table();
+const KernelTable* neon_table();
+const KernelTable* dotprod_table();
 
 } // namespace rwkv::cpu

@@ -62,53 +62,61 @@ struct ByteSums {
     RWKV_BY_ITSELF static void add_lines(const Matrix& w, const ChannelBlock& block, int line, int lines,
                                          int place, const Multipliers& m, float* y, F& fetcher) {
         constexpr int kVectors = line_outputs(E) / 16, kSlots = E != Encoding::kQ8 && kGroup == 16 ? 2 : 1;
-        const vc zero_points = set_bytes(zero_point(E));
-        const vf step = set(block.step);
-        vc codebook{};
+        const pf step = set_part(block.step);
+        pc codebook{};
         if constexpr (has_codebook(E))
-            codebook = load_codebook(w.cb);
+            codebook = part_codebook(w.cb);
         for (const int end = line + lines; line < end; ++line, ++place, y += 16 * kVectors) {
             fetcher.step();
             const int32_t (*m_low)[kBlock] = m.low + kSlots * place,
                           (*m_high)[kBlock] = m.high + kSlots * place;
-            vi low[kVectors], high[kVectors]; // start at what the codes' zero point adds
+            pi low_start[kSlots], high_start[kSlots]; // what the codes' zero point adds
             for (int slot = 0; slot < kSlots; ++slot) {
-                vi l = iset(0), h = iset(0);
-                for (int quad = 0; quad < kBlock; quad += 4) {
-                    l = dot_bytes(l, zero_points, load_quad(m_low[slot] + quad));
-                    h = dot_bytes(h, zero_points, load_quad(m_high[slot] + quad));
-                }
-                for (int i = slot; i < kVectors; i += kSlots) {
-                    low[i] = isub(iset(0), l);
-                    high[i] = isub(iset(0), h);
-                }
+                low_start[slot] = zero_sums(m_low[slot]);
+                high_start[slot] = zero_sums(m_high[slot]);
             }
-            const size_t at = size_t(line) * 64;
-            RWKV_UNROLL
-            for (int quad = 0; quad < kBlock; quad += 4) {
-                const uint8_t* const* record = block.record + quad;
-                const auto load_line = [&](int i) { return load_codes(record[i] + at); };
-                vc bytes[4];
-                mix_bytes(load_line(0), load_line(1), load_line(2), load_line(3), bytes);
-                const auto add = [&](int i, vc codes) {
-                    const int slot = i % kSlots;
-                    low[i] = dot_bytes(low[i], codes, load_quad(m_low[slot] + quad));
-                    high[i] = dot_bytes(high[i], codes, load_quad(m_high[slot] + quad));
-                };
+            for (int part = 0; part < kLineParts; ++part) {
+                pi low[kVectors], high[kVectors];
+                for (int i = 0; i < kVectors; ++i) {
+                    low[i] = low_start[i % kSlots];
+                    high[i] = high_start[i % kSlots];
+                }
+                const size_t at = size_t(line) * 64 + size_t(part) * (64 / kLineParts);
                 RWKV_UNROLL
-                for (int v = 0; v < 4; ++v) {
-                    if constexpr (E == Encoding::kQ8) {
-                        add(v, bytes[v]);
-                    } else {
-                        add(2 * v, low_codes(codebook, bytes[v]));
-                        add(2 * v + 1, high_codes(codebook, bytes[v]));
+                for (int quad = 0; quad < kBlock; quad += 4) {
+                    const uint8_t* const* record = block.record + quad;
+                    const auto load_bytes = [&](int i) { return load_part(record[i] + at); };
+                    pc bytes[4];
+                    mix_bytes(load_bytes(0), load_bytes(1), load_bytes(2), load_bytes(3), bytes);
+                    const auto add = [&](int i, pc codes) {
+                        const int slot = i % kSlots;
+                        low[i] = dot_bytes(low[i], codes, load_quad(m_low[slot] + quad));
+                        high[i] = dot_bytes(high[i], codes, load_quad(m_high[slot] + quad));
+                    };
+                    RWKV_UNROLL
+                    for (int v = 0; v < 4; ++v) {
+                        if constexpr (E == Encoding::kQ8) {
+                            add(v, dot_codes(bytes[v]));
+                        } else {
+                            add(2 * v, low_codes(codebook, bytes[v]));
+                            add(2 * v + 1, high_codes(codebook, bytes[v]));
+                        }
                     }
                 }
+                RWKV_UNROLL
+                for (int i = 0; i < kVectors; ++i)
+                    add_part(y + 16 * i + part * (16 / kLineParts), low[i], high[i], step);
             }
-            RWKV_UNROLL
-            for (int i = 0; i < kVectors; ++i)
-                store(y + 16 * i, fma(to_float(iadd(times_256(high[i]), low[i])), step, load(y + 16 * i)));
         }
+    }
+
+    /// What makes up for the zero point that the codes of a slot keep.
+    static pi zero_sums(const int32_t* multipliers) {
+        const pc zero_points = set_bytes(dot_zero(E));
+        pi sum = set_words(0);
+        for (int quad = 0; quad < kBlock; quad += 4)
+            sum = dot_bytes(sum, zero_points, load_quad(multipliers + quad));
+        return isub(set_words(0), sum);
     }
 
     /// Puts the outputs of a line in order, after all blocks.

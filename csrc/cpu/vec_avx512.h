@@ -20,6 +20,7 @@ constexpr int kMaxTokens = 8;
 constexpr int kFloatRows = 4;         // rows of floats that kMaxTokens / 2 tokens meet in registers
 constexpr bool kDecodesTiles = false; // whether tiles are decoded for all tokens at once
 constexpr bool kTakesPanels = true;   // whether many tokens meet two tiles at once
+constexpr int kValueVectors = 4;      // vectors of value channels that a recurrence takes at once
 
 using vf = __m512;
 using vi = __m512i;
@@ -187,6 +188,18 @@ inline vh dot_pairs(vh acc, vh w, int32_t x) {
 inline void add_scaled(float* y, vh acc, float scale) { store(y, fma(to_float(acc), set(scale), load(y))); }
 
 #define RWKV_VEC_SUMS_BYTES 1 // sparse_bytes_inl.h
+/// What is worked on at once of a line: its bytes, and as many words and floats as there are in it.
+using pc = vc;
+using pi = vi;
+using pf = vf;
+constexpr int kLineParts = 1;
+inline pc load_part(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline pc part_codebook(const uint8_t* p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p));
+}
+/// Codes of 8 bits as dot_bytes takes them, and the zero point that a form's codes have then.
+inline pc dot_codes(pc codes) { return codes; }
+constexpr int dot_zero(Encoding e) { return zero_point(e); }
 /// Words of 16 lanes in four vectors as two bytes, word = 256 high + low, both signed: word 4 i + j of low
 /// and of high has the bytes of lanes 4 i to 4 i + 3 of m[j]. Words within 127 * 257.
 inline void split_words(const vi (&m)[4], vi& low, vi& high) {
@@ -229,8 +242,13 @@ inline vi dot_bytes(vi acc, vc w, vi x) {
     return _mm512_dpbusd_epi32(acc, w, x);
 #endif
 }
-inline vi times_256(vi a) { return _mm512_slli_epi32(a, 8); }
-inline vc set_bytes(int byte) { return _mm512_set1_epi8(char(byte)); }
+inline pc set_bytes(int byte) { return _mm512_set1_epi8(char(byte)); }
+inline pi set_words(int word) { return _mm512_set1_epi32(word); }
+inline pf set_part(float x) { return set(x); }
+/// y += (256 high + low) * step
+inline void add_part(float* y, pi low, pi high, pf step) {
+    store(y, fma(to_float(iadd(_mm512_slli_epi32(high, 8), low)), step, load(y)));
+}
 /// Four vectors, `stride` apart: word 4 i + j of the v-th becomes word 4 i + v of the j-th.
 inline void transpose_quads(float* p, int stride) {
     const auto at = [&](int i) { return load(p + i * stride); };

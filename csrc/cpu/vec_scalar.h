@@ -19,6 +19,7 @@ constexpr int kMaxTokens = 4; // tokens that one tile of weights meets in regist
 constexpr int kFloatRows = 4; // rows of floats that kMaxTokens / 2 tokens meet in registers
 constexpr bool kDecodesTiles = true;
 constexpr bool kTakesPanels = false;
+constexpr int kValueVectors = 4; // vectors of value channels that a recurrence takes at once
 
 struct vf {
     float v[16];

@@ -7,6 +7,8 @@
 namespace rwkv::cpu {
 namespace {
 
+constexpr int kAtOnce = 16 * kValueVectors; ///< value channels
+
 /// f<j & 1>(j) for keys 0 to n - 1: the chain is known to the compiler, so that both stay in registers.
 template <class F>
 inline void each_key(int n, F f) {
@@ -74,8 +76,8 @@ void wkv5_values(const float* r, const float* k, const float* v, const float* w,
 void wkv5(const float* r, const float* k, const float* v, const float* w, size_t w_stride, const float* u,
           float* state, float* out, size_t stride, int rows, int head_size) {
     int first = 0;
-    for (; first + 64 <= state_stride(head_size); first += 64)
-        wkv5_values<4>(r, k, v, w, w_stride, u, state, out, stride, rows, head_size, first);
+    for (; first + kAtOnce <= state_stride(head_size); first += kAtOnce)
+        wkv5_values<kValueVectors>(r, k, v, w, w_stride, u, state, out, stride, rows, head_size, first);
     for (; first < head_size; first += 16)
         wkv5_values<1>(r, k, v, w, w_stride, u, state, out, stride, rows, head_size, first);
 }
@@ -118,8 +120,8 @@ void wkv7_values(const float* r, const float* k, const float* v, const float* w,
 void wkv7(const float* r, const float* k, const float* v, const float* w, const float* a, const float* b,
           float* state, float* out, size_t stride, int rows, int head_size) {
     int first = 0;
-    for (; first + 64 <= state_stride(head_size); first += 64)
-        wkv7_values<4>(r, k, v, w, a, b, state, out, stride, rows, head_size, first);
+    for (; first + kAtOnce <= state_stride(head_size); first += kAtOnce)
+        wkv7_values<kValueVectors>(r, k, v, w, a, b, state, out, stride, rows, head_size, first);
     for (; first < head_size; first += 16)
         wkv7_values<1>(r, k, v, w, a, b, state, out, stride, rows, head_size, first);
 }

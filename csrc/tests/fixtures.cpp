@@ -35,6 +35,14 @@ std::vector<const cpu::KernelTable*> levels() {
     if (also == "avx512" || features.avx512vnni)
         tables.push_back(cpu::avx512_table());
 #endif
+#ifdef RWKV_HAVE_LEVEL_NEON
+    if (also == "neon" || features.neon)
+        tables.push_back(cpu::neon_table());
+#endif
+#ifdef RWKV_HAVE_LEVEL_DOTPROD
+    if (also == "dotprod" || features.dotprod)
+        tables.push_back(cpu::dotprod_table());
+#endif
     return tables;
 }
 
