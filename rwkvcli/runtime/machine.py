@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +24,11 @@ class Processors(NamedTuple):
     allowed: int
     """Logical processors that this process may run on (affinity)."""
     cores: int
-    """Physical cores among them: a second thread of a core reads the same memory no faster."""
+    """Physical cores among them, but for `slower`: a second thread of a core reads the same memory no faster."""
     quota: float | None
     """Processors' worth of time that its control group allows; None: no limit."""
+    slower: int = 0
+    """Cores that would hold the others up: all threads have equal shares of every step."""
 
     @property
     def threads(self) -> int:
@@ -50,7 +52,8 @@ def default_threads() -> int:
 def processors(root: Path = _ROOT) -> Processors:
     """Count the processors."""
     allowed = _allowed_processors()
-    return Processors(len(allowed), _physical_cores(allowed, root), cpu_quota(root))
+    cores, slower = _physical_cores(allowed, root)
+    return Processors(len(allowed), cores, cpu_quota(root), slower)
 
 
 def cpu_quota(root: Path = _ROOT) -> float | None:
@@ -104,15 +107,18 @@ def last_level_cache() -> int:
     return max(sizes, default=32 << 20)
 
 
-def processor_name() -> str:
-    """What the processor calls itself; the architecture where it says nothing."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+def processor_name(root: Path = _ROOT) -> str:
+    """What the processor calls itself, or else the board that it is on; the architecture where they say nothing."""
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name" and value.strip():
                 return value.strip()
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):  # of ARM systems: "Raspberry Pi 5 Model B Rev 1.0", ended by a zero
+        if board := (root / "proc/device-tree/model").read_text().strip("\0\n "):
+            return board
+    if sys.platform == "darwin" and (name := _sysctl("machdep.cpu.brand_string")):
+        return name
     return platform.processor() or platform.machine()
 
 
@@ -149,26 +155,48 @@ def _allowed_processors() -> set[int]:
     return set(range(os.cpu_count() or 1))
 
 
-def _physical_cores(allowed: set[int], root: Path) -> int:
+def _physical_cores(allowed: set[int], root: Path) -> tuple[int, int]:
+    """How many are worth a thread, and how many are slower than that."""
     if sys.platform == "linux":
-        cores = set()
+        cores = {}
         for cpu in allowed:
-            siblings = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+            folder = root / f"sys/devices/system/cpu/cpu{cpu}"
             try:
-                cores.add(siblings.read_text())
+                cores[(folder / "topology/thread_siblings_list").read_text()] = _capacity(folder)
             except OSError:
-                return len(allowed)
-        return len(cores)
+                return len(allowed), 0
+        return _fast_ones(cores.values())
     if sys.platform == "darwin":
-        # performance cores where the processor has two kinds: a slow one would hold every phase up
-        for name in ("hw.perflevel0.physicalcpu", "hw.physicalcpu"):
-            try:
-                answer = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=True)
-                return int(answer.stdout)
-            except (OSError, ValueError, subprocess.CalledProcessError):
-                continue
+        fast = _sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu")
+        if fast is not None:
+            return int(fast), int(_sysctl("hw.perflevel1.physicalcpu") or 0)
     # Windows reports logical processors only without further interfaces; most have two threads a core
-    return max(1, len(allowed) // 2)
+    return max(1, len(allowed) // 2), 0
+
+
+def _capacity(folder: Path) -> int:
+    """How fast Linux takes a processor for, of 1024; ARM systems tell."""
+    try:
+        return max(1, int((folder / "cpu_capacity").read_text()))
+    except (OSError, ValueError):
+        return 1024
+
+
+def _fast_ones(capacities: Iterable[int]) -> tuple[int, int]:
+    """Of cores as fast as that, how many do the most together when all do as much as the slowest; how many are left."""
+    falling = sorted(capacities, reverse=True)
+    best = max(range(1, len(falling) + 1), key=lambda count: count * falling[count - 1])
+    return best, len(falling) - best
+
+
+def _sysctl(name: str) -> str | None:
+    """What macOS answers; None where it knows no such name."""
+    try:
+        return subprocess.run(
+            ["sysctl", "-n", name], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

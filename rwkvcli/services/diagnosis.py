@@ -55,9 +55,11 @@ def _cpu() -> dict[str, Any]:
 
 
 def _threads_why(have: Any) -> str:
-    """Which of the three limits decides."""
+    """Which of the limits decides."""
     if have.quota is not None and have.threads == max(1, int(have.quota)) < min(have.allowed, have.cores):
         return f"the control group allows {have.quota:g} processors' time"
+    if have.slower:
+        return f"{have.cores} fast cores: {have.slower} slower ones would hold them up"
     if have.cores < have.allowed:
         return f"{have.cores} physical cores behind {have.allowed} processors"
     return "as many as there are processors that this process may use"

@@ -82,6 +82,47 @@ def test_processors_that_share_a_core_count_once(tmp_path: Path) -> None:
 
 
 @linux
+@pytest.mark.parametrize(
+    ("capacities", "fast"),
+    [
+        ([1024] * 4, 4),
+        ([430] * 4 + [1024] * 4, 4),
+        ([250] * 4 + [780] * 3 + [1024], 4),  # four at 780 do more than one at 1024, and than eight at 250
+        ([700, 1024], 2),
+    ],
+)
+def test_slow_cores_that_would_hold_the_fast_up_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capacities: list[int], fast: int
+) -> None:
+    cpus = range(len(capacities))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(cpus))
+    for cpu, capacity in zip(cpus, capacities, strict=True):
+        folder = f"sys/devices/system/cpu/cpu{cpu}"
+        files(
+            tmp_path,
+            {
+                f"{folder}/topology/thread_siblings_list": f"{cpu}\n",
+                f"{folder}/cpu_capacity": f"{capacity}\n",
+            },
+        )
+    found = processors(tmp_path)
+    assert (found.allowed, found.threads, found.slower) == (len(capacities), fast, len(capacities) - fast)
+
+
+def test_a_processor_without_a_name_has_that_of_its_board(tmp_path: Path) -> None:
+    board = {
+        "proc/cpuinfo": "processor\t: 0\nCPU part\t: 0xd0b\n",
+        "proc/device-tree/model": "Raspberry Pi 5\0",
+    }
+    assert machine.processor_name(files(tmp_path / "board", board)) == "Raspberry Pi 5"
+    named = {
+        "proc/cpuinfo": "processor\t: 0\nmodel name\t: Some CPU\n",
+        "proc/device-tree/model": "a board\0",
+    }
+    assert machine.processor_name(files(tmp_path / "named", named)) == "Some CPU"
+
+
+@linux
 def test_affinity_limits_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {next(iter(range(1)))})
     assert default_threads() == 1
