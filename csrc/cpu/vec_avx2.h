@@ -21,7 +21,7 @@ constexpr int kMaxTokens = 4;        // eight of the sixteen registers are accum
 constexpr int kFloatRows = 2;        // rows of floats that kMaxTokens / 2 tokens meet in registers
 constexpr bool kDecodesTiles = true; // so the codebook needs none
 constexpr bool kTakesPanels = false; // for want of registers
-constexpr int kValueVectors = 4;
+constexpr int kValueVectors = 2;     // of a head, whose sums stay in registers
 
 struct vf {
     __m256 a, b;
