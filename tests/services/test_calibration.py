@@ -214,6 +214,7 @@ def test_gptq_counts_the_same_share_of_zeros(small: Path, tmp_path: Path) -> Non
             asked = choices(tokens=4 * WINDOW, method=method)
             told = forecast(opened, tmp_path / "o", "int4", choices=asked, threads=1)
         shares.append(float(told.notes["ffn_value"]["why"].partition(" %")[0]))
+    # counted in two windows and shared out over the tokens of four, it would be half of that
     assert shares[1] == pytest.approx(shares[0], rel=0.05)
 
 
