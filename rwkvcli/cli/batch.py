@@ -1,4 +1,4 @@
-"""`rwkv generate --jsonl`: lines of JSON in, lines of JSON out."""
+"""`--jsonl`: lines of JSON in, lines of JSON out."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ import errno
 import os
 import select
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 from rwkvcli.cli.console import Console, is_terminal
 from rwkvcli.cli.options import Misuse
 from rwkvcli.cli.prompt import STDIN
 from rwkvcli.cli.signals import stopping_between
 from rwkvcli.errors import Cancelled, LinesFailed, SourceNotFound, TimedOut
-
-if TYPE_CHECKING:
-    from rwkvcli.services.generation import Settings
 
 _CHUNK = 1 << 16
 _PATIENCE = 0.1
@@ -89,23 +85,33 @@ def sources(prompt: str | None, files: Sequence[str]) -> list[str]:
     return list(files) or [STDIN]
 
 
+class Answers(Protocol):
+    """The results for the lines, in their order, and how many lines there were. After an interruption `rest` has those that
+    are finished."""
+
+    given: int
+    failed: int
+
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+    def rest(self) -> Sequence[dict[str, Any]]: ...
+
+
+_Answers = TypeVar("_Answers", bound=Answers)
+
+
 def run_lines(
     console: Console,
     reader: LineReader,
-    model: Any,
-    settings: Settings,
-    size: int,
-    start: Any,
+    answers: Callable[[Callable[[], None]], _Answers],
     limit: tuple[float | None, float],
-    stats: bool,
+    tell: Callable[[_Answers], None] = lambda made: None,
 ) -> None:
-    """Answer every line, in order; `model` and `start` are those of the services. Raises LinesFailed at the end if some could not be."""
-    from rwkvcli.services.batching import Batch
-
-    begin = time.perf_counter()
+    """Answer every line, in order: `answers` is given what to call between calls of the engine, and `tell` is called when all
+    are written. Raises LinesFailed at the end if some could not be."""
     with reader, stopping_between(*limit) as check:
         reader.check = check
-        batch = Batch(model, reader, settings, size, start, check)
+        made = answers(check)
 
         def write(result: dict[str, object]) -> None:
             if "model" in result:
@@ -113,19 +119,17 @@ def run_lines(
             console.json(result)
 
         try:
-            for result in batch:
+            for result in made:
                 write(result)
         except (Cancelled, TimedOut):
-            for result in batch.rest():
+            for result in made.rest():
                 write(result)
             raise
-    if stats:
-        told = throughput(batch.prompt_tokens, batch.completion_tokens, time.perf_counter() - begin)
-        console.note(f"{batch.given} lines, {batch.failed} failed; {told}")
-    if batch.failed:
-        lines = "line" if batch.given == 1 else "lines"
+    tell(made)
+    if made.failed:
+        lines = "line" if made.given == 1 else "lines"
         raise LinesFailed(
-            f"{batch.failed} of {batch.given} {lines} failed", hint="each has an `error` in its place"
+            f"{made.failed} of {made.given} {lines} failed", hint="each has an `error` in its place"
         )
 
 

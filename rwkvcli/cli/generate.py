@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,9 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rwkvcli.cli.batch import LineReader, run_lines, sources, throughput
-from rwkvcli.cli.console import Console, is_terminal
-from rwkvcli.cli.options import Misuse, TemplateOption, with_settings
-from rwkvcli.cli.prompt import STDIN, argument_bytes, argument_text, gather_prompt
+from rwkvcli.cli.console import Console
+from rwkvcli.cli.options import (
+    FileOption,
+    KeepNewlineOption,
+    Misuse,
+    StateOption,
+    SystemOption,
+    TemplateOption,
+    TimeoutOption,
+    check_timeout,
+    with_settings,
+)
+from rwkvcli.cli.prompt import STDIN, argument_bytes, argument_text, gather_prompt, why_no_text
 from rwkvcli.cli.sampling import with_sampling
 from rwkvcli.cli.settings import Settings
 from rwkvcli.cli.signals import stopping_between, time_limit
@@ -60,22 +69,12 @@ def generate(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="Text to continue; - is stdin.", show_default=False)
     ] = None,
-    file: Annotated[
-        list[str] | None,
-        typer.Option("-f", "--file", metavar="FILE", help="Read text from FILE; - is stdin. Repeatable."),
-    ] = None,
-    keep_newline: Annotated[
-        bool, typer.Option("--keep-newline", help="Keep the newline at the end of stdin and files.")
-    ] = False,
+    file: FileOption = None,
+    keep_newline: KeepNewlineOption = False,
     chat: Annotated[
         bool, typer.Option("--chat", help="The text is a message; write the model's answer to it.")
     ] = False,
-    system: Annotated[
-        str | None,
-        typer.Option(
-            "-s", "--system", metavar="TEXT", help="Instructions before the message; implies --chat."
-        ),
-    ] = None,
+    system: SystemOption = None,
     template: TemplateOption = None,
     think: Annotated[
         Think | None,
@@ -95,10 +94,7 @@ def generate(
         list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before TEXT. Repeatable.")
     ] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Write the prompt before its continuation.")] = False,
-    timeout: Annotated[
-        float | None,
-        typer.Option("--timeout", metavar="SECONDS", help="Give up after that; exit code 124."),
-    ] = None,
+    timeout: TimeoutOption = None,
     stream_json: Annotated[
         bool, typer.Option("--stream-json", help="A line of JSON per piece of text, and one at the end.")
     ] = False,
@@ -113,10 +109,7 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    state: Annotated[
-        str | None,
-        typer.Option("--state", metavar="FILE", help="Continue from a saved state; FILE stays as it is."),
-    ] = None,
+    state: StateOption = None,
     save_state: Annotated[
         str | None,
         typer.Option("--save-state", metavar="FILE", help="Write the state after the text, also on Ctrl-C."),
@@ -179,8 +172,7 @@ def generate(
     line that fails has an "error", and the exit code is 7 then.
     """
     console = Console(settings)
-    if timeout is not None and not 0 < timeout < 1e9:
-        raise typer.BadParameter("not a number of seconds above 0", param_hint="'--timeout'")
+    check_timeout(timeout)
     if logprobs is not None and not (settings.json or stream_json or jsonl):
         raise Misuse("--logprobs stands in JSON: ask for that by --json, --stream-json or --jsonl")
     target = _target(state, save_state, update)
@@ -191,8 +183,7 @@ def generate(
         reader = LineReader(sources(prompt, file or [])) if jsonl else None
         text = b"" if jsonl else gather_prompt(prompt, file or [], keep_newline=keep_newline)
         if text is None and state is None:
-            why = "stdin is a terminal" if is_terminal(sys.stdin) else "stdin is empty"
-            raise Misuse(f"no text to continue: give PROMPT, or pipe text in ({why})")
+            raise Misuse(f"no text to continue: give PROMPT, or pipe text in ({why_no_text()})")
         from rwkvcli.cli.download import default_model, loaded, model_to_run
         from rwkvcli.services import generation
 
@@ -225,7 +216,7 @@ def generate(
         if not whole and reader is None:
             _write(console, run, stream_json=stream_json, echo=echo)
     if reader is not None:
-        run_lines(console, reader, model, wanted, batch, start, (timeout, begin), stats)
+        _answer_lines(console, reader, model, wanted, batch, start, (timeout, begin), stats=stats)
         return
     if whole:
         with stopping_between(timeout, begin) as run.check:
@@ -270,6 +261,30 @@ def _check_many(
             raise Misuse(f"{name} and {flag} do not go together")
     if count is not None and not settings.json:
         raise Misuse("-N writes a list: ask for it by --json")
+
+
+def _answer_lines(
+    console: Console,
+    reader: LineReader,
+    model: Any,
+    wanted: generation.Settings,
+    size: int,
+    start: Any,
+    limit: tuple[float | None, float],
+    *,
+    stats: bool,
+) -> None:
+    """Answer lines of JSON."""
+    from rwkvcli.services.batching import Batch
+
+    begin = time.perf_counter()
+
+    def tell(made: Batch) -> None:
+        if stats:
+            told = throughput(made.prompt_tokens, made.completion_tokens, time.perf_counter() - begin)
+            console.note(f"{made.given} lines, {made.failed} failed; {told}")
+
+    run_lines(console, reader, lambda check: Batch(model, reader, wanted, size, start, check), limit, tell)
 
 
 def _write_alternatives(

@@ -19,6 +19,25 @@ from rwkvcli.cli.settings import Color, Settings
 GLOBAL_PANEL = "Global options"
 SAMPLING_PANEL = "Sampling"
 
+FileOption = Annotated[
+    list[str] | None,
+    typer.Option("-f", "--file", metavar="FILE", help="Read text from FILE; - is stdin. Repeatable."),
+]
+KeepNewlineOption = Annotated[
+    bool, typer.Option("--keep-newline", help="Keep the newline at the end of stdin and files.")
+]
+SystemOption = Annotated[
+    str | None,
+    typer.Option("-s", "--system", metavar="TEXT", help="Instructions before the message; implies --chat."),
+]
+StateOption = Annotated[
+    str | None,
+    typer.Option("--state", metavar="FILE", help="Continue from a saved state; FILE stays as it is."),
+]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option("--timeout", metavar="SECONDS", help="Give up after that; exit code 124."),
+]
 TemplateOption = Annotated[
     str | None,
     typer.Option("--template", metavar="NAME", help="Form of a conversation, in place of the model's own."),
@@ -31,6 +50,12 @@ class Misuse(typer.BadParameter):
     def format_message(self) -> str:
         """The message as it is."""
         return self.message
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Refuse a --timeout that is none."""
+    if timeout is not None and not 0 < timeout < 1e9:
+        raise typer.BadParameter("not a number of seconds above 0", param_hint="'--timeout'")
 
 
 @dataclass(frozen=True)

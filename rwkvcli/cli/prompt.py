@@ -16,18 +16,20 @@ _BOM = b"\xef\xbb\xbf"
 _PIECE = 1 << 20
 
 
-def gather_prompt(argument: str | None, files: Sequence[str], *, keep_newline: bool = False) -> bytes | None:
+def gather_prompt(
+    argument: str | None, files: Sequence[str], *, keep_newline: bool = False, piped: bool = True
+) -> bytes | None:
     """Stdin, then the files, then the argument, joined by one blank line; empty ones are none. None: nobody gave
     anything.
 
-    Stdin is read when it is no terminal, or where `-` stands for it. Bytes that are not UTF-8
-    stay. `keep_newline`: the newline at the end of stdin and files stays too.
+    Stdin is read when it is no terminal (unless `piped` is False: it is something else), or where `-` stands for it.
+    Bytes that are not UTF-8 stay. `keep_newline`: the newline at the end of stdin and files stays too.
     """
     parts = []
-    if STDIN not in files and argument != STDIN:
-        piped = _read_stdin(keep_newline)
-        if piped:
-            parts.append(piped)
+    if piped and STDIN not in files and argument != STDIN:
+        text = _read_stdin(keep_newline)
+        if text:
+            parts.append(text)
     for name in files:
         parts.append(
             _read_stdin(keep_newline, asked=True) if name == STDIN else _read_file(name, keep_newline)
@@ -37,6 +39,18 @@ def gather_prompt(argument: str | None, files: Sequence[str], *, keep_newline: b
     elif argument is not None:
         parts.append(argument_bytes(argument))
     return b"\n\n".join(filter(None, parts)) if parts else None
+
+
+def read_lines(name: str, hint: str) -> list[bytes]:
+    """The lines of a file, or of stdin for `-`, without their ends; those that are empty or only white space are left
+    out. `hint`: what the file is to be."""
+    data = _read_stdin(True, asked=True) if name == STDIN else _read_file(name, True, hint)
+    return [line for line in data.split(b"\n") if line.strip()]
+
+
+def why_no_text() -> str:
+    """Why there is nothing on stdin."""
+    return "stdin is a terminal" if is_terminal(sys.stdin) else "stdin is empty"
 
 
 def argument_bytes(argument: str) -> bytes:
@@ -63,16 +77,14 @@ def _read_stdin(keep_newline: bool, asked: bool = False) -> bytes:
     return normalized(_read_all(stream), keep_newline)
 
 
-def _read_file(name: str, keep_newline: bool) -> bytes:
+def _read_file(name: str, keep_newline: bool, hint: str = "-f takes a file to read text from") -> bytes:
     try:
         with Path(name).expanduser().open("rb") as file:
             return normalized(_read_all(file), keep_newline)
     except RuntimeError:  # expanduser's
         raise SourceNotFound(f"{name}: there is no such home folder") from None
     except OSError as error:
-        raise SourceNotFound(
-            f"{name}: {(error.strerror or str(error)).lower()}", hint="-f takes a file to read text from"
-        ) from None
+        raise SourceNotFound(f"{name}: {(error.strerror or str(error)).lower()}", hint=hint) from None
 
 
 def _read_all(stream: BinaryIO) -> bytes:

@@ -170,19 +170,33 @@ class EvaluationBar(_WorkBar):
         self._show(done, total, title)
 
 
-class TextBar(ReadingBar):
-    """The same of what is mostly short: not shown for what takes less than a second."""
+class _LateBar(_Bar):
+    """Of what is mostly short: not shown for what takes less than a second."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console, "reading")
+    def __init__(self, console: Console, title: str) -> None:
+        super().__init__(console, title)
         self._begin = time.monotonic()
 
     def update(self, done: int, total: int) -> None:
-        """Show that `done` of `total` bytes were read."""
-        if time.monotonic() - self._begin > 1 or self._progress is not None:
-            self._show(done, total)
+        """Show that `done` of `total` are done."""
         if done == total:
             self.hide()
+        elif time.monotonic() - self._begin > 1 or self._progress is not None:
+            self._show(done, total)
+
+
+class TextBar(_LateBar, ReadingBar):
+    """Bytes of a text that is mostly short."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, "reading")
+
+
+class ScoringBar(_LateBar, _WorkBar):
+    """Tokens of texts that are being scored."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, "scoring")
 
 
 def loss_table(console: Console, classes: Iterable[ClassReport]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from rwkvcli.cli.console import Console, is_terminal
+from rwkvcli.cli.console import Console
 from rwkvcli.cli.options import Misuse, with_settings
-from rwkvcli.cli.prompt import STDIN, gather_prompt
+from rwkvcli.cli.prompt import STDIN, gather_prompt, why_no_text
 from rwkvcli.cli.settings import Settings
 from rwkvcli.cli.signals import stopping_between
 from rwkvcli.errors import Cancelled, FormatError, RwkvError, StateMismatch
@@ -141,8 +140,7 @@ def _build(
 
     text = gather_prompt(None, files, keep_newline=keep_newline)
     if text is None:
-        why = "stdin is a terminal" if is_terminal(sys.stdin) else "stdin is empty"
-        raise Misuse(f"no text to read: give -f FILE, or pipe text in ({why})")
+        raise Misuse(f"no text to read: give -f FILE, or pipe text in ({why_no_text()})")
     states.check_output(out, force=force)
     model = _model(console)
     begin = generation.load_state(Path(start), model) if start is not None else model.new_state()

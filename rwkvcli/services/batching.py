@@ -18,7 +18,7 @@ Lines: TypeAlias = Callable[[bool], bytes | None]
 """Gives the next line: b"" at the end; None, if it is not to wait (False), when none is there yet."""
 
 _OWN = ("prompt", "id", "max_tokens", "stop", "system")
-_NO_PROMPT = "neither a JSON string nor an object with a string `prompt`"
+NO_PROMPT = "neither a JSON string nor an object with a string `prompt`"
 _SEEDS = 2**64
 _AHEAD = 64
 """Times the size of the batch: lines that may be done before one that comes earlier."""
@@ -41,7 +41,7 @@ def parsed(line: bytes) -> dict[str, Any]:
     if isinstance(said, str):
         return {"prompt": said}
     if not isinstance(said, dict):
-        raise UsageError(_NO_PROMPT)
+        raise UsageError(NO_PROMPT)
     try:
         json.dumps(said.get("id"), allow_nan=False)  # it is given back
     except ValueError:
@@ -57,7 +57,7 @@ def understand(said: Mapping[str, Any], number: int, settings: Settings) -> Line
     Its seed is its own, else that of `settings` plus `number`. Raises UsageError.
     """
     if not isinstance(said.get("prompt"), str):
-        raise UsageError(_NO_PROMPT)
+        raise UsageError(NO_PROMPT)
     sampling = dict(settings.sampling)
     if sampling.get("seed") is not None:
         sampling["seed"] = (sampling["seed"] + number) % _SEEDS
@@ -65,12 +65,12 @@ def understand(said: Mapping[str, Any], number: int, settings: Settings) -> Line
     if "logit_bias" in said:
         sampling["logit_bias"] = _bias(said["logit_bias"])
     banned = sampling.get("banned_strings")
-    if banned is not None and not _is_texts(banned):
+    if banned is not None and not is_texts(banned):
         raise UsageError("banned_strings is not a list of strings")
     stop, system = said.get("stop", settings.stop), said.get("system", settings.system)
     stop = (stop,) if isinstance(stop, str) else stop
     max_tokens = said.get("max_tokens", settings.max_tokens)
-    if not _is_texts(stop):
+    if not is_texts(stop):
         raise UsageError("stop is neither a string nor a list of strings")
     if not isinstance(system, str | None):
         raise UsageError("system is not a string")
@@ -245,7 +245,8 @@ def _state(made: Generation) -> State:
     return made.state
 
 
-def _is_texts(said: Any) -> bool:
+def is_texts(said: Any) -> bool:
+    """Whether it is a list of strings."""
     return isinstance(said, list | tuple) and all(isinstance(text, str) for text in said)
 
 
