@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,27 +208,53 @@ class Model:
         sampler = Sampler(params, self.tokenizer.vocab_size, self.tokenizer)
         state = state if state is not None else self.new_state()
         self._check(state)
-        ids = self.tokenizer.encode(prompt)
-        if not ids and (state.pause is None or state.pause.logits is None):
-            if state.tokens_seen:
-                raise UsageError("nothing to feed: the prompt is empty and the state is not new")
-            ids = [self.tokenizer.eos_id]  # the end of one text is the beginning of the next
-        return self._generate(ids, state, sampler, max_tokens, stop)
+        return self._generate(self._ids_of(prompt, state), state, sampler, max_tokens, stop)
 
     def _generate(
         self, ids: list[int], state: State, sampler: Sampler, max_tokens: int, stop: Sequence[str]
     ) -> Iterator[str]:
         from rwkvcli.runtime.decoding import decode
 
-        pause = state.pause
-        logits = pause.logits if not ids and pause is not None else None
-        if logits is None:
-            logits = self.evaluate(ids, state)
+        logits = self._logits_after(ids, state)
         for piece in decode(self, state, logits, self.tokenizer, sampler, max_tokens, stop):
             if piece.finish is not None and piece.finish.unfed and piece.finish.stop is None:
                 self.evaluate(piece.finish.unfed, state)
             if piece.text:
                 yield piece.text
+
+    def score(self, prompt: str, choices: Sequence[str], *, state: State | None = None) -> list[float]:
+        """The log-probability (nats) of each of `choices` as what comes right after `prompt`, which is evaluated once.
+
+        A choice is encoded by itself, so a space between the two is the choice's. With `state` the prompt continues what that
+        state has seen; the state stays as it is. Raises UsageError for an empty choice.
+        """
+        from rwkvcli.runtime.choices import choice_ids, score_choices
+        from rwkvcli.runtime.tokenizer import text_to_bytes
+
+        if isinstance(choices, str) or not isinstance(choices, Iterable):
+            what = "one string" if isinstance(choices, str) else repr(choices)
+            raise UsageError(f"choices are a list of strings, not {what}")
+        wanted = [choice_ids(self.tokenizer, text_to_bytes(choice)) for choice in choices]
+        state = state if state is not None else self.new_state()
+        self._check(state)
+        state, ids = state.copy(), self._ids_of(prompt, state)
+        return score_choices(self, state, self._logits_after(ids, state), wanted)
+
+    def _ids_of(self, prompt: str, state: State) -> list[int]:
+        """What is to be fed; nothing where the state can be gone on with as it is."""
+        ids = self.tokenizer.encode(prompt)
+        if not ids and (state.pause is None or state.pause.logits is None):
+            if state.tokens_seen:
+                raise UsageError("nothing to feed: the prompt is empty and the state is not new")
+            ids = [self.tokenizer.eos_id]  # the end of one text is the beginning of the next
+        return ids
+
+    def _logits_after(self, ids: list[int], state: State) -> Logits:
+        """Feed `ids`. The logits of the last token that the state has seen then."""
+        pause = state.pause
+        if not ids and pause is not None and pause.logits is not None:
+            return pause.logits
+        return self.evaluate(ids, state)
 
     def _ids(self, tokens: Sequence[int] | NDArray[Any]) -> Ids:
         if (

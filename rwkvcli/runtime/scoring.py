@@ -27,6 +27,20 @@ def score(logits: Float32, targets: Sequence[int] | Int32) -> tuple[Float64, Int
         return _kernels.score(logits, targets)
 
 
+def of_each(given: Logits, ids: Sequence[int]) -> Float64:
+    """Of `given` float32 logits [V]: the log-probability (nats) of each of the tokens `ids` [N >= 1], with the bits of
+    `score`. Raises FormatError for logits that are no numbers.
+    """
+    import numpy as np
+
+    logits: Float32 = np.asarray(given)
+    chosen = logits[np.asarray(ids)]
+    _, tops = score(logits[None], [ids[int(chosen.argmin())]])  # refuses the worst of them
+    total = score(logits[None], tops)[0]  # minus the logarithm of the sum of weights
+    found: Float64 = (chosen.astype(np.float64) - float(logits[tops[0]])) + total
+    return found
+
+
 def likeliest(given: Logits, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
     """Of `given` float32 logits [V]: the log-probability (nats) of `token`, and the `count` likeliest tokens with theirs, the
     likeliest first, of equal ones the first. Raises FormatError for logits that are no numbers.
