@@ -204,6 +204,8 @@ def _values_of(verb: str | None, option: str) -> list[str]:
             return ["show", "hide", *(["only"] if verb == "generate" else []), "fast", "off"]
         case "form":
             return ["md", "jsonl"]
+        case "by":
+            return ["sum", "token", "byte"]
         case "sampler_order":
             return ["rwkv", "temperature-first"]
         case "tokenizer":

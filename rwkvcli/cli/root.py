@@ -18,6 +18,7 @@ from rwkvcli.cli.settings import Settings
 VERBS = {
     "chat": "Talk with a model.",
     "generate": "Continue a text with a model.",
+    "score": "Tell which of several texts is the likeliest to come next.",
     "state": "Build states, and look at, compare and convert them.",
     "quantize": "Make a model file out of a checkpoint.",
     "export": "Write a model in the format of another tool.",

@@ -215,6 +215,12 @@ class Generation:
         self._open()
 
     @property
+    def logits(self) -> Logits | None:
+        """Float32 [V] of the last token that the state has seen, after `read`. None: the text that was to be gone on with has
+        ended."""
+        return self._logits
+
+    @property
     def done(self) -> bool:
         """Whether the text has ended."""
         return self._finish is not None

@@ -44,6 +44,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["generate", "--sampler-order", ""], ["rwkv", "temperature-first"]),
         (["generate", "--template", "g"], ["g1-flower", "g1"]),
         (["generate", "--max-t"], ["--max-tokens"]),
+        (["score", "--by", ""], ["sum", "token", "byte"]),
         (["generate", "--file", "x"], []),
         (["state", ""], ["build", "info", "diff", "export", "import", "verify"]),
         (["config", ""], ["get", "set", "unset", "list"]),

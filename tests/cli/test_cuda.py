@@ -109,6 +109,19 @@ def test_perplexity_is_that_of_the_cpu(model: Path, tmp_path: Path) -> None:
 
 
 @needs_library
+def test_scores_are_those_of_the_cpu(model: Path) -> None:
+    choices = [
+        word for text in (" day", " mind", " morning", "!", " days" * 20) for word in ("--choices", text)
+    ]
+    found = [
+        json.loads(run("score", "-m", model, "--device", device, "--json", "It was a fine", *choices).out)
+        for device in ("cpu", "cuda")
+    ]
+    assert len(found[0]["choices"]) == 5
+    assert found[1]["choices"] == found[0]["choices"]
+
+
+@needs_library
 def test_bench(tmp_path: Path) -> None:
     model = tmp_path / "kn.safetensors"
     assert run("quantize", "demo", "--to", "int8", "--ffn-value", "kn", "-o", model).code == 0
