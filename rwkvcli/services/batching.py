@@ -180,21 +180,15 @@ class Batch:
 
     def _step(self) -> None:
         """One token for every text."""
-        rows = list(self._active.items())
-        logits = self._model.forward_batch(
-            [made.unfed for _, (_, made) in rows], [_state(made) for _, (_, made) in rows]
-        )
-        for row, (number, (_, made)) in enumerate(rows):
-            made.was_fed(logits[row])
+        feed_together(self._model, [made for _, made in self._active.values()])
+        for number in list(self._active):
             self._draw(number)
 
     def _draw(self, number: int) -> None:
         """Draw until there is a token to feed, or the text has ended."""
         name, made = self._active[number]
         try:
-            made.draw()
-            if made.full and not made.done:
-                made.draw()
+            made.advance()
         except (FormatError, UsageError) as error:
             del self._active[number]
             self._fail(number, name, error)
@@ -226,23 +220,22 @@ def alternatives(
     first.read()
     for other in made[1:]:
         other.read_as(first)
+    active: Sequence[Generation] = made
     while True:
-        for one in made:
-            if not one.done and not one.unfed:
-                one.draw()
-            if not one.done and one.full:
-                one.draw()
-        active: Sequence[Generation] = [one for one in made if not one.done]
+        for one in active:
+            one.advance()
+        active = [one for one in active if not one.done]
         if not active:
             return made
-        logits = model.forward_batch([one.unfed for one in active], [_state(one) for one in active])
-        for row, one in enumerate(active):
-            one.was_fed(logits[row])
+        feed_together(model, active)
 
 
-def _state(made: Generation) -> State:
-    assert made.state is not None
-    return made.state
+def feed_together(model: Model, made: Sequence[Generation]) -> None:
+    """Feed the token of each of `made` that was drawn last: the weights are read once for all of them."""
+    states = [one.state for one in made if one.state is not None]
+    logits = model.forward_batch([one.unfed for one in made], states)
+    for row, one in enumerate(made):
+        one.was_fed(logits[row])
 
 
 def is_texts(said: Any) -> bool:

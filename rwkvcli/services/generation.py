@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rwkvcli.errors import FormatError, NotUtf8, UsageError
 from rwkvcli.runtime.thoughts import CLOSE, Part, ThoughtSplitter
@@ -108,6 +108,14 @@ class Timings:
     decode: float = 0.0
 
 
+class Read(NamedTuple):
+    """A prompt that was read: the state after it, float32 logits [V] of its last token, and how many it has."""
+
+    state: State
+    logits: Logits
+    tokens: int
+
+
 @dataclass
 class Generation:
     """A text in the making: iterate over it for its pieces, or over `parts()` for thoughts as well; the rest is final
@@ -127,6 +135,8 @@ class Generation:
     keep: bool = False
     """Whether `settle` will be called: half a character, and what may become a stop string, are then held back
     at the end, to come first when a next run goes on."""
+    read_by: Callable[[], Read] | None = None
+    """Reads the prompt, of which nothing is given then: neither `text_given` nor `state`."""
     check: Callable[[], None] = lambda: None
     """Called between calls of the engine; what it raises ends the run there."""
     on_prompt: Callable[[int, int], None] = lambda done, total: None
@@ -169,11 +179,11 @@ class Generation:
         self.told_before: bool | None = None
         """Of a text that is gone on with: whether the last of it that was told is a thought. None: nothing was told."""
         self._opened = 0.0
-        if self.state is None:
+        if self.state is None and self.read_by is None:
             self.state = self.model.new_state()
-        if not self.text_given and self.state.tokens_seen:
+        if not self.text_given and self.state is not None and self.state.tokens_seen:
             self.text_given = None
-        self._pause = self.state.pause
+        self._pause = self.state.pause if self.state is not None else None
         self._held = self._go_on() if self.text_given is None else []
         if self._pause is not None and self._pause.sampler is not None:
             self._sampler.restore(self._draws(self._pause.sampler, params.seed))
@@ -201,7 +211,9 @@ class Generation:
         """Evaluate the prompt. What a run before this one held back is in `text` then."""
         begin = time.perf_counter()
         try:
-            if self.text_given is not None:
+            if self.read_by is not None:
+                self.state, self._logits, self.prompt_tokens = self.read_by()
+            elif self.text_given is not None:
                 self._feed()
         finally:
             self.timings.prompt = time.perf_counter() - begin
@@ -219,6 +231,11 @@ class Generation:
         """Float32 [V] of the last token that the state has seen, after `read`. None: the text that was to be gone on with has
         ended."""
         return self._logits
+
+    @property
+    def fed(self) -> tuple[int, ...]:
+        """The tokens of the text that `state` has seen: of a text that has ended."""
+        return self._finish.fed if self._finish is not None else ()
 
     @property
     def done(self) -> bool:
@@ -265,6 +282,13 @@ class Generation:
         goes_on = finish is None or (self.keep and finish.reason == "length")
         parts = self._tell(piece.text, ended=not goes_on)
         self.timings.decode = time.perf_counter() - self._opened
+        return parts
+
+    def advance(self) -> list[Part]:
+        """Draw until there is a token to feed, or the text has ended."""
+        parts = self.draw()
+        if self.full and not self.done:
+            parts += self.draw()
         return parts
 
     def settle(self) -> State:
