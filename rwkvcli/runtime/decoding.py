@@ -75,6 +75,11 @@ class Continuation:
         self.unfed: tuple[int, ...] = ()
 
     @property
+    def fed(self) -> tuple[int, ...]:
+        """The drawn tokens that were fed."""
+        return tuple(self._fed)
+
+    @property
     def full(self) -> bool:
         """Whether as many tokens were drawn as may be: `end` is next."""
         return len(self._fed) + len(self.unfed) == self._max_tokens
@@ -101,7 +106,7 @@ class Continuation:
         return Piece(text, None, self._finish("stop" if self._text.matched is not None else reason))
 
     def _finish(self, reason: Literal["stop", "length"]) -> Finish:
-        return Finish(reason, self._text.matched, tuple(self._fed), self.unfed)
+        return Finish(reason, self._text.matched, self.fed, self.unfed)
 
 
 def decode(

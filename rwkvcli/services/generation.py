@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rwkvcli.runtime.decoding import Continuation, Finish
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.state import State
+    from rwkvcli.runtime.templates import Template
     from rwkvcli.services.store import LocalModel
 
 
@@ -38,6 +39,14 @@ def load_state(path: Path, model: Model) -> State:
     from rwkvcli.runtime.state import State
 
     return State.load(path, model)
+
+
+def seam(template: Template, state: State) -> str:
+    """What stands between what `state` has seen and a new message."""
+    if not state.tokens_seen:
+        return ""
+    text = state.pause.text if state.pause is not None else None
+    return template.tail if text is not None and "answer" in text else "\n\n"
 
 
 def check_state_target(path: Path) -> None:
@@ -188,7 +197,7 @@ class Generation:
         if self._pause is not None and self._pause.sampler is not None:
             self._sampler.restore(self._draws(self._pause.sampler, params.seed))
         self.seed = self._sampler.seed
-        self.prompt = self._prompt()
+        self.prompt = self._prompt() if self.read_by is None else b""
         """The text that the model sees."""
 
     def __iter__(self) -> Iterator[str]:
@@ -234,8 +243,8 @@ class Generation:
 
     @property
     def fed(self) -> tuple[int, ...]:
-        """The tokens of the text that `state` has seen: of a text that has ended."""
-        return self._finish.fed if self._finish is not None else ()
+        """The tokens of the text that `state` has seen."""
+        return self._run.fed if self._run is not None else ()
 
     @property
     def done(self) -> bool:
@@ -445,11 +454,7 @@ class Generation:
         assert self.state is not None
         message = text.decode("utf-8", "surrogateescape")  # bytes that are not UTF-8 come through
         turn = self.template.message(message, self._think)
-        rendered = text_to_bytes(self.template.opening(settings.system) + turn)
-        if not self.state.tokens_seen:
-            return rendered
-        answered = self._pause is not None and self._pause.text is not None and "answer" in self._pause.text
-        return (self.template.tail.encode() if answered else b"\n\n") + rendered
+        return text_to_bytes(seam(self.template, self.state) + self.template.opening(settings.system) + turn)
 
     def report(self) -> dict[str, Any]:
         """The JSON form: text, finish_reason, seed, usage, timings (seconds and tokens/s), model; and where they are

@@ -1,0 +1,149 @@
+"""States after the beginnings of prompts, kept so that what several prompts begin with is read once.
+
+A state is a function of the tokens that it has seen, and of nothing else: going on from a kept one gives the bits that reading
+the whole prompt gives. So what is kept decides how long an answer takes, and nothing about the answer.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from rwkvcli.runtime.prefill import feed_ids
+from rwkvcli.services.generation import Read
+
+if TYPE_CHECKING:
+    from rwkvcli.runtime.backend import Logits
+    from rwkvcli.runtime.model import Model
+    from rwkvcli.runtime.state import State
+
+_LEAST = 32
+"""Tokens: a common beginning that is shorter is read again sooner than looked for."""
+_RECENT = 64
+"""Prompts that a new one is compared with."""
+
+
+class _Kept(NamedTuple):
+    state: State
+    logits: Logits | None
+    """Of the last token; None: more has to be fed before anything can be drawn."""
+
+
+class Prefixes:
+    """Reads prompts for `model`, from the longest beginning that is kept, at most `limit` bytes of states. A prompt goes on from
+    one of `starts`, by its number from 1 on, or from nothing (0).
+
+    What was not used for the longest time goes first. Of a prompt are kept the state after all of it, those at the places that
+    the caller names, and the one after the longest beginning that it shares with a recent prompt: a system message, examples,
+    a document that is asked about.
+    """
+
+    def __init__(self, model: Model, limit: int, starts: Sequence[State] = ()) -> None:
+        self._model = model
+        self._starts = starts
+        self._limit = limit
+        self._size = _state_size(model)
+        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._recent: deque[bytes] = deque(maxlen=_RECENT)
+
+    def read(
+        self,
+        ids: Sequence[int],
+        places: Collection[int] = (),
+        on_tokens: Callable[[int], None] = lambda n: None,
+        start: int = 0,
+    ) -> tuple[Read, int]:
+        """Feed `ids` (at least one) to a state of its own, a copy of `start`. Returns that, and how many of the tokens were kept.
+
+        `places`: numbers of tokens after which the state is kept too. `on_tokens` is called after every call of the engine
+        with the number of tokens that were fed or kept; what it raises ends the reading.
+        """
+        whole = _key(ids, start)
+        at, found = self._find(whole)
+        begin, shared = at, self._shared(whole)
+        self._recent.append(whole)
+        if found is not None and at == len(ids) and found.logits is not None:
+            return Read(found.state.copy(), found.logits, len(ids)), at
+        if found is not None:
+            state = found.state.copy()
+        else:
+            state = self._starts[start - 1].copy() if start else self._model.new_state()
+        ends = sorted({end for end in (*places, shared) if begin < end < len(ids)})
+        logits: Logits | None = None
+        for end in (*ends, len(ids)):
+            done = at
+            logits = feed_ids(self._model, state, ids[at:end], lambda n, done=done: on_tokens(done + n))  # type: ignore[misc]
+            at = end
+            self.keep(ids[:end], state, logits, start, copied=True)
+        assert logits is not None
+        return Read(state, logits, len(ids)), begin
+
+    def keep(
+        self,
+        ids: Sequence[int],
+        state: State,
+        logits: Logits | None = None,
+        start: int = 0,
+        *,
+        copied: bool = False,
+    ) -> None:
+        """Keep `state`, which has seen `ids` after `start`; a copy of it where the caller goes on using it (`copied`)."""
+        if self._size > self._limit:
+            return
+        key = _key(ids, start)
+        before = self._kept.pop(key, None)
+        if before is not None and logits is None:
+            logits = before.logits
+        while self._kept and (len(self._kept) + 1) * self._size > self._limit:
+            self._kept.popitem(last=False)
+        self._kept[key] = _Kept(state.copy() if copied else state, logits)
+
+    def __len__(self) -> int:
+        """How many states are kept."""
+        return len(self._kept)
+
+    def _find(self, whole: bytes) -> tuple[int, _Kept | None]:
+        """Tokens of the longest beginning of `whole` from which it can be gone on with, and what is kept of it."""
+        best = b""
+        for key, kept in self._kept.items():
+            usable = len(key) < len(whole) or kept.logits is not None
+            if usable and len(key) > len(best) and whole.startswith(key):
+                best = key
+        if not best:
+            return 0, None
+        self._kept.move_to_end(best)
+        return len(best) // 4 - 1, self._kept[best]
+
+    def _shared(self, whole: bytes) -> int:
+        """Tokens of the longest beginning that a recent prompt has as well; 0: none that is worth it."""
+        longest = max((_common(whole, other) - 1 for other in self._recent), default=0)
+        return longest if longest >= _LEAST else 0
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return _common(_key(a), _key(b)) - 1
+
+
+def _key(ids: Sequence[int], start: int = 0) -> bytes:
+    return array("i", (start, *ids)).tobytes()
+
+
+def _common(a: bytes, b: bytes) -> int:
+    """Numbers that two keys begin with alike: the start, and tokens."""
+    low, high = 0, min(len(a), len(b)) // 4
+    while low < high:  # the first `low` are alike, the first `high + 1` are not
+        middle = (low + high + 1) // 2
+        if a[: 4 * middle] == b[: 4 * middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _state_size(model: Model) -> int:
+    """Bytes of one kept state, with its logits."""
+    arrays = model.new_state().to_numpy().values()
+    return sum(array.nbytes for array in arrays) + 4 * model.config.vocab_size

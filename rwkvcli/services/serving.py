@@ -1,0 +1,222 @@
+"""Texts for many askers at once: what a server does between its sockets and the engine.
+
+One thread owns the model. Texts in the making get a token each, in turns of one call of the engine, which reads the weights
+once for all of them; a place that becomes free is taken by who waits longest. A prompt is read in parts, between which the
+others go on for as long as the part took. Each text is what it would be alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rwkvcli.errors import RwkvError
+from rwkvcli.services.batching import feed_together
+from rwkvcli.services.generation import Generation, Read, Settings
+from rwkvcli.services.prefixes import Prefixes
+
+if TYPE_CHECKING:
+    from rwkvcli.runtime.model import Model
+    from rwkvcli.runtime.state import State
+    from rwkvcli.runtime.thoughts import Part
+
+
+class Busy(RwkvError):
+    """More askers wait than may."""
+
+
+class Stopped(RwkvError):
+    """The server ends."""
+
+
+class _Dropped(Exception):
+    """Nobody waits for this text any more."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A text that somebody asks for."""
+
+    ids: Sequence[int]
+    """The prompt, at least one token."""
+    settings: Settings
+    start: int = 0
+    """Number of the state that the prompt goes on from; 0: none."""
+    lasting: int | None = None
+    """How many of `ids` a later prompt may begin with; None: all of them, and the text after them."""
+
+
+@dataclass(frozen=True)
+class News:
+    """What is new of a text. The last that is told has `ended`, or `error`: why there will be no more."""
+
+    parts: Sequence[Part] = ()
+    logprobs: Sequence[dict[str, Any]] = ()
+    ended: Generation | None = None
+    error: BaseException | None = None
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A text that was asked for."""
+
+    asked: Asked
+    tell: Callable[[News], None]
+    cached: int = 0
+    """Tokens of the prompt whose state was kept from before."""
+    dropped: bool = False
+    _made: Generation | None = None
+    _logprobs: int = field(default=0, repr=False)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens that were drawn so far."""
+        return self._made.completion_tokens if self._made is not None else 0
+
+    def drop(self) -> None:
+        """Nobody waits for it any more; nothing need be told of it."""
+        self.dropped = True
+
+
+class Texts:
+    """Texts of `model`, at most `size` in the making and `waiting` before them; `cache` bytes of states are kept. Prompts may go
+    on from `starts`.
+
+    `tell` of a ticket is called in a thread of this object's own; it must not wait.
+    """
+
+    def __init__(
+        self, model: Model, size: int, cache: int, waiting: int, starts: Sequence[State] = ()
+    ) -> None:
+        self._model = model
+        self._size = size
+        self._most_waiting = waiting
+        self._prefixes = Prefixes(model, cache, starts)
+        self._waiting: deque[Ticket] = deque()
+        self._active: list[Ticket] = []
+        self._reading = 0
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="rwkv-texts", daemon=True)
+        self._thread.start()
+
+    def ask(self, asked: Sequence[Asked], tell: Callable[[int, News], None]) -> list[Ticket]:
+        """Have texts made; of number i of them `tell(i, news)` tells. Raises Busy and Stopped, and makes none then."""
+        tickets = [Ticket(one, lambda news, i=i: tell(i, news)) for i, one in enumerate(asked)]  # type: ignore[misc]
+        with self._changed:
+            if self._closing:
+                raise Stopped("the server is stopping")
+            if len(self._waiting) + len(tickets) > self._most_waiting:
+                raise Busy(f"{len(self._waiting)} texts are waiting already")
+            self._waiting.extend(tickets)
+            self._changed.notify()
+        return tickets
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many texts are in the making, and how many wait."""
+        return len(self._active) + self._reading, len(self._waiting)
+
+    def close(self) -> None:
+        """End all texts, by Stopped, and the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._closing or self._waiting or self._active):
+                    self._changed.wait()
+                if self._closing:
+                    break
+            while self._waiting and len(self._active) < self._size and not self._closing:
+                self._begin(self._waiting.popleft())
+            self._step()
+        for ticket in (*self._active, *self._waiting):
+            ticket.tell(News(error=Stopped("the server is stopping")))
+        self._active.clear()
+        self._waiting.clear()
+
+    def _begin(self, ticket: Ticket) -> None:
+        """Read the prompt, and draw the first token."""
+        if ticket.dropped:
+            return
+        self._reading = 1
+        try:
+            made = Generation(self._model, b"", ticket.asked.settings, read_by=lambda: self._read(ticket))
+            made.read()
+        except _Dropped:
+            if self._closing:
+                ticket.tell(News(error=Stopped("the server is stopping")))
+            return
+        except Exception as error:
+            ticket.tell(News(error=error))
+            return
+        finally:
+            self._reading = 0
+        ticket._made = made
+        self._active.append(ticket)
+        self._advance(ticket)
+
+    def _read(self, ticket: Ticket) -> Read:
+        asked, last = ticket.asked, time.perf_counter()
+
+        def others_too(_tokens: int) -> None:
+            nonlocal last
+            until = 2 * time.perf_counter() - last
+            while self._active and time.perf_counter() < until:
+                self._step()
+            if ticket.dropped or self._closing:
+                raise _Dropped
+            last = time.perf_counter()
+
+        places = () if asked.lasting is None else (asked.lasting,)
+        read, ticket.cached = self._prefixes.read(asked.ids, places, others_too, asked.start)
+        return read
+
+    def _step(self) -> None:
+        """One token for every text."""
+        for ticket in [ticket for ticket in self._active if ticket.dropped]:
+            self._leave(ticket)
+        made = [ticket._made for ticket in self._active if ticket._made is not None]
+        if not made:
+            return
+        try:
+            feed_together(self._model, made)
+        except Exception as error:
+            for ticket in self._active:
+                ticket.tell(News(error=error))
+            self._active.clear()
+            return
+        for ticket in list(self._active):
+            self._advance(ticket)
+
+    def _advance(self, ticket: Ticket) -> None:
+        """Draw a token, and tell what came of it."""
+        made = ticket._made
+        assert made is not None
+        try:
+            parts = made.advance()
+        except Exception as error:
+            self._active.remove(ticket)
+            ticket.tell(News(error=error))
+            return
+        logprobs = made.logprobs[ticket._logprobs :]
+        ticket._logprobs = len(made.logprobs)
+        if made.done:
+            self._leave(ticket)
+        if parts or logprobs or made.done:
+            ticket.tell(News(parts, logprobs, made if made.done else None))
+
+    def _leave(self, ticket: Ticket) -> None:
+        """Give the place away; the state after a text is kept, if a later prompt may begin with all of it."""
+        self._active.remove(ticket)
+        made, asked = ticket._made, ticket.asked
+        if asked.lasting is None and made is not None and made.state is not None:
+            self._prefixes.keep([*asked.ids, *made.fed], made.state, start=asked.start)
