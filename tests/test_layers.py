@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 
 # Folder (or module) -> what it may import beside itself. Longest match wins.
 PYTHON = {
-    "rwkvcli.cli": {"rwkvcli", "rwkvcli.errors", "rwkvcli.services", "quant"},
+    "rwkvcli.cli": {"rwkvcli", "rwkvcli.errors", "rwkvcli.server", "rwkvcli.services", "quant"},
+    "rwkvcli.server": {"rwkvcli", "rwkvcli.errors", "rwkvcli.services", "rwkvcli.runtime"},
     "rwkvcli.services": {"rwkvcli", "rwkvcli.errors", "rwkvcli.runtime", "quant", "rwkvcli._kernels"},
     "rwkvcli.runtime": {"rwkvcli", "rwkvcli.errors", "quant", "rwkvcli._kernels"},
     "rwkvcli.errors": {"quant"},
@@ -42,6 +43,8 @@ ONLY_IN = {  # heavy or interface packages -> the folders that may import them
     "bitsandbytes": {"quant"},
     "huggingface_hub": {"rwkvcli.services"},
     "prompt_toolkit": {"rwkvcli.cli"},
+    "starlette": {"rwkvcli.server"},
+    "uvicorn": {"rwkvcli.server"},
 }
 
 

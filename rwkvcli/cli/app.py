@@ -39,9 +39,6 @@ USAGE = 2
 RESOURCES = 5
 INTERRUPTED = 130
 
-LONGEST = 300
-"""Characters of an unexpected error that are shown; -v shows the rest."""
-
 
 def main(args: list[str] | None = None) -> int:
     """Run the command line `args` (sys.argv by default) and return its exit code."""
@@ -111,8 +108,9 @@ def _report(error: Exception, line: _Line) -> int:
         asked_color,
         asked_verbose,
         print_error,
+        print_traceback,
+        print_unexpected,
         print_usage_error,
-        write_error_stream,
     )
 
     said = line.settings
@@ -123,9 +121,7 @@ def _report(error: Exception, line: _Line) -> int:
         print_usage_error(error.format_message(), getattr(error, "ctx", None), color)
         return code if isinstance(code, int) else USAGE
     if verbose:
-        import traceback
-
-        write_error_stream("".join(traceback.format_exception(error)))
+        print_traceback(error)
     hint = getattr(error, "hint", None)
     if isinstance(code, int):  # rwkvcli.errors.RwkvError, quant.errors.QuantError
         print_error(str(error), hint, color)
@@ -140,12 +136,7 @@ def _report(error: Exception, line: _Line) -> int:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM)
             else UNEXPECTED
         )
-    message = f"unexpected {type(error).__name__}" + (f": {error}" if str(error) else "")
-    print_error(
-        message if len(message) <= LONGEST else message[: LONGEST - 1] + "…",
-        "this is a bug: run it again with -v and report what it prints",
-        color,
-    )
+    print_unexpected(error, color)
     return UNEXPECTED
 
 

@@ -15,6 +15,8 @@ from rwkvcli.cli.signals import discard
 _BOLD_RED = "\x1b[1;31m"
 _BOLD = "\x1b[1m"
 _RESET = "\x1b[0m"
+_LONGEST = 300
+"""Characters of an unexpected error that are shown; -v shows the rest."""
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -125,6 +127,23 @@ def print_error(message: str, hint: str | None = None, color: Color = Color.auto
     if hint:
         text += f"{hint_label} {harmless(hint)}\n"
     write_error_stream(text)
+
+
+def print_unexpected(error: BaseException, color: Color = Color.auto) -> None:
+    """Print an error that is nobody's mistake."""
+    message = f"unexpected {type(error).__name__}" + (f": {error}" if str(error) else "")
+    print_error(
+        message if len(message) <= _LONGEST else message[: _LONGEST - 1] + "…",
+        "this is a bug: run it again with -v and report what it prints",
+        color,
+    )
+
+
+def print_traceback(error: BaseException) -> None:
+    """Print where an error comes from, for -v."""
+    import traceback
+
+    write_error_stream("".join(traceback.format_exception(error)))
 
 
 def print_usage_error(message: str, ctx: Any, color: Color = Color.auto) -> None:

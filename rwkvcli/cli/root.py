@@ -19,6 +19,7 @@ VERBS = {
     "chat": "Talk with a model.",
     "generate": "Continue a text with a model.",
     "score": "Tell which of several texts is the likeliest to come next.",
+    "serve": "Answer programs over HTTP that speak OpenAI's protocol.",
     "state": "Build states, and look at, compare and convert them.",
     "quantize": "Make a model file out of a checkpoint.",
     "export": "Write a model in the format of another tool.",

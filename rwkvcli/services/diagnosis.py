@@ -6,7 +6,7 @@ import platform
 import sys
 from typing import Any
 
-EXTRAS = {"torch": ("torch", "bitsandbytes"), "gguf": ("gguf",)}
+EXTRAS = {"torch": ("torch", "bitsandbytes"), "gguf": ("gguf",), "serve": ("starlette", "uvicorn")}
 """Optional sets of packages, as in pyproject.toml, and what each brings."""
 
 

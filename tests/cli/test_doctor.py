@@ -23,7 +23,7 @@ def test_what_this_machine_has(tmp_path: Path) -> None:
     assert (done.code, done.err) == (0, "")
     names = [line.split("  ")[0] for line in done.out.splitlines()]
     assert names == [
-        "rwkv", "processor", "kernels", "threads", "memory", "GPU", "extra torch", "extra gguf",
+        "rwkv", "processor", "kernels", "threads", "memory", "GPU", "extra torch", "extra gguf", "extra serve",
         "downloads", "models", "configuration", "program", "python",
     ]  # fmt: skip
     assert "scalar: RWKV_CPU_LEVEL asks for it" in done.out

@@ -1,0 +1,291 @@
+"""The HTTP side: routes, who may ask, and answers that are sent as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from rwkvcli.errors import RwkvError, UsageError
+from rwkvcli.server import requests
+from rwkvcli.server.answers import Reply, failure, model_card
+from rwkvcli.services.serving import Busy, News, Stopped, Texts
+
+if TYPE_CHECKING:
+    from rwkvcli.runtime.model import Model
+    from rwkvcli.runtime.state import State
+    from rwkvcli.server.requests import Wanted
+
+LARGEST_BODY = 64 << 20
+"""Bytes."""
+_PATIENCE = 15.0
+"""Seconds without anything to send, after which a comment keeps a stream open."""
+_LOOPBACK = ["localhost", "127.0.0.1", "[::1]", "::1"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the server is told when it begins."""
+
+    name: str
+    """What the model is called."""
+    states: Mapping[str, State] = field(default_factory=dict)
+    """What can be gone on from, each as a model of a name of its own; in the order of the starts of `Texts`."""
+    key: str | None = None
+    """What askers have to know."""
+    think: str | None = None
+    """How answers are thought over where a request does not say: `show`, `hide`, `fast` or `off`."""
+    origins: Sequence[str] = ()
+    """Web pages that may ask, besides programs."""
+    loopback: bool = True
+    """Whether the server listens to this machine alone; it is then known by the names of that only, so that no web page can
+    reach it by a name of its own."""
+    log: Callable[[str], None] = lambda line: None
+    """Is told what was done, a line each."""
+    fault: Callable[[BaseException], None] = lambda error: None
+    """Is told of errors that are nobody's mistake."""
+
+
+class Server:
+    """The application over `texts` of `model`."""
+
+    def __init__(self, model: Model, texts: Texts, options: Options) -> None:
+        self._model = model
+        self._texts = texts
+        self._options = options
+        self._names = [options.name, *options.states]
+        self._began = int(time.time())
+        post, get = ["POST"], ["GET"]
+        middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=_LOOPBACK)] if options.loopback else []
+        if options.origins:
+            middleware.append(
+                Middleware(
+                    CORSMiddleware,
+                    allow_origins=list(options.origins),
+                    allow_methods=["GET", "POST"],
+                    allow_headers=["*"],
+                )
+            )
+        self.app = Starlette(
+            routes=[
+                Route("/health", self._health, methods=get),
+                Route("/v1/models", self._guarded(self._models), methods=get),
+                Route("/v1/models/{name:path}", self._guarded(self._one_model), methods=get),
+                Route("/v1/completions", self._guarded(self._completions), methods=post),
+                Route("/v1/chat/completions", self._guarded(self._chat), methods=post),
+            ],
+            middleware=middleware,
+            exception_handlers={HTTPException: _http_error},
+        )
+
+    def _guarded(
+        self, endpoint: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """The endpoint, for askers who know the key; errors become answers."""
+        key = self._options.key
+
+        async def guarded(request: Request) -> Response:
+            said = request.headers.get("authorization", "").removeprefix("Bearer ")
+            if key is not None and not hmac.compare_digest(said.encode("latin-1"), key.encode()):
+                return _error(401, "the API key is missing or wrong", "authentication_error")
+            try:
+                return await endpoint(request)
+            except HTTPException:
+                raise
+            except Exception as error:
+                return self._failed(error)
+
+        return guarded
+
+    async def _health(self, _request: Request) -> Response:
+        active, waiting = self._texts.load
+        return JSONResponse({"status": "ok", "active": active, "waiting": waiting})
+
+    async def _models(self, _request: Request) -> Response:
+        cards = [model_card(name, self._began) for name in self._names]
+        return JSONResponse({"object": "list", "data": cards})
+
+    async def _one_model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self._names:
+            return _error(404, f"no model {name!r} here", "not_found_error", "model")
+        return JSONResponse(model_card(name, self._began))
+
+    async def _completions(self, request: Request) -> Response:
+        said = requests.parsed(await _body(request))
+        wanted = await run_in_threadpool(requests.completion, said, self._model, self._options.states)
+        return await self._answered(request, wanted, chat=False)
+
+    async def _chat(self, request: Request) -> Response:
+        said = requests.parsed(await _body(request))
+        wanted = await run_in_threadpool(
+            requests.chat, said, self._model, self._options.states, self._options.think
+        )
+        return await self._answered(request, wanted, chat=True)
+
+    async def _answered(self, request: Request, wanted: Wanted, *, chat: bool) -> Response:
+        begin = time.monotonic()
+        loop = asyncio.get_running_loop()
+        news: asyncio.Queue[tuple[int, News]] = asyncio.Queue()
+
+        def tell(number: int, what: News) -> None:
+            loop.call_soon_threadsafe(news.put_nowait, (number, what))
+
+        tickets = self._texts.ask(wanted.asked, tell)
+        reply = Reply(wanted, tickets, self._model, self._names[wanted.asked[0].start], chat)
+
+        def over(status: int | str) -> None:
+            for ticket in tickets:
+                ticket.drop()
+            self._note(request, reply, status, time.monotonic() - begin)
+
+        status: int | str = "gone"
+        gone = asyncio.ensure_future(_gone(request))
+        try:
+            if (
+                wanted.stream
+            ):  # what is wrong shows before the first token, mostly: as an error, not as a stream
+                first = await _next(news, gone, _PATIENCE)
+                status = "stream"
+                return StreamingResponse(
+                    self._stream(reply, news, first, over),
+                    media_type="text/event-stream",
+                    headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+                )
+            while not reply.done:
+                told = await _next(news, gone, None)
+                assert told is not None
+                reply.take(*told)
+            status = 200
+            return JSONResponse(reply.whole())
+        except Exception as error:
+            response = self._failed(error)
+            status = "gone" if isinstance(error, ClientDisconnect) else response.status_code
+            return response
+        finally:
+            gone.cancel()
+            if status != "stream":
+                over(status)
+
+    async def _stream(
+        self,
+        reply: Reply,
+        news: asyncio.Queue[tuple[int, News]],
+        told: tuple[int, News] | None,
+        over: Callable[[int | str], None],
+    ) -> AsyncIterator[str]:
+        """Server-sent events, one per piece; `told` is what is new already."""
+        status: int | str = "gone"
+        try:
+            for chunk in reply.opening():
+                yield _event(chunk)
+            while not reply.done:
+                if told is None:
+                    yield ": still at it\n\n"
+                else:
+                    for chunk in reply.take(*told):
+                        yield _event(chunk)
+                told = None if reply.done else await _next(news, None, _PATIENCE)
+            for chunk in reply.closing():
+                yield _event(chunk)
+            yield "data: [DONE]\n\n"
+            status = 200
+        except Exception as error:
+            response = self._failed(error)
+            status = response.status_code
+            yield f"data: {bytes(response.body).decode()}\n\n"
+        finally:
+            over(status)
+
+    def _failed(self, error: BaseException) -> Response:
+        """What an error looks like to the asker."""
+        if not isinstance(error, RwkvError | ClientDisconnect):
+            self._options.fault(error)
+        return _answer_to(error)
+
+    def _note(self, request: Request, reply: Reply, status: int | str, seconds: float) -> None:
+        """Say on the log what was done."""
+        used = reply.usage()
+        cached = used["prompt_tokens_details"]["cached_tokens"]
+        tokens = f"{used['prompt_tokens']} tokens in ({cached} known), {used['completion_tokens']} out"
+        self._options.log(f"{request.url.path} {status}: {tokens}, {seconds:.2f} s")
+
+
+async def _next(
+    news: asyncio.Queue[tuple[int, News]], gone: asyncio.Future[None] | None, patience: float | None
+) -> tuple[int, News] | None:
+    """The next news; None when there are none for `patience` seconds. Raises what they say is wrong, and ClientDisconnect
+    when `gone` is done: nobody waits for them any more."""
+    coming = asyncio.ensure_future(news.get())
+    either: set[asyncio.Future[Any]] = {coming} if gone is None else {coming, gone}
+    try:
+        await asyncio.wait(either, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        if gone is not None and gone.done():
+            raise ClientDisconnect
+        if not coming.done():
+            return None
+    finally:
+        coming.cancel()
+    number, what = coming.result()
+    if what.error is not None:
+        raise what.error
+    return number, what
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _body(request: Request) -> bytes:
+    """The body of a request. Raises HTTPException for what is no JSON by its own account, or too large."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "the request has to say Content-Type: application/json")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > LARGEST_BODY:
+            raise HTTPException(413, f"the request is larger than {LARGEST_BODY >> 20} MiB")
+    return bytes(body)
+
+
+def _event(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _answer_to(error: BaseException) -> Response:
+    """What an error looks like to the asker."""
+    if isinstance(error, UsageError):
+        message = str(error) + (f" ({error.hint})" if error.hint else "")
+        return _error(400, message, "invalid_request_error", getattr(error, "param", None))
+    if isinstance(error, Busy | Stopped):
+        return _error(503, str(error), "overloaded_error", headers={"Retry-After": "5"})
+    if isinstance(error, ClientDisconnect):
+        return _error(499, "the asker has gone", "gone")
+    return _error(500, str(error) or type(error).__name__, "server_error")
+
+
+def _error(
+    status: int, message: str, kind: str, param: str | None = None, headers: dict[str, str] | None = None
+) -> Response:
+    return JSONResponse(failure(message, kind, param), status, headers)
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail = {404: "no such address", 405: "not that method here"}.get(error.status_code, error.detail)
+    return _error(error.status_code, detail, "invalid_request_error", headers=dict(error.headers or {}))

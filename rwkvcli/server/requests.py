@@ -1,0 +1,252 @@
+"""What a body of JSON asks for, in OpenAI's form, with the other settings of the sampler beside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from rwkvcli.errors import UsageError
+from rwkvcli.services.dialogue import Message, encode
+from rwkvcli.services.generation import Settings, seam
+from rwkvcli.services.serving import Asked
+
+if TYPE_CHECKING:
+    from rwkvcli.runtime.model import Model
+    from rwkvcli.runtime.state import State
+
+COMPLETION_TOKENS, CHAT_TOKENS = 512, 4096
+"""The most tokens of a text where the request does not say: as `rwkv generate` and `rwkv chat`."""
+_MOST_TEXTS = 128
+"""Of one request."""
+_MOST_LIKELIEST = 100
+_SEEDS = 2**64
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_EFFORTS = {
+    "none": "fast",
+    "minimal": "fast",
+    "low": "show",
+    "medium": "show",
+    "high": "show",
+    "xhigh": "show",
+}
+_TYPES = {str: "a string", bool: "true or false", int: "a whole number", list: "a list", dict: "an object"}
+
+
+class Refused(UsageError):
+    """A request that makes no sense; `param` is the name of what is wrong in it."""
+
+    def __init__(self, message: str, param: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.param = param
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A request, understood."""
+
+    asked: list[Asked]
+    """The texts: of every prompt as many as there are to be, side by side."""
+    before: list[str]
+    """What stands before each of them in the answer: its prompt, if that is to be repeated."""
+    each: int
+    """Texts of a prompt."""
+    stream: bool
+    usage: bool
+    """Whether a stream ends with the usage."""
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    """The object in a body. Raises Refused."""
+    try:
+        said = json.loads(body)
+        json.dumps(said, ensure_ascii=False).encode()  # what is said may be given back
+    except UnicodeEncodeError:
+        raise Refused("the body has half a surrogate pair, which is no character") from None
+    except (ValueError, RecursionError):
+        raise Refused("the body is not JSON") from None
+    if not isinstance(said, dict):
+        raise Refused("the body is not a JSON object")
+    return said
+
+
+def chat(said: Mapping[str, Any], model: Model, states: Mapping[str, State], think: str | None) -> Wanted:
+    """What `POST /v1/chat/completions` asks for. `states` can be gone on from, by their names; `think`: how answers are
+    thought over where a request does not say. Raises UsageError."""
+    _refuse(said, "tools", "functions", "audio")
+    messages = list(_messages(said))
+    effort = _get(said, "reasoning_effort", str)
+    if effort is not None and effort not in _EFFORTS:
+        raise Refused(f"reasoning_effort is one of {', '.join(_EFFORTS)}", "reasoning_effort")
+    way = _get(said, "think", str) or (_EFFORTS[effort] if effort is not None else think)
+    top = _get(said, "top_logprobs", int) or 0
+    logprobs = top if _get(said, "logprobs", bool) else None
+    limit = _get(said, "max_completion_tokens", int)
+    settings = _settings(said, CHAT_TOKENS if limit is None else limit, logprobs)
+    settings = replace(settings, chat=True, think=way)
+    if way is not None:
+        model.template.check_way(way)
+    if way == "only":
+        raise Refused("think is one of show, hide, fast, off", "think")
+    start, state = _start(said, states)
+    between = seam(model.template, state) if state is not None else ""
+    encoded = encode(model.template, model.tokenizer, messages, _form(way), between)
+    return _wanted(said, [Asked(encoded.ids, settings, start, encoded.lasting)], [""])
+
+
+def completion(said: Mapping[str, Any], model: Model, states: Mapping[str, State]) -> Wanted:
+    """What `POST /v1/completions` asks for. Raises UsageError."""
+    _refuse(said, "suffix")
+    settings = _settings(said, COMPLETION_TOKENS, _get(said, "logprobs", int))
+    start, state = _start(said, states)
+    tokenizer, asked, before = model.tokenizer, [], []
+    for prompt in _prompts(said.get("prompt")):
+        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else _checked(prompt, model)
+        if not ids and state is not None:
+            raise Refused(
+                "prompt is empty: what was read before can only be gone on with by some text", "prompt"
+            )
+        asked.append(Asked(ids or [tokenizer.eos_id], settings, start))
+        before.append(
+            (prompt if isinstance(prompt, str) else tokenizer.decode(ids)) if said.get("echo") else ""
+        )
+    return _wanted(said, asked, before)
+
+
+def _start(said: Mapping[str, Any], states: Mapping[str, State]) -> tuple[int, State | None]:
+    """The state that a request goes on from, and its number: by the name of the model. Any other name is the model."""
+    name = said.get("model")
+    if not isinstance(name, str) or name not in states:
+        return 0, None
+    return 1 + list(states).index(name), states[name]
+
+
+def _wanted(said: Mapping[str, Any], asked: Sequence[Asked], before: Sequence[str]) -> Wanted:
+    """As many texts of every prompt as there are to be, each with a seed of its own."""
+    each = _get(said, "n", int)
+    each = 1 if each is None else each
+    if not 1 <= each * len(asked) <= _MOST_TEXTS:
+        raise Refused(f"from 1 to {_MOST_TEXTS} texts can be asked for at once, not {each * len(asked)}", "n")
+    best = _get(said, "best_of", int)
+    if best is not None and best != each:
+        raise Refused("best_of is not supported: ask for n texts", "best_of")
+    options = _get(said, "stream_options", dict) or {}
+    return Wanted(
+        [replace(one, settings=_nth(one.settings, i)) for one in asked for i in range(each)],
+        [text for text in before for _ in range(each)],
+        each,
+        bool(_get(said, "stream", bool)),
+        bool(_get(options, "include_usage", bool)),
+    )
+
+
+def _nth(settings: Settings, number: int) -> Settings:
+    seed = settings.sampling.get("seed")
+    if seed is None or not number:
+        return settings
+    return replace(settings, sampling={**settings.sampling, "seed": (seed + number) % _SEEDS})
+
+
+def _settings(said: Mapping[str, Any], max_tokens: int, logprobs: int | None) -> Settings:
+    """How texts are made, but for what only conversations have. Everything is checked here, as far as it can be."""
+    from rwkvcli.runtime.sampling import SamplingParams
+
+    sampling = {
+        item.name: said[item.name] for item in fields(SamplingParams) if said.get(item.name) is not None
+    }
+    if "logit_bias" in sampling:
+        bias = _get(said, "logit_bias", dict) or {}
+        try:
+            sampling["logit_bias"] = {int(token): float(value) for token, value in bias.items()}
+        except (TypeError, ValueError):
+            raise Refused("logit_bias is not an object of token ids and numbers", "logit_bias") from None
+    seed = _get(said, "seed", int)
+    if seed is not None and seed < 0:
+        del sampling["seed"]  # what programs send that mean any
+    SamplingParams.of({}, sampling)
+    given = _get(said, "max_tokens", int)
+    limit = max_tokens if given is None else given
+    if limit < -1:
+        raise Refused("max_tokens is from 0 up, or -1: until the model ends the text", "max_tokens")
+    if logprobs is not None and not 0 <= logprobs <= _MOST_LIKELIEST:
+        raise Refused(f"logprobs are told of 0 to {_MOST_LIKELIEST} tokens", "logprobs")
+    return Settings(limit, sampling, tuple(_texts(said, "stop")), logprobs=logprobs)
+
+
+def _messages(said: Mapping[str, Any]) -> Iterator[Message]:
+    given = _get(said, "messages", list)
+    if not given:
+        raise Refused("messages is a list of at least one", "messages")
+    for number, message in enumerate(given):
+        where = f"messages[{number}]"
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(role, str) or role not in _ROLES:
+            raise Refused(f"the role in {where} is none of {', '.join(_ROLES)}", where)
+        yield Message(_ROLES[role], _content(message.get("content"), f"{where}.content"))  # type: ignore[arg-type]
+
+
+def _content(content: Any, where: str) -> str:
+    """The text of a message: a string, or a list of parts that are texts."""
+    texts: list[str] = []
+    for part in content if isinstance(content, list) else [content]:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part
+        if not isinstance(text, str):
+            message = f"{where} is neither a string nor a list of texts"
+            raise Refused(message, where, hint="models here read text alone")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _prompts(prompt: Any) -> list[str | list[int]]:
+    """A text or a list of token ids, or a list of such."""
+    if prompt is None or isinstance(prompt, str):
+        return [prompt or ""]
+    if isinstance(prompt, list) and prompt:
+        if all(type(token) is int for token in prompt):
+            return [prompt]
+        if all(isinstance(one, str) or _is_ids(one) for one in prompt):
+            return prompt
+    raise Refused("prompt is neither a string, nor a list of token ids, nor a list of such", "prompt")
+
+
+def _checked(ids: list[int], model: Model) -> list[int]:
+    rows = model.config.vocab_size
+    for token in ids:
+        if not 0 <= token < rows:
+            raise Refused(f"token {token} is outside the vocabulary of {rows}", "prompt")
+    return ids
+
+
+def _is_ids(given: Any) -> bool:
+    return isinstance(given, list) and bool(given) and all(type(token) is int for token in given)
+
+
+def _texts(said: Mapping[str, Any], name: str) -> list[str]:
+    """A string, or a list of strings, none of them empty."""
+    given = said.get(name)
+    texts = [] if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise Refused(f"{name} is neither a string nor a list of strings", name)
+    return texts
+
+
+def _get(said: Mapping[str, Any], name: str, kind: type) -> Any:
+    """`said[name]` of the type `kind`, or None."""
+    value = said.get(name)
+    if value is not None and type(value) is not kind:
+        raise Refused(f"{name} is not {_TYPES[kind]}", name)
+    return value
+
+
+def _refuse(said: Mapping[str, Any], *names: str) -> None:
+    """Raise Refused for what would change an answer, and cannot be done."""
+    for name in names:
+        if said.get(name):
+            raise Refused(f"{name} is not supported", name)
+
+
+def _form(way: str | None) -> str:
+    from rwkvcli.runtime.templates import WAYS
+
+    return WAYS[way or "off"]

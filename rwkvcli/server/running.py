@@ -1,0 +1,95 @@
+"""Opening a port, and serving until a signal comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from rwkvcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+_BACKLOG = 128
+_LAST_WORDS = 5
+"""Seconds that answers have to be sent when the server ends."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one. Raises UsageError."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        raise UsageError(
+            f"{host} is no address of this machine", hint="127.0.0.1 is for this machine alone"
+        ) from None
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows: the other means something else there
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        why = error.strerror or str(error)
+        raise UsageError(
+            f"cannot listen on port {port} of {host}: {why}", hint="--port 0 takes one that is free"
+        ) from None
+    return listener
+
+
+def is_loopback(listener: socket.socket) -> bool:
+    """Whether this machine alone can reach it."""
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
+def address(listener: socket.socket) -> str:
+    """Where programs find it."""
+    host, port = listener.getsockname()[:2]
+    found = ipaddress.ip_address(host)
+    shown = "127.0.0.1" if str(found) == "0.0.0.0" else "::1" if str(found) == "::" else host
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+class _Uvicorn(uvicorn.Server):
+    """Signals are the command line's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(
+    app: Starlette, listener: socket.socket, asked_to_stop: Callable[[], bool], stop: Callable[[], None]
+) -> None:
+    """Serve until `asked_to_stop`, which is asked ten times a second; then `stop` ends what is in the making, and it is
+    sent what that says."""
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", loop="asyncio", http="h11", ws="none",
+        server_header=False, timeout_graceful_shutdown=_LAST_WORDS,
+    )  # fmt: skip
+    server = _Uvicorn(config)
+
+    async def watch() -> None:
+        while not asked_to_stop():
+            await asyncio.sleep(0.1)
+        server.should_exit = True
+        await asyncio.to_thread(stop)
+
+    async def both() -> None:
+        watching = asyncio.create_task(watch())
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            watching.cancel()
+
+    asyncio.run(both())

@@ -1,0 +1,185 @@
+"""`rwkv serve` as a process: where it listens, how it ends, and what it refuses before that."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("uvicorn")
+pytest.importorskip("starlette")
+
+from cli_runner import environment, rwkv, rwkv_inside, start
+
+GENERATE = ("generate", "-m", "demo", "--chat", "--seed", "1", "--max-tokens", "30", "Hello")
+ASKED = {"messages": [{"role": "user", "content": "Hello"}], "seed": 1, "max_tokens": 30}
+
+
+@contextmanager
+def served(*args: str, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The command on a free port, and the address that it tells."""
+    process = start("serve", "-m", "demo", "--port", "0", "--json", *args, env=environment(**env))
+    try:
+        assert process.stdout is not None
+        line = b""
+        while not line.endswith(b"\n"):
+            more = process.stdout.read(1)
+            assert more, process.communicate()
+            line += more
+        said = json.loads(line)
+        assert said["model"] == "demo"
+        yield process, said["url"]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ask(url: str, body: Any = ASKED, **headers: str) -> Any:
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(
+        f"{url}/chat/completions", data, {"Content-Type": "application/json", **headers}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_it_answers_until_a_signal_ends_it(number: int, code: int) -> None:
+    expected = rwkv_inside(*GENERATE).out
+    with served() as (process, url):
+        assert ask(url)["choices"][0]["message"]["content"] == expected
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, b"")
+    line, *rest = err.decode().splitlines()
+    assert line.startswith("/v1/chat/completions 200: 23 tokens in (0 known), 30 out, ")
+    assert rest == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_endless_text_does_not_keep_it(number: int) -> None:
+    body = {**ASKED, "max_tokens": -1, "stream": True, "logit_bias": {"0": -1000, "10": -1000}}
+    with served() as (process, url):
+        request = urllib.request.Request(
+            f"{url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert answer.readline().startswith(b"data: ")
+            process.send_signal(number)
+            rest = answer.read().decode().split("\n\n")
+        assert json.loads(rest[-2].removeprefix("data: "))["error"]["message"] == "the server is stopping"
+        process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 0}[signal.Signals(number)]
+
+
+def test_the_key_comes_from_the_environment_or_a_flag() -> None:
+    for args, env in (([], {"RWKV_API_KEY": "secret"}), (["--api-key", "secret"], {})):
+        with served(*args, **env) as (_, url):
+            with pytest.raises(urllib.error.HTTPError) as error:
+                ask(url)
+            assert error.value.code == 401
+            error.value.close()
+            assert ask(url, Authorization="Bearer secret")["model"] == "demo"
+
+
+def test_without_json_the_address_is_told_on_stderr_and_quietly_not_at_all() -> None:
+    for args, told in (([], True), (["-q"], False)):
+        process = start("serve", "-m", "demo", "--port", "0", *args)
+        try:
+            assert process.stderr is not None
+            if told:
+                line = b""
+                while not line.endswith(b"\n"):
+                    line += process.stderr.read(1)
+                assert line.startswith(b"demo answers at http://127.0.0.1:")
+                assert line.endswith(b"/v1 (Ctrl-C ends it)\n")
+                process.send_signal(signal.SIGTERM)
+                assert process.communicate(timeout=60) == (b"", b"")
+        finally:
+            process.kill()
+            out, err = process.communicate()
+        assert (out, err) == (b"", b"")
+
+
+def test_other_machines_without_a_key_are_warned_of() -> None:
+    with served("--host", "0.0.0.0") as (process, url):
+        assert url.startswith("http://127.0.0.1:")
+        assert ask(url, Host="any.example")["model"] == "demo"
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    warning = "warning: other machines can reach it, and no API key is set: RWKV_API_KEY sets one"
+    assert err.decode().splitlines()[0] == warning
+
+
+def test_a_state_is_a_model_of_its_name(tmp_path: Path) -> None:
+    manual = tmp_path / "manual.state"
+    assert rwkv_inside("state", "build", "-m", "demo", "-o", manual, stdin="The manual says so.").code == 0
+    expected = rwkv_inside(*GENERATE, "--state", manual).out
+    with served("--state", str(manual)) as (_, url):
+        assert ask(url, {**ASKED, "model": "manual"})["choices"][0]["message"]["content"] == expected
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "manual.st").write_bytes(manual.read_bytes())
+    done = rwkv_inside(
+        "serve", "-m", "demo", "--port", "0", "--state", manual, "--state", tmp_path / "other" / "manual.st"
+    )
+    assert done.code == 2
+    assert f"error: two models would be called manual: rename {tmp_path / 'other' / 'manual.st'}" in done.err
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = rwkv_inside("serve", "-m", "demo", "--port", str(port))
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        f"error: cannot listen on port {port} of 127.0.0.1: Address already in use\n"
+        "hint: --port 0 takes one that is free\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--host", "no.such.host.invalid"], "error: no.such.host.invalid is no address of this machine\n"),
+        (["--cache", "much"], "error: 'much' is no size\n"),
+        (["--think", "show"], "error: models of the family bytes do not think\n"),
+        (["--state", "nothing.state"], "error: nothing.state: no such state file\n"),
+        (["-m", "nothing.safetensors"], "error: nothing.safetensors does not exist\n"),
+    ],
+)
+def test_what_it_refuses(args: list[str], message: str) -> None:
+    model = [] if "-m" in args else ["-m", "demo"]
+    done = rwkv_inside("serve", "--port", "0", *model, *args)
+    assert done.code in (2, 3)
+    assert done.err.startswith(message)
+    assert done.out == ""
+
+
+def test_the_packages_it_needs_are_named() -> None:
+    code = (
+        "import sys; sys.modules['uvicorn'] = None; "
+        "from rwkvcli.cli.app import main; sys.exit(main(['serve', '-m', 'demo']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env=environment(), timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.decode() == (
+        "error: rwkv serve needs packages that are not installed: pip install 'rwkvcli[serve]'\n"
+    )
+
+
+def test_help_loads_neither() -> None:
+    done = rwkv("serve", "--help")
+    assert done.code == 0
+    assert "rwkv serve -m g1-1.5b" in done.out
