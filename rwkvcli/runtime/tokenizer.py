@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from rwkvcli.errors import FormatError, NotUtf8, UsageError
+from rwkvcli.runtime.rust import refusals
 
 if TYPE_CHECKING:
     import tokenizers
@@ -254,18 +255,9 @@ class JsonTokenizer:
         return b"".join(self._byte_of.get(char) or char.encode("utf-8") for char in spelling)
 
 
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Make FormatError of what the library raises for a damaged file: plain exceptions, and panics, which are
-    no exceptions to Python."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as e:
-        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
-            raise
-        raise FormatError(f"tokenizer.json: {e}") from None
+def _refusals() -> AbstractContextManager[None]:
+    """Make FormatError of what the library raises for a damaged file."""
+    return refusals(lambda why: FormatError(f"tokenizer.json: {why}"))
 
 
 class _WindowStream:
