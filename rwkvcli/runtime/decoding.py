@@ -28,7 +28,7 @@ class Evaluator(Protocol):
 class Finish:
     """How a text ended, and what its state has seen.
 
-    `reason` is `stop` (the model ended the text, or `stop` was found in it) or `length`. `fed` are the drawn
+    `reason` is `stop` (the model or its grammar ended the text, or `stop` was found in it) or `length`. `fed` are the drawn
     tokens that the state has seen, `unfed` the drawn one that it has not (none or one): to go on from a text
     that ended by length, feed `unfed` first. A stop string is cut from the text, not from the state, which
     has seen all of its tokens but the last; to continue as if it had not been there, go back to a copy.
@@ -50,7 +50,7 @@ class Piece:
     """What one token added: `text` may be empty (half a character, or what may become a stop string).
 
     `held` is the number of characters that are held back, since they may begin a stop string. The last piece
-    alone has `finish`. Its `token` is None unless a stop string ended in that token.
+    alone has `finish`. Its `token` is None unless a stop string ended in that token, or a grammar had come to its end.
     """
 
     text: str
@@ -85,7 +85,9 @@ class Continuation:
         return len(self._fed) + len(self.unfed) == self._max_tokens
 
     def draw(self, logits: Logits) -> Piece:
-        """Draw the next token from float32 logits [V]. The piece has `finish` if that ends the text."""
+        """Draw the next token from float32 logits [V]. The piece has `finish` if that ends the text, or if it had ended."""
+        if self._sampler.complete:
+            return self.end("stop")
         token = self._sampler(logits)
         if token == self._eos:
             return self.end("stop")
@@ -93,6 +95,8 @@ class Continuation:
         text = self._text.push(self._bytes_of(token))
         if self._text.matched is not None:
             return Piece(text, token, self._finish("stop"))
+        if self._sampler.complete:  # no other token is needed to know it
+            return Piece(text + self._text.flush(), token, self._finish("stop"))
         return Piece(text, token, held=self._text.held)
 
     def was_fed(self) -> None:

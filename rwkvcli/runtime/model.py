@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +187,10 @@ class Model:
         top_p: float | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        schema: Mapping[str, Any] | str | None = None,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
+        grammar: str | None = None,
         **sampling: Any,
     ) -> Iterator[str]:
         """Continue `prompt`, yielding text as it comes. `max_tokens` -1: until the model ends the text.
@@ -194,9 +198,12 @@ class Model:
         With `state` the prompt continues what that state has seen, and the state advances over the prompt and all of
         the text (a stop string's last token is left out; when the caller breaks off, the token of the last piece has not
         been fed). The same seed gives the same text. `sampling` takes every other setting of
-        `rwkvcli.runtime.sampling.SamplingParams`; what is None or left out is as usual for this family of models. Raises
-        UsageError for settings out of range, at once.
+        `rwkvcli.runtime.sampling.SamplingParams`; what is None or left out is as usual for this family of models. The text
+        conforms to the JSON Schema `schema`, matches `regex`, is one of `choices`, or is one of the Lark `grammar`, from its
+        first byte, and ends where nothing can follow (MissingExtra without the package llguidance). Raises UsageError for
+        settings out of range, at once.
         """
+        from rwkvcli.runtime.constraint import Constraint
         from rwkvcli.runtime.decoding import check_limits
         from rwkvcli.runtime.sampling import Sampler, SamplingParams
         from rwkvcli.runtime.streaming import stop_strings
@@ -205,7 +212,9 @@ class Model:
         params = SamplingParams.of(self.template.settings(chat=False), given)
         stop = stop_strings(stop)
         check_limits(max_tokens, stop)
-        sampler = Sampler(params, self.tokenizer.vocab_size, self.tokenizer)
+        constraint = Constraint.of({"schema": schema, "regex": regex, "choices": choices, "grammar": grammar})
+        matcher = constraint.matcher(self.tokenizer) if constraint is not None else None
+        sampler = Sampler(params, self.tokenizer.vocab_size, self.tokenizer, matcher)
         state = state if state is not None else self.new_state()
         self._check(state)
         return self._generate(self._ids_of(prompt, state), state, sampler, max_tokens, stop)

@@ -1,7 +1,7 @@
 """Choosing the next token.
 
 What happens to the logits, in this order: penalties for tokens generated before, logit bias, banned tokens and
-strings, softmax over the valid ids; then typical, top-p, min-p and top-k, each over what the one before it
+strings, what a grammar does not allow, softmax over the valid ids; then typical, top-p, min-p and top-k, each over what the one before it
 left; then temperature. This is BlinkDL's order: the cuts are made at temperature 1. `order="temperature-first"`
 makes them at the temperature, as most other engines do. Greedy choice, temperature 0, takes the first of the
 largest logits. `csrc/text/sampler.h` and `csrc/text/penalties.h` state each rule.
@@ -27,6 +27,7 @@ from rwkvcli.errors import FormatError, UsageError
 if TYPE_CHECKING:
     from rwkvcli.runtime.backend import Logits
     from rwkvcli.runtime.banning import BannedStrings
+    from rwkvcli.runtime.grammar import GrammarMatcher
     from rwkvcli.runtime.tokenizer import Tokenizer
 
 ORDERS = ("rwkv", "temperature-first")
@@ -173,10 +174,17 @@ class Sampler:
     """Draws tokens: `params`, the number of the next draw, and what has been generated.
 
     `valid` is the number of ids that belong to tokens: logits past it are ignored. `tokenizer` is needed for
-    banned strings and for penalties as RWKV has them (digits and spaces are not counted).
+    banned strings and for penalties as RWKV has them (digits and spaces are not counted). `grammar`: what the tokens
+    must conform to, from the first one.
     """
 
-    def __init__(self, params: SamplingParams, valid: int, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        valid: int,
+        tokenizer: Tokenizer | None = None,
+        grammar: GrammarMatcher | None = None,
+    ) -> None:
         if valid < 1:
             raise UsageError(f"the vocabulary must have at least one id, not {valid}")
         from rwkvcli import _kernels
@@ -207,7 +215,11 @@ class Sampler:
             if tokenizer is None:
                 raise UsageError("banned strings need the model's vocabulary")
             self._banned = BannedStrings(params.banned_strings, tokenizer)
-        changes = self._penalties is not None or len(self._biased) > 0 or self._banned is not None
+        self._grammar = grammar
+        changes = (
+            any(each is not None for each in (self._penalties, self._banned, grammar))
+            or len(self._biased) > 0
+        )
         self._work = memoryview(bytearray(4 * valid)).cast("f") if changes else None
         self._tokenizer = tokenizer
         self.params = params
@@ -220,7 +232,7 @@ class Sampler:
         """The next token for float32 `logits` [V], which stay as they are. A greedy choice draws no number.
 
         Raises FormatError when no token can be chosen, since a logit is NaN or +inf, or all are -inf; and
-        UsageError when biases and banned strings leave no token.
+        UsageError when biases, banned strings and the grammar leave no token.
         """
         logits = self._changed(logits[: self.valid])
         if self.params.greedy:
@@ -241,18 +253,27 @@ class Sampler:
         self._count(token)
         return token
 
+    @property
+    def complete(self) -> bool:
+        """Whether the text is all that the grammar allows: no token can follow."""
+        return self._grammar is not None and self._grammar.complete
+
     def state(self) -> dict[str, Any]:
         """What is needed to go on later with the same draws, penalties and bans: seed, draws, with penalties
-        `counts`, a list of [token, count], and with banned strings `recent`, bytes in hex. Ready for JSON."""
+        `counts`, a list of [token, count], with banned strings `recent`, bytes in hex, and with a grammar
+        `conforming`, the tokens that it has seen. Ready for JSON."""
         state: dict[str, Any] = {"seed": self.seed, "draws": self.draws}
         if self._penalties is not None:
             state["counts"] = [list(pair) for pair in self._penalties.counts()]
         if self._banned is not None:
             state["recent"] = self._banned.recent.hex()
+        if self._grammar is not None:
+            state["conforming"] = list(self._grammar.ids)
         return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state()` was taken. Raises FormatError if it is not such a state, and changes nothing."""
+        """Go on where `state()` was taken. Raises FormatError if it is not such a state, and UsageError if its text does not
+        fit the grammar, and changes nothing."""
         seed, draws, counts = state.get("seed"), state.get("draws"), state.get("counts", [])
         if not (
             isinstance(seed, int) and isinstance(draws, int) and 0 <= seed < _SEEDS and 0 <= draws < _SEEDS
@@ -264,6 +285,11 @@ class Sampler:
             recent = bytes.fromhex(state.get("recent", ""))
         except (TypeError, ValueError):
             raise FormatError("not the state of a sampler: its recent bytes are none") from None
+        ids = state.get("conforming", [])
+        if not isinstance(ids, list) or not all(type(each) is int and 0 <= each < self.valid for each in ids):
+            raise FormatError("not the state of a sampler: its tokens are none")
+        if self._grammar is not None:
+            self._grammar.resume(ids)
         if self._penalties is not None:
             try:
                 self._penalties.restore([(token, float(count)) for token, count in counts])
@@ -294,6 +320,8 @@ class Sampler:
             self._native.bias(work, self._biased, self._bias)
         if self._banned is not None:
             self._banned.strike(work)
+        if self._grammar is not None:
+            self._grammar.strike(work)
         return work
 
     def _count(self, token: int) -> None:
@@ -304,6 +332,8 @@ class Sampler:
             self._penalties.observe(token, 0.0 if nothing else 1.0)
         if self._banned is not None:
             self._banned.push(token)
+        if self._grammar is not None:
+            self._grammar.push(token)
 
     def _no_token(self, why: str, logits: Logits) -> FormatError | UsageError:
         if self._work is not None and all(logit == -math.inf for logit in logits):

@@ -60,7 +60,7 @@ class Pause:
     logits: Logits | None = None
     """float32 [V] after the last token. None when nothing can be drawn before some text is fed."""
     sampler: Mapping[str, Any] | None = None
-    """`Sampler.state()`; None: nothing was drawn."""
+    """`Sampler.state()`; None: nothing was drawn. Of a text that conforms to something it has the tokens."""
     text: Mapping[str, Any] | None = None
     """`TextStream.state()`: half a character, what may become a stop string; of an answer also `answer`,
     `ThoughtSplitter.state()`."""

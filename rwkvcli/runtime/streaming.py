@@ -104,11 +104,13 @@ class StopMatcher:
 class AnswerTrim:
     """An answer without the white space around it, and without `lead`, which the model may write before it.
 
-    What is white is held back until something follows it.
+    What is white is held back until something follows it. With `white` no other characters than these are taken off, and
+    none at the end: the text of a grammar stays as it is.
     """
 
-    def __init__(self, lead: str = "") -> None:
+    def __init__(self, lead: str = "", white: str | None = None) -> None:
         self._lead = lead
+        self._white = white
         self._begun = False
         self._held = ""
 
@@ -116,16 +118,16 @@ class AnswerTrim:
         """The text that can be shown now."""
         text = self._held + text
         if not self._begun:
-            text = text.lstrip()
+            text = text.lstrip(self._white)
             if self._lead and len(text) < len(self._lead) and self._lead.startswith(text):
                 self._held = text
                 return ""
-            text = text.removeprefix(self._lead).lstrip() if self._lead else text
+            text = text.removeprefix(self._lead).lstrip(self._white) if self._lead else text
             if not text:
                 self._held, self._lead = "", ""
                 return ""
             self._begun = True
-        shown = text.rstrip()
+        shown = text.rstrip(None if self._white is None else "")
         self._held = text[len(shown) :]
         return shown
 

@@ -23,14 +23,15 @@ class ThoughtSplitter:
 
     `begun`: the prompt has opened the thoughts already. `lead` is what may come first and is neither. Without
     `begun`, a text that opens with `<think>` begins with thoughts all the same, unless `looks` is False: it is all
-    answer then.
+    answer then. `white`: as for AnswerTrim, of the answer.
     """
 
-    def __init__(self, begun: bool, lead: str, *, looks: bool = True) -> None:
+    def __init__(self, begun: bool, lead: str, *, looks: bool = True, white: str | None = None) -> None:
         self._lead = lead
+        self._white = white
         self._thinks: bool | None = True if begun else None if looks else False
         self._held = ""
-        self._trim = AnswerTrim(lead)
+        self._trim = self._new_trim(bool(begun))
         self.told: bool | None = None
         """Whether the last that was told is a thought; None: nothing was told."""
 
@@ -52,7 +53,7 @@ class ThoughtSplitter:
             self._held = text[len(text) - keep :]
             return self._parts(self._trim.push(text[: len(text) - keep]), True)
         parts = self._parts(self._trim.push(thoughts) + self._trim.flush(), True)
-        self._thinks, self._trim = False, AnswerTrim()
+        self._thinks, self._trim = False, AnswerTrim("", self._white)
         return parts + self._parts(self._trim.push(answer), False)
 
     def flush(self) -> list[Part]:
@@ -69,15 +70,19 @@ class ThoughtSplitter:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state()` was taken. Raises FormatError if it is not such a state."""
-        trim = AnswerTrim(self._lead)
-        trim.restore(state)
         thoughts = state.get("thoughts", {"thinks": False, "held": "", "told": None})
         thinks, held, told = (
             map(thoughts.get, ("thinks", "held", "told")) if isinstance(thoughts, Mapping) else (0, 0, 0)
         )
         if not (isinstance(held, str) and isinstance(thinks, bool | None) and isinstance(told, bool | None)):
             raise FormatError("not the state of an answer")
+        trim = self._new_trim(thinks is not False)
+        trim.restore(state)
         self._trim, self._thinks, self._held, self.told = trim, thinks, held, told
+
+    def _new_trim(self, thinks: bool) -> AnswerTrim:
+        """That of the thoughts, or of an answer without any."""
+        return AnswerTrim(self._lead, None if thinks else self._white)
 
     def _parts(self, text: str, thinking: bool) -> list[Part]:
         if not text:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rwkvcli.errors import FormatError, RwkvError, UsageError
+from rwkvcli.services import constraining
 from rwkvcli.services.generation import Generation, Settings
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 Lines: TypeAlias = Callable[[bool], bytes | None]
 """Gives the next line: b"" at the end; None, if it is not to wait (False), when none is there yet."""
 
-_OWN = ("prompt", "id", "max_tokens", "stop", "system")
+_OWN = ("prompt", "id", "max_tokens", "stop", "system", *constraining.KINDS)
 NO_PROMPT = "neither a JSON string nor an object with a string `prompt`"
 _SEEDS = 2**64
 _AHEAD = 64
@@ -77,8 +78,15 @@ def understand(said: Mapping[str, Any], number: int, settings: Settings) -> Line
     if type(max_tokens) is not int or max_tokens < -1:
         raise UsageError("max_tokens is not a whole number from -1 up")
     chat = settings.chat or system is not None
+    asks = not constraining.KINDS.keys().isdisjoint(said)
     own = replace(
-        settings, max_tokens=max_tokens, sampling=sampling, stop=tuple(stop), chat=chat, system=system
+        settings,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        stop=tuple(stop),
+        chat=chat,
+        system=system,
+        constraint=constraining.of_line(said) if asks else settings.constraint,
     )
     return Line(said["prompt"], own)
 

@@ -6,7 +6,9 @@ import platform
 import sys
 from typing import Any
 
-EXTRAS = {"torch": ("torch", "bitsandbytes"), "gguf": ("gguf",), "serve": ("starlette", "uvicorn")}
+EXTRAS = {
+    "torch": ("torch", "bitsandbytes"), "gguf": ("gguf",), "serve": ("starlette", "uvicorn"), "grammar": ("llguidance",)
+}  # fmt: skip
 """Optional sets of packages, as in pyproject.toml, and what each brings."""
 
 

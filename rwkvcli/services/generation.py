@@ -13,7 +13,9 @@ from rwkvcli.runtime.thoughts import CLOSE, Part, ThoughtSplitter
 
 if TYPE_CHECKING:
     from rwkvcli.runtime.backend import Logits
+    from rwkvcli.runtime.constraint import Constraint
     from rwkvcli.runtime.decoding import Continuation, Finish
+    from rwkvcli.runtime.grammar import GrammarMatcher
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.state import State
     from rwkvcli.runtime.templates import Template
@@ -106,6 +108,9 @@ class Settings:
     think: str | None = None
     logprobs: int | None = None
     """How many of the likeliest tokens are told at every token of the text; None: nothing is told of them."""
+    constraint: Constraint | None = None
+    """What the text must conform to: of an answer, the whole of it after any thoughts. What the family's answers stop at
+    does not end it then."""
 
 
 @dataclass
@@ -178,7 +183,7 @@ class Generation:
         self._think = WAYS[settings.think or "off"]
         defaults = self.template.settings(settings.chat, self._think)
         params = SamplingParams.of(defaults, settings.sampling)
-        self._sampler = Sampler(params, tokenizer.vocab_size, tokenizer)
+        self._sampler = Sampler(params, tokenizer.vocab_size, tokenizer, self._grammar())
         self._stream = TextStream(self._stops())
         self._splitter = self._answer_splitter()
         self._logits: Logits | None = None
@@ -373,14 +378,24 @@ class Generation:
 
     def _stops(self) -> tuple[str, ...]:
         """What ends the text."""
-        own = self.template.stop if self.settings.chat else ()
+        own = self.template.stop if self.settings.chat and self.settings.constraint is None else ()
         return (*self.settings.stop, *own, *([CLOSE] if self.settings.think == "only" else []))
+
+    def _grammar(self) -> GrammarMatcher | None:
+        """What follows the tokens, if the text has to conform to something."""
+        if self.settings.constraint is None:
+            return None
+        from rwkvcli.services.constraining import matcher_of
+
+        return matcher_of(self.settings, self.template, self.model.tokenizer)
 
     def _answer_splitter(self) -> ThoughtSplitter | None:
         """What makes an answer of what the model writes. None: nothing is made of it."""
         if not self.settings.chat:
             return None
-        return ThoughtSplitter(self._think == "on", self.template.lead_of(self._think), looks=False)
+        constraint, lead = self.settings.constraint, self.template.lead_of(self._think)
+        white = constraint.white if constraint is not None else None
+        return ThoughtSplitter(self._think == "on", lead, looks=False, white=white)
 
     def _tell(self, text: str, *, ended: bool = False) -> list[Part]:
         """The same, noted; when the text `ended`, with all that was held back."""
@@ -427,6 +442,11 @@ class Generation:
         self._logits = None if pause.ended else pause.logits
         if pause.text is None:
             return []
+        if self.settings.constraint is not None:
+            from rwkvcli.services.constraining import check_beginning
+
+            own = {"answer": self._splitter.state()} if self._splitter is not None else {}
+            check_beginning(pause, {**self._stream.state(), **own})
         answer, before = pause.text.get("answer", {}), ""
         if not isinstance(answer, Mapping):
             raise FormatError("not the state of an answer")

@@ -24,7 +24,7 @@ def test_what_this_machine_has(tmp_path: Path) -> None:
     names = [line.split("  ")[0] for line in done.out.splitlines()]
     assert names == [
         "rwkv", "processor", "kernels", "threads", "memory", "GPU", "extra torch", "extra gguf", "extra serve",
-        "downloads", "models", "configuration", "program", "python",
+        "extra grammar", "downloads", "models", "configuration", "program", "python",
     ]  # fmt: skip
     assert "scalar: RWKV_CPU_LEVEL asks for it" in done.out
     assert str(tmp_path) in done.out
