@@ -13,6 +13,7 @@ import typer
 
 from rwkvcli.cli.batch import LineReader, run_lines, sources, throughput
 from rwkvcli.cli.console import Console
+from rwkvcli.cli.constraint import asked_constraint
 from rwkvcli.cli.options import (
     FileOption,
     KeepNewlineOption,
@@ -42,6 +43,8 @@ EXAMPLES = """
   rwkv generate -m model.safetensors -s "Answer in one word." "The capital of France?"
   rwkv generate -m g1.safetensors --think show "How many days are there in seven weeks?"
   rwkv generate -m demo --json --seed 1 "Once upon a time" | jq .usage
+  rwkv generate -m g1.safetensors --chat --schema person.schema.json "Ada Lovelace, 36, mathematician" | jq .name
+  rwkv generate -m g1.safetensors --chat --choices yes --choices no "Is the sea salty?"
   rwkv generate -m demo --temperature 0.8 --top-p 0.5 --ban "the end" --timeout 30 "It was"
   rwkv generate -m model.safetensors --jsonl -b 16 < prompts.jsonl > answers.jsonl
   rwkv generate -m demo --save-state tale.state "Once upon a time" && rwkv generate -m demo --state tale.state --update
@@ -92,6 +95,31 @@ def generate(
     ] = 512,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before TEXT. Repeatable.")
+    ] = None,
+    schema: Annotated[
+        str | None,
+        typer.Option(
+            "--schema",
+            metavar="FILE|JSON",
+            help="The text is JSON that conforms to this JSON Schema.",
+            show_default=False,
+        ),
+    ] = None,
+    regex: Annotated[
+        str | None,
+        typer.Option(
+            "--regex", metavar="PATTERN", help="The text matches PATTERN as a whole.", show_default=False
+        ),
+    ] = None,
+    choices: Annotated[
+        list[str] | None,
+        typer.Option("--choices", metavar="TEXT", help="The text is exactly TEXT. Repeatable: one of them."),
+    ] = None,
+    grammar: Annotated[
+        str | None,
+        typer.Option(
+            "--grammar", metavar="FILE", help="The text is one of this Lark grammar.", show_default=False
+        ),
     ] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Write the prompt before its continuation.")] = False,
     timeout: TimeoutOption = None,
@@ -158,6 +186,10 @@ def generate(
     With --think show the thoughts come first, between <think> and </think>; with --json they are "thinking", beside
     "text". With --think only the text ends where they do.
 
+    --schema, --regex, --choices and --grammar let nothing come that does not conform, and end the text where it is
+    complete; --max-tokens may cut it before. A text that is continued conforms from its first byte; an answer of --chat may
+    have a space before it that is not shown, and after --think show or hide the thoughts are free.
+
     With --logprobs the JSON has "logprobs", of every token: id, text, logprob (natural, by the model alone, before
     temperature, penalties and the rest), and "top", the likeliest.
 
@@ -166,8 +198,8 @@ def generate(
     been interrupted. --update is both with one file.
 
     With --jsonl every line of stdin (or of -f) is a prompt: a JSON string, or an object of "prompt", "id" and what
-    differs from the options: "max_tokens", "stop", "system", "seed", "temperature" and other settings of the sampler
-    ("banned_strings" for --ban, "order" for --sampler-order).
+    differs from the options: "max_tokens", "stop", "system", "schema" (an object), "regex", "choices" (a list), "grammar",
+    "seed", "temperature" and other settings of the sampler ("banned_strings" for --ban, "order" for --sampler-order).
     The answers come in the same order, each as it would be alone; line i (from 0) has the seed --seed + i. A
     line that fails has an "error", and the exit code is 7 then.
     """
@@ -175,6 +207,9 @@ def generate(
     check_timeout(timeout)
     if logprobs is not None and not (settings.json or stream_json or jsonl):
         raise Misuse("--logprobs stands in JSON: ask for that by --json, --stream-json or --jsonl")
+    constraint = asked_constraint(schema, regex, choices, grammar)
+    if constraint is not None and think is Think.only:
+        raise Misuse(f"--think only ends before there is anything to be held to --{constraint.kind}")
     target = _target(state, save_state, update)
     if jsonl or count is not None:
         _check_many(settings, jsonl, count, echo=echo, stream_json=stream_json, saves=target is not None)
@@ -196,6 +231,7 @@ def generate(
             template,
             think.value if think is not None else None,
             logprobs,
+            constraint,
         )
         generation.check_device(settings.device)
         if target is not None:

@@ -32,7 +32,9 @@ def gather_prompt(
             parts.append(text)
     for name in files:
         parts.append(
-            _read_stdin(keep_newline, asked=True) if name == STDIN else _read_file(name, keep_newline)
+            _read_stdin(keep_newline, asked=True)
+            if name == STDIN
+            else normalized(read_file(name, "-f takes a file to read text from"), keep_newline)
         )
     if argument == STDIN:
         parts.append(_read_stdin(keep_newline, asked=True))
@@ -44,7 +46,7 @@ def gather_prompt(
 def read_lines(name: str, hint: str) -> list[bytes]:
     """The lines of a file, or of stdin for `-`, without their ends; those that are empty or only white space are left
     out. `hint`: what the file is to be."""
-    data = _read_stdin(True, asked=True) if name == STDIN else _read_file(name, True, hint)
+    data = _read_stdin(True, asked=True) if name == STDIN else normalized(read_file(name, hint), True)
     return [line for line in data.split(b"\n") if line.strip()]
 
 
@@ -77,10 +79,11 @@ def _read_stdin(keep_newline: bool, asked: bool = False) -> bytes:
     return normalized(_read_all(stream), keep_newline)
 
 
-def _read_file(name: str, keep_newline: bool, hint: str = "-f takes a file to read text from") -> bytes:
+def read_file(name: str, hint: str, most: int = -1) -> bytes:
+    """The file `name`, or its first `most` bytes. Raises SourceNotFound with `hint`."""
     try:
         with Path(name).expanduser().open("rb") as file:
-            return normalized(_read_all(file), keep_newline)
+            return _read_all(file) if most < 0 else file.read(most)
     except RuntimeError:  # expanduser's
         raise SourceNotFound(f"{name}: there is no such home folder") from None
     except OSError as error:
