@@ -9,9 +9,10 @@ import math
 import re
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from rwkvcli.errors import MissingExtra, OutOfMemory, UsageError
 from rwkvcli.runtime.rust import refusals
@@ -149,7 +150,7 @@ def _vocabulary(tokenizer: Tokenizer) -> _Vocabulary:
         tokens = [tokenizer.decode_bytes((token,)) for token in range(tokenizer.vocab_size)]
         tokens[tokenizer.eos_id] = b""
         has_bytes = np.array(list(map(bool, tokens)))
-        found = _Vocabulary(_tokens(tokens, tokenizer.eos_id, tokenizer.encode_bytes), has_bytes)
+        found = _Vocabulary(_tokens(tokens, tokenizer.eos_id, _Encoder(tokens, tokenizer)), has_bytes)
         _VOCABULARIES[tokenizer] = found
     return found
 
@@ -159,6 +160,36 @@ def _single_bytes() -> LLTokenizer:
     """A vocabulary that every grammar can be tried with: the bytes, the end of a text, and ids without bytes."""
     tokens = [bytes([byte]) for byte in range(256)]
     return _tokens(tokens + [b""] * (_IDS - len(tokens)), len(tokens), list)
+
+
+class _Encoder:
+    """The ids of text that has to come, as llguidance asks for them: those that the model was trained on for it."""
+
+    def __init__(self, tokens: list[bytes], tokenizer: Tokenizer) -> None:
+        self._tokenizer = ref(tokenizer)  # what is made of it is kept as long as it is there
+        self._ids = {each: token for token, each in enumerate(tokens) if each}
+        self._longest = max(map(len, self._ids), default=0)
+
+    def __call__(self, data: bytes) -> list[int]:
+        tokenizer = self._tokenizer()
+        if tokenizer is not None:
+            with suppress(UsageError):
+                ids = tokenizer.encode_bytes(data)
+                if tokenizer.eos_id not in ids and tokenizer.decode_bytes(ids) == data:
+                    return ids
+        return self._longest_first(data)
+
+    def _longest_first(self, data: bytes) -> list[int]:
+        """For a vocabulary that changes text, or sees the name of a special token in it. It ends where nothing fits."""
+        ids, at = [], 0
+        while at < len(data):
+            sizes = range(min(self._longest, len(data) - at), 0, -1)
+            size = next((size for size in sizes if data[at : at + size] in self._ids), 0)
+            if not size:
+                break
+            ids.append(self._ids[data[at : at + size]])
+            at += size
+        return ids
 
 
 def _tokens(tokens: list[bytes], eos: int, encode: Callable[[bytes], list[int]]) -> LLTokenizer:
@@ -195,8 +226,10 @@ def _bits(matcher: LLMatcher, size: int) -> NDArray[np.bool_]:
 
     bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
     if matcher.is_error():
-        nothing = str(matcher.stop_reason()).startswith("NoExtension")
-        raise ValueError("no text conforms to it" if nothing else matcher.get_error())
+        error = matcher.get_error()
+        if error.startswith("NoExtension"):  # its name for a dead end
+            return np.zeros(size, np.bool_)
+        raise ValueError(error)
     return np.unpackbits(bits, count=size, bitorder="little").view(np.bool_)
 
 

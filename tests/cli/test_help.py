@@ -25,6 +25,7 @@ HEAVY = (
     "tokenizers",
     "safetensors",
     "prompt_toolkit",
+    "llguidance",
 )
 
 

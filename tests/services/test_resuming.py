@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,17 @@ CASES: dict[str, Settings] = {
     "an answer": Settings(sampling={"seed": 3}, chat=True),
 }
 
+if find_spec("llguidance"):
+    from rwkvcli.runtime.constraint import Constraint
+
+    LONG = Constraint.of_schema(
+        {"type": "object", "properties": {"é": {"type": "string", "minLength": 40}}, "required": ["é"]}
+    )
+    CASES["a schema"] = Settings(
+        sampling={"seed": 3, "temperature": 2.0, "top_p": 1.0, "presence_penalty": 0.3}, constraint=LONG
+    )
+    CASES["an answer of a schema"] = Settings(sampling={"seed": 5}, chat=True, constraint=LONG)
+
 
 @pytest.fixture(scope="module")
 def model() -> Model:
@@ -58,9 +71,7 @@ def run(
     check: Callable[[], None] = lambda: None,
 ) -> Generation:
     """A run of at most `tokens` tokens whose state is then in `path`."""
-    settings = Settings(
-        tokens, settings.sampling, settings.stop, settings.chat, settings.system, settings.template
-    )
+    settings = replace(settings, max_tokens=tokens)
     made = Generation(model, text, settings, state, keep=True, check=check)
     with contextlib.suppress(Cancelled):
         pieces = list(made)
@@ -71,7 +82,7 @@ def run(
 
 def unseeded(settings: Settings) -> Settings:
     """The same without a seed: the state has it."""
-    return Settings(sampling={**settings.sampling, "seed": None}, stop=settings.stop, chat=settings.chat)
+    return replace(settings, sampling={**settings.sampling, "seed": None})
 
 
 Uncut = dict[str, tuple[Generation, bytes]]
