@@ -68,6 +68,8 @@ class Constraint:
             raise UsageError(f"the schema is not JSON: {e}") from None
         except RecursionError:
             raise UsageError("the schema is nested too deeply") from None
+        if len(rules) > 2 * LARGEST:  # of a dictionary; as text it may have been shorter
+            raise _too_large("schema")
         return cls._checked("schema", rules)
 
     @classmethod
@@ -88,6 +90,8 @@ class Constraint:
             raise UsageError("there are no choices", hint="give one text or more")
         if "" in texts:
             raise UsageError("a choice is empty")
+        if sum(map(len, texts)) > LARGEST:
+            raise _too_large("choices")
         alternatives = " | ".join(map(json.dumps, dict.fromkeys(texts)))
         return cls._checked("choices", _rules(lark_grammar=f"start: CHOICE\nCHOICE: {alternatives}"))
 
@@ -134,8 +138,6 @@ class Constraint:
     def _checked(cls, kind: str, rules: str, source: str = "") -> Constraint:
         from rwkvcli.runtime.grammar import first_bytes, require, told
 
-        if len(rules) > 2 * _LARGEST[kind]:  # what JSON and Lark escape counts double
-            raise _too_large(kind)
         require(kind)
         try:
             first = first_bytes(_joined(rules))

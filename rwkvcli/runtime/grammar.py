@@ -31,9 +31,8 @@ _END = b"<|end|>"
 """What llguidance calls the token that ends a text; a grammar that names no such token needs none of its own."""
 _IDS = 1 << 16
 """Of the vocabulary that a grammar is tried with: a grammar may name ids of the model's own."""
-_STACK = 8 << 20
-_STACK_PER_BYTE = 2048
-"""llguidance goes down a chain of rules by recursion, at up to 16 KB a rule, and a rule has 30 bytes or more there."""
+_STACK, _STACK_PER_BYTE, _LARGEST_STACK = 8 << 20, 2048, 512 << 20
+"""Bytes. llguidance goes down a chain of rules by recursion, at up to 16 KB a rule, and a rule has 30 bytes or more there."""
 _LONGEST = 160
 """Characters that are told of what llguidance says."""
 
@@ -254,7 +253,7 @@ def _on_a_large_stack(grammar: str, make: Callable[[], _T]) -> _T:
 
     thread = threading.Thread(target=work, name="grammar", daemon=True)
     with _STACK_SIZE:
-        before = threading.stack_size(_STACK + _STACK_PER_BYTE * (len(grammar) & ~1))
+        before = threading.stack_size(min(_STACK + _STACK_PER_BYTE * (len(grammar) & ~1), _LARGEST_STACK))
         try:
             thread.start()
         except RuntimeError:

@@ -272,8 +272,8 @@ class Sampler:
         return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state()` was taken. Raises FormatError if it is not such a state, and UsageError if its text does not
-        fit the grammar, and changes nothing."""
+        """Go on where `state()` was taken. Raises FormatError if it is not such a state, and changes nothing; UsageError if
+        its text does not fit the grammar."""
         seed, draws, counts = state.get("seed"), state.get("draws"), state.get("counts", [])
         if not (
             isinstance(seed, int) and isinstance(draws, int) and 0 <= seed < _SEEDS and 0 <= draws < _SEEDS
@@ -288,13 +288,13 @@ class Sampler:
         ids = state.get("conforming", [])
         if not isinstance(ids, list) or not all(type(each) is int and 0 <= each < self.valid for each in ids):
             raise FormatError("not the state of a sampler: its tokens are none")
-        if self._grammar is not None:
-            self._grammar.resume(ids)
         if self._penalties is not None:
             try:
                 self._penalties.restore([(token, float(count)) for token, count in counts])
             except ValueError as e:
                 raise FormatError(f"not the state of a sampler: {e}") from None
+        if self._grammar is not None:
+            self._grammar.resume(ids)
         if self._banned is not None:
             self._banned.resume(recent)
         self.seed, self.draws = seed, draws

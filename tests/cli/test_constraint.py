@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -188,3 +189,33 @@ def test_a_long_chain_in_a_process(tmp_path: Path) -> None:
     assert rwkv(*DEMO, "--max-tokens", "3", "--regex", "a{3}", "x") == Outcome(0, "aaa", "")
     done = rwkv(*DEMO, "--max-tokens", "3", "--temperature", "0", "--schema", "s", "x", cwd=tmp_path)
     assert (done.code, done.err, done.out.replace(" ", "").replace("\n", "")[:1]) == (0, "", "[")
+
+
+@needed
+def test_the_python_of_the_document_runs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "structured-output.md").read_text("utf-8")
+    names: dict[str, object] = {}
+    exec(text.partition("```python\n")[2].partition("```")[0], names)
+    person, answer = names["person"], names["answer"]
+    assert isinstance(person, dict) and list(person) == ["name", "age"] and answer in ("yes", "no")
+
+
+@needed
+def test_the_grammar_of_the_document_and_gbnf(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "structured-output.md").read_text("utf-8")
+    (tmp_path / "g").write_text("start" + text.partition("```\nstart")[2].partition("```")[0])
+    done = rwkv_inside(*DEMO, "--grammar", "g", "x", cwd=tmp_path)
+    assert done.code == 0 and re.fullmatch(
+        r"SELECT (\*|[a-z_]{1,20}(, [a-z_]{1,20})*) FROM [a-z_]{1,20};", done.out
+    )
+    (tmp_path / "g.gbnf").write_text('root ::= "a" [b-d]+ "e"\n')
+    hint = "hint: that is GBNF: `python -m llguidance.gbnf_to_lark FILE.gbnf` writes FILE.lark\n"
+    assert rwkv_inside(*DEMO, "--grammar", "g.gbnf", "x", cwd=tmp_path).err.endswith(hint)
+    subprocess.run(
+        [sys.executable, "-m", "llguidance.gbnf_to_lark", "g.gbnf"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    done = rwkv_inside(*DEMO, "--grammar", "g.lark", "--max-tokens", "-1", "x", cwd=tmp_path)
+    assert done.code == 0 and re.fullmatch("a[b-d]+e", done.out)

@@ -23,7 +23,7 @@ from rwkvcli import Model
 from rwkvcli.runtime import cuda
 
 DOC = Path(__file__).parents[2] / "docs" / "errors.md"
-_NEEDS_A_PROCESS = re.compile(r"[|&;<>$]|torch|owner/|lambada -m|timeout|nf4")
+_NEEDS_A_PROCESS = re.compile(r"[|&;<>$]|torch|owner/|lambada -m|timeout|nf4|choices")
 """Shell syntax, and what depends on imports, on signals, or on an environment that is read at an import."""
 _BLOCK = re.compile(r"```console\n\$ (.+)\n((?:.*\n)*?)\[exit (\d+)\]\n```")
 
@@ -71,7 +71,8 @@ def place(folder: Path, demo_state: bytes) -> Path:
     checkpoint(folder / "odd.pth", synthetic_arch("4", 1, 64, 400))
     (folder / "tokenizer.json").write_bytes(byte_level_json())
     (folder / "config.toml").write_text("treads = 2\n")
-    (folder / "torch.py").write_text("raise ImportError\n")
+    for package in ("torch", "llguidance"):
+        (folder / f"{package}.py").write_text("raise ImportError\n")
     (folder / "demo.state").write_bytes(demo_state)
     (folder / "damaged.state").write_bytes(demo_state[:-1] + bytes([demo_state[-1] ^ 1]))
     with (folder / "huge.txt").open("wb") as file:
@@ -125,6 +126,8 @@ def test_the_document_is_true(
     monkeypatch.delenv("RWKV_CUDA_LIBRARY", raising=False)  # no command gets it
     if "no CUDA kernels" in expected and cuda.library_path() is not None:
         pytest.skip("this build has CUDA kernels")
+    if "cannot be used" in expected:
+        pytest.importorskip("llguidance")
     out, err, returned = run(command, place)
     pattern = ".*".join(map(re.escape, expected.split("[...]")))
     assert re.fullmatch(pattern, err), err
