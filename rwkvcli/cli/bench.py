@@ -74,7 +74,7 @@ def bench(
     from rwkvcli.cli.download import default_model, model_to_run
     from rwkvcli.cli.render import BenchBar
     from rwkvcli.services import benchmarking
-    from rwkvcli.services.generation import check_device
+    from rwkvcli.services.loading import check_device
 
     counts = [settings.threads] if thread_list is None else _numbers(thread_list, "--thread-list", 1, 1024)
     plan = benchmarking.Plan(

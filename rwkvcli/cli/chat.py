@@ -89,7 +89,7 @@ def chat(
     Without a terminal each line of stdin is a turn; stdout gets the answers alone, a conversation without a
     NAME is not saved, and nothing is a command.
     """
-    from rwkvcli.services import generation, sessions
+    from rwkvcli.services import loading, sessions
     from rwkvcli.services.conversation import Conversation, preferred
     from rwkvcli.services.conversation import Settings as ChatSettings
     from rwkvcli.services.snapshots import Snapshots
@@ -110,7 +110,7 @@ def chat(
         model_name = model_name or (session.model if session is not None else None) or settings.model
         from rwkvcli.cli.download import default_model, loaded, model_to_run
 
-        generation.check_device(settings.device)
+        loading.check_device(settings.device)
         model_name = model_name or default_model(console)
         found = model_to_run(console, model_name)
         model = loaded(console, found)

@@ -211,7 +211,7 @@ def _values_of(verb: str | None, option: str) -> list[str]:
         case "tokenizer":
             return ["world", "bytes"] if verb != "quantize" else []
         case "template":
-            from rwkvcli.services.generation import template_names
+            from rwkvcli.services.loading import template_names
 
             return template_names()
     return []

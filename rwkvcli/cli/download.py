@@ -58,7 +58,7 @@ def model_to_run(console: Console, name: str) -> LocalModel:
 
 def loaded(console: Console, found: LocalModel) -> Any:
     """The model in the file `found`, on the device that the settings ask for; what `auto` chose is told with -v."""
-    from rwkvcli.services.generation import load_model
+    from rwkvcli.services.loading import load_model
 
     settings = console.settings
     model = load_model(found, settings.device, settings.threads, settings.gpu_layers)

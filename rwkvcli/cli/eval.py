@@ -56,7 +56,7 @@ def eval(
     from rwkvcli.cli.render import EvaluationBar
     from rwkvcli.cli.watching import Bars
     from rwkvcli.services import lambada
-    from rwkvcli.services.generation import check_device
+    from rwkvcli.services.loading import check_device
 
     check_device(settings.device)
     console = Console(settings)

@@ -220,7 +220,7 @@ def generate(
         if text is None and state is None:
             raise Misuse(f"no text to continue: give PROMPT, or pipe text in ({why_no_text()})")
         from rwkvcli.cli.download import default_model, loaded, model_to_run
-        from rwkvcli.services import generation
+        from rwkvcli.services import generation, loading
 
         wanted = generation.Settings(
             max_tokens,
@@ -233,17 +233,17 @@ def generate(
             logprobs,
             constraint,
         )
-        generation.check_device(settings.device)
+        loading.check_device(settings.device)
         if target is not None:
-            generation.check_state_target(target)
+            loading.check_state_target(target)
         name = settings.model or default_model(console)
         console = Console(replace(settings, model=name))
         found = model_to_run(console, name)
-        loading = time.perf_counter()
+        opening = time.perf_counter()
         model = loaded(console, found)
-        start = generation.load_state(Path(state), model) if state is not None else None
+        start = loading.load_state(Path(state), model) if state is not None else None
         run = generation.Generation(model, text, wanted, None if jsonl else start, keep=target is not None)
-        run.timings.load = time.perf_counter() - loading
+        run.timings.load = time.perf_counter() - opening
         console.detail(f"{found.path}: {model.backend.description}, template {run.template.name}")
         if count is not None:
             _write_alternatives(console, model, text, wanted, count, start, stats=stats)

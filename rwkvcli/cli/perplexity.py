@@ -60,7 +60,7 @@ def perplexity(
     from rwkvcli.cli.quality import opened_text, quality_lines
     from rwkvcli.cli.render import EvaluationBar
     from rwkvcli.services import evaluation
-    from rwkvcli.services.generation import check_device
+    from rwkvcli.services.loading import check_device
 
     limits = evaluation.parse_limits(fail_over or (), compared=base is not None)
     check_device(settings.device)

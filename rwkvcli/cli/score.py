@@ -155,7 +155,7 @@ def score(
                     else f"no text to score after: give PROMPT, or pipe text in ({why_no_text()})"
                 )
         from rwkvcli.cli.download import default_model, loaded, model_to_run
-        from rwkvcli.services import choosing, generation
+        from rwkvcli.services import choosing, loading
 
         wanted = choosing.Settings(
             listed,
@@ -167,14 +167,14 @@ def score(
             batch,
         )
         choosing.check_choices(wanted.choices, wanted.chat)
-        generation.check_device(settings.device)
+        loading.check_device(settings.device)
         name = settings.model or default_model(console)
         console = Console(replace(settings, model=name))
         found = model_to_run(console, name)
-        loading = time.perf_counter()
+        opening = time.perf_counter()
         model = loaded(console, found)
-        start = generation.load_state(Path(state), model) if state is not None else None
-        seconds = time.perf_counter() - loading
+        start = loading.load_state(Path(state), model) if state is not None else None
+        seconds = time.perf_counter() - opening
         if reader is None:
             made = _scored(console, model, text, wanted, start, seconds)
             if settings.json:

@@ -105,7 +105,7 @@ def serve(
     except ImportError:
         raise MissingExtra("serve", "rwkv serve") from None
     from rwkvcli.cli.download import default_model, loaded, model_to_run
-    from rwkvcli.services.generation import check_device, load_state
+    from rwkvcli.services.loading import check_device, load_state
     from rwkvcli.services.planning import parse_size
     from rwkvcli.services.serving import Texts
 

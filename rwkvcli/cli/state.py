@@ -136,14 +136,14 @@ def _build(
     force: bool,
 ) -> None:
     from rwkvcli.cli.render import TextBar, size
-    from rwkvcli.services import generation, states
+    from rwkvcli.services import loading, states
 
     text = gather_prompt(None, files, keep_newline=keep_newline)
     if text is None:
         raise Misuse(f"no text to read: give -f FILE, or pipe text in ({why_no_text()})")
     states.check_output(out, force=force)
     model = _model(console)
-    begin = generation.load_state(Path(start), model) if start is not None else model.new_state()
+    begin = loading.load_state(Path(start), model) if start is not None else model.new_state()
     with stopping_between() as check, TextBar(console) as bar:
         building = states.Building(model, text, begin, bar.update, check)
         try:
@@ -274,10 +274,10 @@ def _verify(console: Console, paths: list[Path]) -> None:
 def _model(console: Console) -> Any:
     """The model that the state is of."""
     from rwkvcli.cli.download import default_model, loaded, model_to_run
-    from rwkvcli.services import generation
+    from rwkvcli.services import loading
 
     settings = console.settings
-    generation.check_device(settings.device)
+    loading.check_device(settings.device)
     found = model_to_run(console, settings.model or default_model(console))
     return loaded(console, found)
 

@@ -165,7 +165,7 @@ def run(
     with that number of threads.
     """
     from rwkvcli.errors import UsageError
-    from rwkvcli.services.generation import load_model
+    from rwkvcli.services.loading import load_model
 
     tests = [(n, 0) for n in plan.prompts if n] + [(0, n) for n in plan.generations if n]
     if not tests:

@@ -19,7 +19,8 @@ from rwkvcli.errors import FormatError, UsageError
 from rwkvcli.runtime.constraint import Constraint
 from rwkvcli.runtime.templates import templates
 from rwkvcli.services.batching import Batch, alternatives
-from rwkvcli.services.generation import Generation, Settings, load_state
+from rwkvcli.services.generation import Generation, Settings
+from rwkvcli.services.loading import load_state
 
 pytest.importorskip("llguidance")
 

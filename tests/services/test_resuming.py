@@ -18,7 +18,8 @@ from vocabularies import byte_level_json
 from rwkvcli import Model, State
 from rwkvcli.errors import Cancelled, UsageError
 from rwkvcli.runtime.tokenizer import JsonTokenizer
-from rwkvcli.services.generation import Generation, Settings, load_state
+from rwkvcli.services.generation import Generation, Settings
+from rwkvcli.services.loading import load_state
 
 TOKENS = 34
 ONLY_HALVES = {token: -math.inf for token in range(256) if token not in (0xC3, 0xA9, 0xE4, 0xBD)}
