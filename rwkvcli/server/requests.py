@@ -8,11 +8,13 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from rwkvcli.errors import UsageError
+from rwkvcli.services import constraining
 from rwkvcli.services.dialogue import Message, encode
 from rwkvcli.services.generation import Settings, seam
 from rwkvcli.services.serving import Asked
 
 if TYPE_CHECKING:
+    from rwkvcli.runtime.constraint import Constraint
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.state import State
 
@@ -84,7 +86,7 @@ def chat(said: Mapping[str, Any], model: Model, states: Mapping[str, State], thi
     logprobs = top if _get(said, "logprobs", bool) else None
     limit = _get(said, "max_completion_tokens", int)
     settings = _settings(said, CHAT_TOKENS if limit is None else limit, logprobs)
-    settings = replace(settings, chat=True, think=way)
+    settings = replace(settings, chat=True, think=way, constraint=_constraint(said))
     if way is not None:
         model.template.check_way(way)
     if way == "only":
@@ -99,6 +101,7 @@ def completion(said: Mapping[str, Any], model: Model, states: Mapping[str, State
     """What `POST /v1/completions` asks for. Raises UsageError."""
     _refuse(said, "suffix")
     settings = _settings(said, COMPLETION_TOKENS, _get(said, "logprobs", int))
+    settings = replace(settings, constraint=_constraint(said))
     start, state = _start(said, states)
     tokenizer, asked, before = model.tokenizer, [], []
     for prompt in _prompts(said.get("prompt")):
@@ -172,6 +175,31 @@ def _settings(said: Mapping[str, Any], max_tokens: int, logprobs: int | None) ->
     if logprobs is not None and not 0 <= logprobs <= _MOST_LIKELIEST:
         raise Refused(f"logprobs are told of 0 to {_MOST_LIKELIEST} tokens", "logprobs")
     return Settings(limit, sampling, tuple(_texts(said, "stop")), logprobs=logprobs)
+
+
+def _constraint(said: Mapping[str, Any]) -> Constraint | None:
+    """What the text is held to: `response_format`, or what a line of `rwkv generate --jsonl` may say."""
+    form = _get(said, "response_format", dict)
+    own = constraining.of_line(said)
+    if form is None or form.get("type") == "text":
+        return own
+    if own is not None:
+        raise Refused(
+            "the text is held to two things: response_format, and what stands beside it", "response_format"
+        )
+    if form.get("type") == "json_object":
+        return constraining.of_line({"schema": {"type": "object"}})
+    about = form.get("json_schema")
+    if (
+        form.get("type") != "json_schema"
+        or not isinstance(about, dict)
+        or not isinstance(about.get("schema"), dict)
+    ):
+        raise Refused(
+            "response_format has the type text, json_object, or json_schema with json_schema.schema",
+            "response_format",
+        )
+    return constraining.of_line({"schema": about["schema"]})
 
 
 def _messages(said: Mapping[str, Any]) -> Iterator[Message]:

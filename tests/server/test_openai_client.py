@@ -71,6 +71,17 @@ def test_a_text_and_the_models(here: Here) -> None:
         assert extended.choices[0].text == "".join(here.model.generate("It was", 20, top_k=1))
 
 
+def test_an_answer_that_conforms_to_a_class(here: Here) -> None:
+    pytest.importorskip("llguidance")
+    pydantic = pytest.importorskip("pydantic")
+    person = pydantic.create_model("Person", name=(str, pydantic.Field(max_length=8)), tall=(bool, ...))
+    with client(here) as asks:
+        said = asks.chat.completions.parse(
+            model="demo", messages=[{"role": "user", "content": "Who?"}], response_format=person, seed=5
+        )
+        assert isinstance(said.choices[0].message.parsed, person)
+
+
 def test_errors_have_the_right_kind(here: Here) -> None:
     with client(here) as asks:
         with pytest.raises(openai.BadRequestError, match="temperature must be 0 or more") as bad:
