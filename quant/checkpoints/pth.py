@@ -153,13 +153,18 @@ def _weights(loaded: Any, where: str) -> tuple[dict[str, TensorRef], dict[str, s
         for name, value in loaded.items():
             if isinstance(value, str) or (type(value) in (int, float, bool) and abs(value) < 1 << 63):
                 extras[str(name)] = str(value)
-        if tensors:
-            return tensors, extras
         inner = [loaded[key] for key in _NESTED if isinstance(loaded.get(key), dict)]
-        if len(inner) != 1:
+        if len(inner) == 1 and (not tensors or _has_tensors(inner[0])):
+            loaded = inner[0]  # tensors beside it belong to the training: the state of a random generator
+        elif tensors:
+            return tensors, extras
+        else:
             break
-        loaded = inner[0]
     raise FormatError(f"{where} holds no tensors")
+
+
+def _has_tensors(loaded: dict[Any, Any]) -> bool:
+    return any(isinstance(value, TensorRef) for value in loaded.values())
 
 
 def _check_view(ref: TensorRef, entry: Entry | None, where: str) -> None:

@@ -188,6 +188,7 @@ def test_nan_and_infinity_are_counted(make_zip: Any) -> None:
 NESTED = {
     "state_dict": dictionary(state_dict=dictionary(a=tensor()), epoch=b"K\x05", note=text("hi")),
     "model": dictionary(model=dictionary(a=tensor()), optimizer=b"}"),
+    "tensors of the training beside them": dictionary(rng=tensor(), model=dictionary(a=tensor())),
     "module in state_dict": dictionary(state_dict=dictionary(module=dictionary(a=tensor()))),
 }
 
