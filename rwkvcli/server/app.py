@@ -89,7 +89,7 @@ class Server:
                 Route("/v1/chat/completions", self._guarded(self._chat), methods=post),
             ],
             middleware=middleware,
-            exception_handlers={HTTPException: _http_error},
+            exception_handlers={HTTPException: _http_error, Exception: self._unexpected},
         )
 
     def _guarded(
@@ -110,6 +110,9 @@ class Server:
                 return self._failed(error)
 
         return guarded
+
+    async def _unexpected(self, _request: Request, error: Exception) -> Response:
+        return self._failed(error)
 
     async def _health(self, _request: Request) -> Response:
         active, waiting = self._texts.load

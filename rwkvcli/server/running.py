@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -77,6 +78,8 @@ def serve(
         app, log_config=None, access_log=False, lifespan="off", loop="asyncio", http="h11", ws="none",
         server_header=False, timeout_graceful_shutdown=_LAST_WORDS,
     )  # fmt: skip
+    # what it would say of broken requests and of answers that are cut off is told by the application, or nobody's concern
+    logging.getLogger("uvicorn").addHandler(logging.NullHandler())
     server = _Uvicorn(config)
 
     async def watch() -> None:

@@ -111,6 +111,21 @@ def test_without_json_the_address_is_told_on_stderr_and_quietly_not_at_all() -> 
         assert (out, err) == (b"", b"")
 
 
+def test_what_is_no_http_is_answered_and_not_spoken_of() -> None:
+    with served("-q") as (process, url):
+        port = int(url.split(":")[2].partition("/")[0])
+        for sent in (
+            b"\x16\x03\x01\x02\x00\r\n\r\n",
+            b"GET / HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+            b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n",
+        ):
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+                connection.sendall(sent)
+                assert connection.makefile("rb").readline().startswith(b"HTTP/1.1 ")
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60) == (b"", b"")
+
+
 def test_other_machines_without_a_key_are_warned_of() -> None:
     with served("--host", "0.0.0.0") as (process, url):
         assert url.startswith("http://127.0.0.1:")

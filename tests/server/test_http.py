@@ -18,7 +18,7 @@ from model_server import Here, Response, serving
 from rwkvcli import Model
 from rwkvcli.runtime.scoring import likeliest
 from rwkvcli.services.generation import Generation, Settings
-from rwkvcli.services.serving import Stopped
+from rwkvcli.services.serving import Stopped, Texts
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -451,6 +451,16 @@ def test_a_fault_of_the_server_is_an_error_of_the_protocol(
     assert [str(fault) for fault in here.faults[-1:]] == ["the device is gone"]
     monkeypatch.setattr(Model, "evaluate", make)
     assert here.post(COMPLETIONS, {"prompt": prompt, "max_tokens": 1}).status == 200
+
+
+def test_a_fault_outside_of_the_texts_is_told_too(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Texts) -> tuple[int, int]:
+        raise RuntimeError("nobody counts")
+
+    monkeypatch.setattr(Texts, "load", property(broken))
+    response = here.get("/health")
+    assert (response.status, response.json["error"]["message"]) == (500, "nobody counts")
+    assert [str(fault) for fault in here.faults[-1:]] == ["nobody counts"]
 
 
 def test_requests_are_noted(here: Here) -> None:
