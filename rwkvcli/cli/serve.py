@@ -126,13 +126,13 @@ def serve(
             key,
             think.value if think is not None else None,
             tuple(cors or ()),
-            loopback=running.is_loopback(listener),
+            hosts=running.names_of(listener, host),
             log=console.note,
             fault=lambda error: _tell_fault(console, error),
         )
         texts = Texts(model, parallel, limit, _WAITING, list(states.values()))
         server = Server(model, texts, options)
-        _tell(console, running.address(listener), name, open_to_all=not options.loopback and key is None)
+        _tell(console, running.address(listener), name, open_to_all=options.hosts is None and key is None)
         with Interruption() as interruption:
             interruption.raises = False
             running.serve(server.app, listener, interruption.asked, texts.close)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rwkvcli.errors import RwkvError, UsageError
 from rwkvcli.server import requests
 from rwkvcli.server.answers import Reply, failure, model_card
+from rwkvcli.server.running import LOOPBACK
 from rwkvcli.services.serving import Busy, News, Stopped, Texts
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ LARGEST_BODY = 64 << 20
 """Bytes."""
 _PATIENCE = 15.0
 """Seconds without anything to send, after which a comment keeps a stream open."""
-_LOOPBACK = ["localhost", "127.0.0.1", "[::1]", "::1"]
+_HOST = re.compile(r"(?:\[(?P<v6>[^\]]*)\]|(?P<name>[^:]*))(?::\d*)?")
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,8 @@ class Options:
     """How answers are thought over where a request does not say: `show`, `hide`, `fast` or `off`."""
     origins: Sequence[str] = ()
     """Web pages that may ask, besides programs."""
-    loopback: bool = True
-    """Whether the server listens to this machine alone; it is then known by the names of that only, so that no web page can
-    reach it by a name of its own."""
+    hosts: Sequence[str] | None = LOOPBACK
+    """The names that it is known by, so that no web page can reach it by a name of its own; None: any."""
     log: Callable[[str], None] = lambda line: None
     """Is told what was done, a line each."""
     fault: Callable[[BaseException], None] = lambda error: None
@@ -70,7 +72,7 @@ class Server:
         self._names = [options.name, *options.states]
         self._began = int(time.time())
         post, get = ["POST"], ["GET"]
-        middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=_LOOPBACK)] if options.loopback else []
+        middleware = [Middleware(_Known, hosts=options.hosts)] if options.hosts is not None else []
         if options.origins:
             middleware.append(
                 Middleware(
@@ -226,6 +228,24 @@ class Server:
         cached = used["prompt_tokens_details"]["cached_tokens"]
         tokens = f"{used['prompt_tokens']} tokens in ({cached} known), {used['completion_tokens']} out"
         self._options.log(f"{request.url.path} {status}: {tokens}, {seconds:.2f} s")
+
+
+class _Known:
+    """Passes on what is addressed to one of `hosts`, by whatever port, and refuses the rest."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        said = Headers(scope=scope).get("host", "")
+        found = _HOST.fullmatch(said.lower())
+        if found is not None and (found["v6"] or found["name"]) in self._hosts:
+            await self._app(scope, receive, send)
+            return
+        response = _error(
+            400, f"this is no host {said!r}: the server is for this machine", "invalid_request_error"
+        )
+        await response(scope, receive, send)
 
 
 async def _next(

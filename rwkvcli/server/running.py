@@ -17,6 +17,8 @@ from rwkvcli.errors import UsageError
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Names of this machine."""
 _BACKLOG = 128
 _LAST_WORDS = 5
 """Seconds that answers have to be sent when the server ends."""
@@ -48,9 +50,10 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def is_loopback(listener: socket.socket) -> bool:
-    """Whether this machine alone can reach it."""
-    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+def names_of(listener: socket.socket, host: str) -> tuple[str, ...] | None:
+    """The names that programs of this machine know it by, `host` among them; None: other machines can reach it, by any."""
+    found = ipaddress.ip_address(listener.getsockname()[0])
+    return (*LOOPBACK, host.lower(), str(found)) if found.is_loopback else None
 
 
 def address(listener: socket.socket) -> str:

@@ -126,6 +126,22 @@ def test_what_is_no_http_is_answered_and_not_spoken_of() -> None:
         assert process.communicate(timeout=60) == (b"", b"")
 
 
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1", "localhost"])
+def test_it_answers_at_the_address_that_it_was_given(host: str) -> None:
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    with served("--host", host) as (_, url):
+        assert ask(url)["model"] == "demo"
+        shown = f"[{host}]" if ":" in host else host
+        assert ask(url, Host=shown)["model"] == "demo"
+        with pytest.raises(urllib.error.HTTPError) as error:
+            ask(url, Host="page.example")
+        assert error.value.code == 400
+        error.value.close()
+
+
 def test_other_machines_without_a_key_are_warned_of() -> None:
     with served("--host", "0.0.0.0") as (process, url):
         assert url.startswith("http://127.0.0.1:")
