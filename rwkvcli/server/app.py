@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -98,11 +99,11 @@ class Server:
         self, endpoint: Callable[[Request], Awaitable[Response]]
     ) -> Callable[[Request], Awaitable[Response]]:
         """The endpoint, for askers who know the key; errors become answers."""
-        key = self._options.key
+        key = None if self._options.key is None else os.fsencode(self._options.key)
 
         async def guarded(request: Request) -> Response:
             said = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if key is not None and not hmac.compare_digest(said.encode("latin-1"), key.encode()):
+            if key is not None and not hmac.compare_digest(said.encode("latin-1"), key):
                 return _error(401, "the API key is missing or wrong", "authentication_error")
             try:
                 return await endpoint(request)

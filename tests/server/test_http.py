@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -393,6 +394,12 @@ def test_askers_have_to_know_the_key(model: Model) -> None:
         right = "Bearer sésame".encode().decode("latin-1")
         assert here.get("/v1/models", Authorization=right).status == 200
         assert here.get("/health").status == 200
+
+
+def test_a_key_that_is_no_text(model: Model) -> None:
+    with serving(model, key=os.fsdecode(b"k\xff")) as here:
+        assert here.get("/v1/models", Authorization="Bearer k").status == 401
+        assert here.get("/v1/models", Authorization="Bearer k\xff").status == 200
 
 
 def test_web_pages_that_may_ask(model: Model) -> None:
