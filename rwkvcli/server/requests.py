@@ -104,6 +104,7 @@ def completion(said: Mapping[str, Any], model: Model, states: Mapping[str, State
     settings = replace(settings, constraint=_constraint(said))
     start, state = _start(said, states)
     tokenizer, asked, before = model.tokenizer, [], []
+    echo = _get(said, "echo", bool)
     for prompt in _prompts(said.get("prompt")):
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else _checked(prompt, model)
         if not ids and state is not None:
@@ -111,9 +112,7 @@ def completion(said: Mapping[str, Any], model: Model, states: Mapping[str, State
                 "prompt is empty: what was read before can only be gone on with by some text", "prompt"
             )
         asked.append(Asked(ids or [tokenizer.eos_id], settings, start))
-        before.append(
-            (prompt if isinstance(prompt, str) else tokenizer.decode(ids)) if said.get("echo") else ""
-        )
+        before.append((prompt if isinstance(prompt, str) else tokenizer.decode(ids)) if echo else "")
     return _wanted(said, asked, before)
 
 
@@ -162,7 +161,7 @@ def _settings(said: Mapping[str, Any], max_tokens: int, logprobs: int | None) ->
         bias = _get(said, "logit_bias", dict) or {}
         try:
             sampling["logit_bias"] = {int(token): float(value) for token, value in bias.items()}
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise Refused("logit_bias is not an object of token ids and numbers", "logit_bias") from None
     seed = _get(said, "seed", int)
     if seed is not None and seed < 0:

@@ -285,6 +285,11 @@ REFUSED: list[tuple[str, Any, str]] = [
         {"messages": HELLO, "logit_bias": {"a": 1}},
         "logit_bias is not an object of token ids and numbers",
     ),
+    (
+        CHAT,
+        {"messages": HELLO, "logit_bias": {"1": 10**400}},
+        "logit_bias is not an object of token ids and numbers",
+    ),
     (CHAT, {"messages": HELLO, "logit_bias": {"300": 1}}, "logit_bias: token 300 is outside the vocabulary"),
     (CHAT, {"messages": HELLO, "stop": [1]}, "stop is neither a string nor a list of strings"),
     (CHAT, {"messages": HELLO, "stop": ""}, "stop is neither a string nor a list of strings"),
@@ -305,6 +310,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     (COMPLETIONS, {"prompt": [2**70]}, "token 1180591620717411303424 is outside the vocabulary of 256"),
     (COMPLETIONS, {"prompt": ["a"] * 65, "n": 2}, "from 1 to 128 texts can be asked for at once, not 130"),
     (COMPLETIONS, {"prompt": "a", "suffix": "b"}, "suffix is not supported"),
+    (COMPLETIONS, {"prompt": "a", "echo": "no"}, "echo is not true or false"),
     (COMPLETIONS, {"prompt": "a", "best_of": 3}, "best_of is not supported: ask for n texts"),
 ]
 
