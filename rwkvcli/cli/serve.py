@@ -118,10 +118,10 @@ def serve(
         model = loaded(console, model_to_run(console, name))
         if think is not None:
             model.template.check_way(think.value)
-        states = {Path(file).stem: load_state(Path(file), model) for file in state or ()}
+        states = {_name(Path(file).stem): load_state(Path(file), model) for file in state or ()}
         _check_names(name, state or ())
         options = Options(
-            name,
+            _name(name),
             states,
             key,
             think.value if think is not None else None,
@@ -140,9 +140,14 @@ def serve(
         raise KeyboardInterrupt
 
 
+def _name(text: str) -> str:
+    """What a model is called: JSON has no bytes that are no characters, as paths may have them."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _check_names(model: str, files: Sequence[str]) -> None:
     """Refuse states that a request could not tell apart."""
-    names = [model, *(Path(file).stem for file in files)]
+    names = [_name(name) for name in (model, *(Path(file).stem for file in files))]
     for number, file in enumerate(files, 1):
         if names[number] in names[:number]:
             raise Misuse(f"two models would be called {names[number]}: rename {file}")

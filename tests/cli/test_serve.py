@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -165,6 +166,19 @@ def test_a_state_is_a_model_of_its_name(tmp_path: Path) -> None:
     )
     assert done.code == 2
     assert f"error: two models would be called manual: rename {tmp_path / 'other' / 'manual.st'}" in done.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are characters there")
+def test_a_state_whose_name_is_no_text_is_a_model(tmp_path: Path) -> None:
+    manual = tmp_path / "manual.state"
+    assert rwkv_inside("state", "build", "-m", "demo", "-o", manual, stdin="The manual says so.").code == 0
+    expected = rwkv_inside(*GENERATE, "--state", manual).out
+    with served("--state", str(manual.rename(tmp_path / os.fsdecode(b"caf\xe9.state")))) as (_, url):
+        answer = ask(url, {**ASKED, "model": "caf\ufffd"})
+        assert answer["model"] == "caf\ufffd"
+        assert answer["choices"][0]["message"]["content"] == expected
+        with urllib.request.urlopen(f"{url}/models", timeout=60) as models:
+            assert [card["id"] for card in json.loads(models.read())["data"]] == ["demo", "caf\ufffd"]
 
 
 def test_a_port_that_is_taken() -> None:
