@@ -110,6 +110,7 @@ class Texts:
         with self._changed:
             if self._closing:
                 raise Stopped("the server is stopping")
+            self._forget_who_has_gone()
             if len(self._waiting) + len(tickets) > self._most_waiting:
                 raise Busy(f"{len(self._waiting)} texts are waiting already")
             self._waiting.extend(tickets)
@@ -119,7 +120,9 @@ class Texts:
     @property
     def load(self) -> tuple[int, int]:
         """How many texts are in the making, and how many wait."""
-        return len(self._active) + self._reading, len(self._waiting)
+        with self._changed:
+            self._forget_who_has_gone()
+            return len(self._active) + self._reading, len(self._waiting)
 
     def close(self) -> None:
         """End all texts, by Stopped, and the thread."""
@@ -135,19 +138,32 @@ class Texts:
                     self._changed.wait()
                 if self._closing:
                     break
-            while self._waiting and len(self._active) < self._size and not self._closing:
-                self._begin(self._waiting.popleft())
+            while (
+                len(self._active) < self._size and not self._closing and (ticket := self._next()) is not None
+            ):
+                self._begin(ticket)
             self._step()
         for ticket in (*self._active, *self._waiting):
             ticket.tell(News(error=Stopped("the server is stopping")))
         self._active.clear()
         self._waiting.clear()
 
+    def _forget_who_has_gone(self) -> None:
+        """They wait for nothing. The lock is the caller's."""
+        if any(ticket.dropped for ticket in self._waiting):
+            self._waiting = deque(ticket for ticket in self._waiting if not ticket.dropped)
+
+    def _next(self) -> Ticket | None:
+        """Who has waited longest, and is still there."""
+        with self._changed:
+            self._forget_who_has_gone()
+            if not self._waiting:
+                return None
+            self._reading = 1
+            return self._waiting.popleft()
+
     def _begin(self, ticket: Ticket) -> None:
         """Read the prompt, and draw the first token."""
-        if ticket.dropped:
-            return
-        self._reading = 1
         try:
             made = Generation(self._model, b"", ticket.asked.settings, read_by=lambda: self._read(ticket))
             made.read()

@@ -204,6 +204,23 @@ def test_too_many_are_sent_away_at_once(model: Model) -> None:
         Asker(texts, endless)
 
 
+def test_who_has_gone_while_waiting_keeps_nobody_out(model: Model) -> None:
+    texts = Texts(model, size=1, cache=0, waiting=2)
+    endless = asked(model, "It was", max_tokens=-1, sampling=ENDLESS)
+    first = Asker(texts, endless)
+    first.next()
+    for _ in range(3):
+        gone = Asker(texts, endless, endless)
+        assert texts.load == (1, 2)
+        for ticket in gone.tickets:
+            ticket.drop()
+    assert texts.load == (1, 0)
+    second = Asker(texts, asked(model, "Once"))
+    first.tickets[0].drop()
+    assert second.all()[0][0]
+    texts.close()
+
+
 def test_the_end_comes_in_the_middle_of_a_prompt_too(model: Model) -> None:
     texts = Texts(model, size=1, cache=0, waiting=2)
     asker = Asker(texts, asked(model, "z" * 3_000_000))
