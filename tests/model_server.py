@@ -41,6 +41,7 @@ class Here:
     model: Model
     texts: Texts
     port: int
+    app: Any = None
     log: list[str] = field(default_factory=list)
     faults: list[BaseException] = field(default_factory=list)
 
@@ -78,6 +79,7 @@ def serving(model: Model, size: int = 8, waiting: int = 100, **options: Any) -> 
         server = Server(
             model, texts, Options("demo", log=here.log.append, fault=here.faults.append, **options)
         )
+        here.app = server.app
         stop = threading.Event()
         thread = threading.Thread(target=running.serve, args=(server.app, listener, stop.is_set, texts.close))
         thread.start()

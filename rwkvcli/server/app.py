@@ -38,6 +38,8 @@ LARGEST_BODY = 64 << 20
 """Bytes."""
 _PATIENCE = 15.0
 """Seconds without anything to send, after which a comment keeps a stream open."""
+_MOST_UNREAD = 4096
+"""News of one request that wait to be sent; an asker that lets more come together reads no more."""
 _HOST = re.compile(r"(?:\[(?P<v6>[^\]]*)\]|(?P<name>[^:]*))(?::\d*)?")
 
 
@@ -147,17 +149,30 @@ class Server:
         begin = time.monotonic()
         loop = asyncio.get_running_loop()
         news: asyncio.Queue[tuple[int, News]] = asyncio.Queue()
+        ended = False
+
+        def put(number: int, what: News) -> None:
+            if news.qsize() >= _MOST_UNREAD:
+                what = News(error=_Unread("the answer was not read"))
+                drop()
+            news.put_nowait((number, what))
 
         def tell(number: int, what: News) -> None:
-            loop.call_soon_threadsafe(news.put_nowait, (number, what))
+            loop.call_soon_threadsafe(put, number, what)
+
+        def drop() -> None:
+            for ticket in tickets:
+                ticket.drop()
+
+        def over(status: int | str) -> None:
+            nonlocal ended
+            drop()
+            if not ended:
+                self._note(request, reply, status, time.monotonic() - begin)
+            ended = True
 
         tickets = self._texts.ask(wanted.asked, tell)
         reply = Reply(wanted, tickets, self._model, self._names[wanted.asked[0].start], chat)
-
-        def over(status: int | str) -> None:
-            for ticket in tickets:
-                ticket.drop()
-            self._note(request, reply, status, time.monotonic() - begin)
 
         status: int | str = "gone"
         gone = asyncio.ensure_future(_gone(request))
@@ -167,11 +182,7 @@ class Server:
             ):  # what is wrong shows before the first token, mostly: as an error, not as a stream
                 first = await _next(news, gone, _PATIENCE)
                 status = "stream"
-                return StreamingResponse(
-                    self._stream(reply, news, first, over),
-                    media_type="text/event-stream",
-                    headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-                )
+                return _Events(self._stream(reply, news, first, over), lambda: over("gone"))
             while not reply.done:
                 told = await _next(news, gone, None)
                 assert told is not None
@@ -229,6 +240,26 @@ class Server:
         cached = used["prompt_tokens_details"]["cached_tokens"]
         tokens = f"{used['prompt_tokens']} tokens in ({cached} known), {used['completion_tokens']} out"
         self._options.log(f"{request.url.path} {status}: {tokens}, {seconds:.2f} s")
+
+
+class _Unread(RwkvError):
+    """Nobody reads what is sent."""
+
+
+class _Events(StreamingResponse):
+    """Server-sent events. `over` is called at the end in any case: when the asker goes, `pieces` may not have begun, and may
+    not be closed."""
+
+    def __init__(self, pieces: AsyncIterator[str], over: Callable[[], None]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(pieces, media_type="text/event-stream", headers=headers)
+        self._over = over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._over()
 
 
 class _Known:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -417,27 +416,6 @@ def test_web_pages_that_may_ask(model: Model) -> None:
     with serving(model) as here:
         response = here.get("/v1/models", Origin="http://page.example")
         assert "access-control-allow-origin" not in response.headers
-
-
-def wait_until_idle(here: Here) -> None:
-    while here.texts.load != (0, 0):
-        assert here.post(COMPLETIONS, {"prompt": "a", "max_tokens": 1}).status == 200
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_who_hangs_up_costs_nothing_more(here: Here, stream: bool) -> None:
-    connection = here.connect()
-    body = json.dumps({**ENDLESS, "stream": stream})
-    connection.request("POST", COMPLETIONS, body, {"Content-Type": "application/json"})
-    if stream:
-        assert connection.getresponse().read(100)
-    else:
-        while here.texts.load[0] == 0:
-            pass
-    connection.sock.shutdown(socket.SHUT_RDWR)
-    connection.close()
-    wait_until_idle(here)
-    assert any(line.startswith(f"{COMPLETIONS} gone: 6 tokens in") for line in here.log)
 
 
 def held(here: Here, body: Any) -> tuple[threading.Thread, list[Response]]:
