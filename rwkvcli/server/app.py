@@ -210,12 +210,18 @@ class Server:
         try:
             for chunk in reply.opening():
                 yield _event(chunk)
+            sent = time.monotonic()
             while not reply.done:
-                if told is None:
+                chunks = reply.take(*told) if told is not None else []
+                for chunk in chunks:
+                    yield _event(chunk)
+                silent = (
+                    told is None or time.monotonic() - sent >= _PATIENCE
+                )  # thoughts that are hidden are news too
+                if silent and not chunks:
                     yield ": still at it\n\n"
-                else:
-                    for chunk in reply.take(*told):
-                        yield _event(chunk)
+                if silent or chunks:
+                    sent = time.monotonic()
                 told = None if reply.done else await _next(news, None, _PATIENCE)
             for chunk in reply.closing():
                 yield _event(chunk)
