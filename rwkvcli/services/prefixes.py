@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _LEAST = 32
 """Tokens: a common beginning that is shorter is read again sooner than looked for."""
 _RECENT = 64
-"""Prompts that a new one is compared with."""
+"""Prompts that a new one is compared with, at most."""
+_SHARE = 8
+"""They take the memory's share of one in that many."""
 
 
 class _Kept(NamedTuple):
@@ -32,8 +34,8 @@ class _Kept(NamedTuple):
 
 
 class Prefixes:
-    """Reads prompts for `model`, from the longest beginning that is kept, at most `limit` bytes of states. A prompt goes on from
-    one of `starts`, by its number from 1 on, or from nothing (0).
+    """Reads prompts for `model`, from the longest beginning that is kept; states, and the tokens that they have seen, are at most
+    `limit` bytes. A prompt goes on from one of `starts`, by its number from 1 on, or from nothing (0).
 
     What was not used for the longest time goes first. Of a prompt are kept the state after all of it, those at the places that
     the caller names, and the one after the longest beginning that it shares with a recent prompt: a system message, examples,
@@ -46,7 +48,8 @@ class Prefixes:
         self._limit = limit
         self._size = _state_size(model)
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
-        self._recent: deque[bytes] = deque(maxlen=_RECENT)
+        self._recent: deque[bytes] = deque()
+        self._used = 0  # bytes: what is kept, under its keys, and recent prompts
 
     def read(
         self,
@@ -63,7 +66,7 @@ class Prefixes:
         whole = _key(ids, start)
         at, found = self._find(whole)
         begin, shared = at, self._shared(whole)
-        self._recent.append(whole)
+        self._remember(whole)
         if found is not None and at == len(ids) and found.logits is not None:
             return Read(found.state.copy(), found.logits, len(ids)), at
         if found is not None:
@@ -90,15 +93,17 @@ class Prefixes:
         copied: bool = False,
     ) -> None:
         """Keep `state`, which has seen `ids` after `start`; a copy of it where the caller goes on using it (`copied`)."""
-        if self._size > self._limit:
-            return
         key = _key(ids, start)
+        size = self._size + len(key)
+        if size > self._limit:
+            return
         before = self._kept.pop(key, None)
-        if before is not None and logits is None:
-            logits = before.logits
-        while self._kept and (len(self._kept) + 1) * self._size > self._limit:
-            self._kept.popitem(last=False)
+        if before is not None:
+            self._used -= size
+            logits = before.logits if logits is None else logits
+        self._make_room(size)
         self._kept[key] = _Kept(state.copy() if copied else state, logits)
+        self._used += size
 
     def __len__(self) -> int:
         """How many states are kept."""
@@ -115,6 +120,25 @@ class Prefixes:
             return 0, None
         self._kept.move_to_end(best)
         return len(best) // 4 - 1, self._kept[best]
+
+    def _remember(self, whole: bytes) -> None:
+        """Compare later prompts with this one, if there is room for it."""
+        room = self._limit // _SHARE - len(whole)
+        if self._size > self._limit or room < 0:
+            return
+        while len(self._recent) == _RECENT or sum(map(len, self._recent)) > room:
+            self._used -= len(self._recent.popleft())
+        self._make_room(len(whole))
+        self._recent.append(whole)
+        self._used += len(whole)
+
+    def _make_room(self, size: int) -> None:
+        """For `size` more bytes."""
+        while self._kept and self._used + size > self._limit:
+            key, _ = self._kept.popitem(last=False)
+            self._used -= self._size + len(key)
+        while self._recent and self._used + size > self._limit:
+            self._used -= len(self._recent.popleft())
 
     def _shared(self, whole: bytes) -> int:
         """Tokens of the longest beginning that a recent prompt has as well; 0: none that is worth it."""
@@ -136,7 +160,7 @@ def _common(a: bytes, b: bytes) -> int:
     low, high = 0, min(len(a), len(b)) // 4
     while low < high:  # the first `low` are alike, the first `high + 1` are not
         middle = (low + high + 1) // 2
-        if a[: 4 * middle] == b[: 4 * middle]:
+        if a[4 * low : 4 * middle] == b[4 * low : 4 * middle]:
             low = middle
         else:
             high = middle - 1

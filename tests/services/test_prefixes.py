@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -124,6 +126,41 @@ def test_the_limit_holds_and_the_longest_unused_goes_first(model: Model) -> None
     assert prefixes.read([*a, 1])[1] == 11
     assert prefixes.read(c)[1] == 0
     assert len(prefixes) == 2
+
+
+def test_the_tokens_of_what_is_kept_count_as_well(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the engine, whose states are not Python's: what is left is what they are kept under."""
+    one = sum(array.nbytes for array in model.new_state().to_numpy().values()) + 4 * model.config.vocab_size
+    logits = np.zeros(model.config.vocab_size, np.float32)
+    monkeypatch.setattr(Model, "evaluate", lambda *_: logits)
+    size = 10_000
+    prefixes = Prefixes(model, 20 * one)
+    beginnings = [[number, *[1] * size] for number in range(300)]
+    gc.collect()
+    tracemalloc.start()
+    for ids in beginnings:
+        prefixes.read(ids)
+    gc.collect()
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # of 20 states 18 and their tokens are left room for, and an eighth of it is for recent prompts
+    assert len(prefixes) == (20 * one - 20 * one // 8 // (4 * size + 8) * (4 * size + 8)) // (
+        one + 4 * size + 8
+    )
+    assert len(prefixes) * one + used < 20 * one
+    assert prefixes.read([*beginnings[-1][:5000], 2])[1] == 0
+    assert prefixes.read([*beginnings[-1][:5000], 3])[1] == 5000
+
+
+def test_a_prompt_that_is_larger_than_all_of_it(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = sum(array.nbytes for array in model.new_state().to_numpy().values()) + 4 * model.config.vocab_size
+    monkeypatch.setattr(Model, "evaluate", lambda *_: np.zeros(model.config.vocab_size, np.float32))
+    prefixes = Prefixes(model, one + one // 2)
+    for _ in range(2):
+        assert prefixes.read([1] * (one // 8))[1] == 0
+    assert len(prefixes) == 0
+    prefixes.read([1, 2, 3])
+    assert prefixes.read([1, 2, 3])[1] == 3
 
 
 def test_without_room_nothing_is_kept(model: Model) -> None:
