@@ -78,8 +78,13 @@ class Ticket:
         return self._made.completion_tokens if self._made is not None else 0
 
     def drop(self) -> None:
-        """Nobody waits for it any more; nothing need be told of it."""
+        """Nobody waits for it any more; nothing is told of it."""
         self.dropped = True
+        self.tell = _tell_nobody
+
+
+def _tell_nobody(_news: News) -> None:
+    pass
 
 
 class Texts:
