@@ -132,9 +132,9 @@ def serve(
         )
         texts = Texts(model, parallel, limit, _WAITING, list(states.values()))
         server = Server(model, texts, options)
-        _tell(console, running.address(listener), name, open_to_all=options.hosts is None and key is None)
         with Interruption() as interruption:
             interruption.raises = False
+            _tell(console, running.address(listener), name, open_to_all=options.hosts is None and key is None)
             running.serve(server.app, listener, interruption.asked, texts.close)
     if interruption.caught == signal.SIGINT:
         raise KeyboardInterrupt

@@ -67,6 +67,13 @@ def test_it_answers_until_a_signal_ends_it(number: int, code: int) -> None:
     assert rest == []
 
 
+def test_a_signal_that_comes_as_soon_as_it_is_there_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rwkvcli.cli import serve
+
+    monkeypatch.setattr(serve, "_tell", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    assert rwkv_inside("serve", "-m", "demo", "--port", "0").code == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_endless_text_does_not_keep_it(number: int) -> None:
     body = {**ASKED, "max_tokens": -1, "stream": True, "logit_bias": {"0": -1000, "10": -1000}}
