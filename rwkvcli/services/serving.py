@@ -83,6 +83,12 @@ class Ticket:
         self.tell = _tell_nobody
 
 
+def _tell_the_end(tickets: Sequence[Ticket]) -> None:
+    for ticket in tickets:
+        ticket.tell(News(error=Stopped("the server is stopping")))
+        ticket.drop()
+
+
 def _tell_nobody(_news: News) -> None:
     pass
 
@@ -103,7 +109,7 @@ class Texts:
         self._prefixes = Prefixes(model, cache, starts)
         self._waiting: deque[Ticket] = deque()
         self._active: list[Ticket] = []
-        self._reading = 0
+        self._reading: Ticket | None = None
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="rwkv-texts", daemon=True)
@@ -127,13 +133,17 @@ class Texts:
         """How many texts are in the making, and how many wait."""
         with self._changed:
             self._forget_who_has_gone()
-            return len(self._active) + self._reading, len(self._waiting)
+            return len(self._active) + (self._reading is not None), len(self._waiting)
 
     def close(self) -> None:
-        """End all texts, by Stopped, and the thread."""
+        """End all texts, by Stopped, and the thread. Those who wait are told at once, the thread ends with what the engine is
+        about to compute."""
         with self._changed:
             self._closing = True
             self._changed.notify()
+            reading = [] if self._reading is None else [self._reading]
+            there = [*self._active, *reading, *self._waiting]
+        _tell_the_end(there)
         self._thread.join()
 
     def _run(self) -> None:
@@ -148,8 +158,7 @@ class Texts:
             ):
                 self._begin(ticket)
             self._step()
-        for ticket in (*self._active, *self._waiting):
-            ticket.tell(News(error=Stopped("the server is stopping")))
+        _tell_the_end([*self._active, *self._waiting])
         self._active.clear()
         self._waiting.clear()
 
@@ -164,8 +173,8 @@ class Texts:
             self._forget_who_has_gone()
             if not self._waiting:
                 return None
-            self._reading = 1
-            return self._waiting.popleft()
+            self._reading = self._waiting.popleft()
+            return self._reading
 
     def _begin(self, ticket: Ticket) -> None:
         """Read the prompt, and draw the first token."""
@@ -174,13 +183,13 @@ class Texts:
             made.read()
         except _Dropped:
             if self._closing:
-                ticket.tell(News(error=Stopped("the server is stopping")))
+                _tell_the_end([ticket])
             return
         except Exception as error:
             ticket.tell(News(error=error))
             return
         finally:
-            self._reading = 0
+            self._reading = None
         ticket._made = made
         self._active.append(ticket)
         self._advance(ticket)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import queue
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -228,3 +229,25 @@ def test_the_end_comes_in_the_middle_of_a_prompt_too(model: Model) -> None:
         pass
     texts.close()
     assert isinstance(asker.all()[0][1], Stopped)
+
+
+def test_the_end_is_told_while_the_engine_computes(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    computing, told = threading.Event(), threading.Event()
+    evaluate = Model.evaluate
+
+    def slow(self: Model, *given: Any) -> Any:
+        computing.set()
+        assert told.wait(PATIENCE)
+        return evaluate(self, *given)
+
+    monkeypatch.setattr(Model, "evaluate", slow)
+    texts = Texts(model, size=1, cache=0, waiting=2)
+    asker = Asker(texts, asked(model, "It was"), asked(model, "Once"))
+    assert computing.wait(PATIENCE)
+    closing = threading.Thread(target=texts.close)
+    closing.start()
+    ends = asker.all()
+    told.set()
+    closing.join()
+    assert all(isinstance(end, Stopped) for _, end in ends)
+    assert asker.news.empty()
