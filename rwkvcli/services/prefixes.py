@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from rwkvcli.errors import OutOfMemory
 from rwkvcli.runtime.prefill import feed_ids
 from rwkvcli.services.generation import Read
 
@@ -68,11 +69,11 @@ class Prefixes:
         begin, shared = at, self._shared(whole)
         self._remember(whole)
         if found is not None and at == len(ids) and found.logits is not None:
-            return Read(found.state.copy(), found.logits, len(ids)), at
+            return Read(self._made(found.state.copy), found.logits, len(ids)), at
         if found is not None:
-            state = found.state.copy()
+            state = self._made(found.state.copy)
         else:
-            state = self._starts[start - 1].copy() if start else self._model.new_state()
+            state = self._made(self._starts[start - 1].copy if start else self._model.new_state)
         ends = sorted({end for end in (*places, shared) if begin < end < len(ids)})
         logits: Logits | None = None
         for end in (*ends, len(ids)):
@@ -102,7 +103,11 @@ class Prefixes:
             self._used -= size
             logits = before.logits if logits is None else logits
         self._make_room(size)
-        self._kept[key] = _Kept(state.copy() if copied else state, logits)
+        try:
+            own = self._made(state.copy) if copied else state
+        except OutOfMemory:
+            return
+        self._kept[key] = _Kept(own, logits)
         self._used += size
 
     def __len__(self) -> int:
@@ -135,10 +140,23 @@ class Prefixes:
     def _make_room(self, size: int) -> None:
         """For `size` more bytes."""
         while self._kept and self._used + size > self._limit:
-            key, _ = self._kept.popitem(last=False)
-            self._used -= self._size + len(key)
+            self._forget_oldest()
         while self._recent and self._used + size > self._limit:
             self._used -= len(self._recent.popleft())
+
+    def _forget_oldest(self) -> None:
+        key, _ = self._kept.popitem(last=False)
+        self._used -= self._size + len(key)
+
+    def _made(self, make: Callable[[], State]) -> State:
+        """A new state; on a device whose memory is full what is kept goes for it. Raises OutOfMemory."""
+        while True:
+            try:
+                return make()
+            except OutOfMemory:
+                if not self._kept:
+                    raise
+                self._forget_oldest()
 
     def _shared(self, whole: bytes) -> int:
         """Tokens of the longest beginning that a recent prompt has as well; 0: none that is worth it."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rwkvcli import Model, State
+from rwkvcli.errors import OutOfMemory
 from rwkvcli.services.generation import Read
 from rwkvcli.services.prefixes import Prefixes, common_prefix
 
@@ -150,6 +151,22 @@ def test_the_tokens_of_what_is_kept_count_as_well(model: Model, monkeypatch: pyt
     assert len(prefixes) * one + used < 20 * one
     assert prefixes.read([*beginnings[-1][:5000], 2])[1] == 0
     assert prefixes.read([*beginnings[-1][:5000], 3])[1] == 5000
+
+
+@pytest.mark.parametrize("room", [0, 1, 2])
+def test_a_device_that_is_full_keeps_less(model: Model, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    prefixes, copy = Prefixes(model, LARGE), State.copy
+
+    def scarce(state: State) -> State:
+        if len(prefixes) >= room:
+            raise OutOfMemory("the device is full")
+        return copy(state)
+
+    monkeypatch.setattr(State, "copy", scarce)
+    for seed in range(4):
+        ids = text(seed, 40)
+        assert_exact(model, prefixes.read(ids)[0], ids)
+        assert len(prefixes) == min(seed + 1, room)
 
 
 def test_a_prompt_that_is_larger_than_all_of_it(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
