@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,20 @@ class _Text:
     finish: str | None = None
 
 
+class _Place:
+    """How many characters of a text are whole before its next token: a token may be a part of one."""
+
+    def __init__(self, before: str) -> None:
+        self._at = len(before)
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def passed(self, data: bytes) -> int:
+        """The place of the token with these bytes, which is behind it then."""
+        at = self._at
+        self._at += len(self._characters.decode(data))
+        return at
+
+
 class Reply:
     """The answer to one request: take `News` in, and give JSON out.
 
@@ -38,7 +53,7 @@ class Reply:
         self._model = model
         self._chat = chat
         self._texts = [_Text(before) for before in wanted.before]
-        self._told = [len(before) for before in wanted.before]  # characters of a text before its next token
+        self._places = [_Place(before) for before in wanted.before]
         kind = "chat.completion" if chat else "text_completion"
         self._head = {
             "id": ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
@@ -102,7 +117,7 @@ class Reply:
 
     def _choice(self, number: int) -> dict[str, Any]:
         text = self._texts[number]
-        self._told[number] = len(self._wanted.before[number])
+        self._places[number] = _Place(self._wanted.before[number])
         rest = {"logprobs": self._logprobs(number, text.logprobs), "finish_reason": text.finish}
         if not self._chat:
             return {"index": number, "text": text.text, **rest}
@@ -134,21 +149,20 @@ class Reply:
                     {**self._judged(t), "top_logprobs": [*map(self._judged, t["top"])]} for t in tokens
                 ]
             }
-        at, offsets = self._told[number], []
-        for token in tokens:
-            offsets.append(at)
-            at += len(token["text"])
-        self._told[number] = at
         return {
             "tokens": [token["text"] for token in tokens],
             "token_logprobs": [token["logprob"] for token in tokens],
             "top_logprobs": [{top["text"]: top["logprob"] for top in token["top"]} for token in tokens],
-            "text_offset": offsets,
+            "text_offset": [self._places[number].passed(self._bytes_of(token)) for token in tokens],
         }
 
     def _judged(self, token: Mapping[str, Any]) -> dict[str, Any]:
-        data = self._model.tokenizer.decode_bytes((token["id"],))
-        return {"token": token["text"], "logprob": token["logprob"], "bytes": list(data)}
+        return {
+            "token": token["text"], "logprob": token["logprob"], "bytes": list(self._bytes_of(token))
+        }  # fmt: skip
+
+    def _bytes_of(self, token: Mapping[str, Any]) -> bytes:
+        return self._model.tokenizer.decode_bytes((token["id"],))
 
 
 def model_card(name: str, created: int) -> dict[str, Any]:

@@ -16,7 +16,6 @@ pytest.importorskip("starlette")
 from model_server import Here, Response, serving
 
 from rwkvcli import Model
-from rwkvcli.runtime.scoring import likeliest
 from rwkvcli.services.generation import Generation, Settings
 from rwkvcli.services.serving import Stopped, Texts
 
@@ -137,40 +136,6 @@ def test_prompts_of_every_form(here: Here, prompt: Any, texts: list[str]) -> Non
     assert [choice["index"] for choice in said["choices"]] == list(range(2 * len(texts)))
     assert said["usage"]["prompt_tokens"] == sum(max(len(text), 1) for text in texts)
     assert said["usage"]["completion_tokens"] == 10 * 2 * len(texts)
-
-
-def test_log_probabilities_are_the_models(here: Here) -> None:
-    model = here.model
-    body = {"messages": HELLO, "max_tokens": 8, "temperature": 0, "logprobs": True, "top_logprobs": 3}
-    content = here.post(CHAT, body).json["choices"][0]["logprobs"]["content"]
-    assert len(content) == 8
-    state, ids = model.new_state(), model.tokenizer.encode(model.template.message("Hello"))
-    for token in content:
-        logits = model.forward(ids, state)
-        ids = token["bytes"]
-        own, top = likeliest(logits[: model.tokenizer.vocab_size], ids[0], 3)
-        assert token["logprob"] == pytest.approx(own, abs=1e-6)
-        assert token["token"] == chr(ids[0])
-        told = [(entry["bytes"][0], entry["logprob"]) for entry in token["top_logprobs"]]
-        assert told == [(i, pytest.approx(value, abs=1e-6)) for i, value in top]
-    events = here.post(CHAT, {**body, "stream": True}).events
-    streamed = [
-        t for event in events for t in (event["choices"][0]["logprobs"] or {"content": []})["content"]
-    ]
-    assert streamed == content
-
-
-def test_log_probabilities_of_a_text(here: Here) -> None:
-    body = {"prompt": "It was", "max_tokens": 6, "temperature": 0, "logprobs": 2, "echo": True}
-    choice = here.post(COMPLETIONS, body).json["choices"][0]
-    told = choice["logprobs"]
-    assert [choice["text"][at] for at in told["text_offset"]] == told["tokens"]
-    assert [max(top.values()) for top in told["top_logprobs"]] == told["token_logprobs"]  # greedy
-    assert all(len(top) == 2 for top in told["top_logprobs"])
-    events = here.post(COMPLETIONS, {**body, "stream": True}).events
-    parts = [event["choices"][0]["logprobs"] for event in events]
-    for name, values in told.items():
-        assert [value for part in parts if part for value in part[name]] == values
 
 
 def test_stop_strings_and_the_end(here: Here) -> None:
