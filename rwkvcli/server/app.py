@@ -38,6 +38,8 @@ LARGEST_BODY = 64 << 20
 """Bytes."""
 _PATIENCE = 15.0
 """Seconds without anything to send, after which a comment keeps a stream open."""
+_LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
+"""What JSON takes as it is, and many programs for the end of a line."""
 _MOST_UNREAD = 4096
 """News of one request that wait to be sent; an asker that lets more come together reads no more."""
 _HOST = re.compile(r"(?:\[(?P<v6>[^\]]*)\]|(?P<name>[^:]*))(?::\d*)?")
@@ -325,7 +327,8 @@ async def _body(request: Request) -> bytes:
 
 
 def _event(chunk: dict[str, Any]) -> str:
-    return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    text = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text.translate(_LINE_ENDS)}\n\n"
 
 
 def _answer_to(error: BaseException) -> Response:

@@ -129,3 +129,12 @@ def test_a_stream_of_hidden_thoughts_is_kept_open(model: Model, monkeypatch: pyt
     comments = [line for line in lines if not line.startswith("data: ")]
     assert len(comments) > 5
     assert set(comments) == {": still at it", ""}
+
+
+def test_an_event_is_one_line_to_whoever_splits_it(here: Here) -> None:
+    prompt = "".join(chr(c) for c in (*range(1, 0x100), 0x2028, 0x2029, 0x1F600))
+    response = here.post(COMPLETIONS, {"prompt": prompt, "max_tokens": 0, "echo": True, "stream": True})
+    text = response.body.decode()
+    assert text.splitlines() == text.removesuffix("\n").split("\n")
+    assert response.events[0]["choices"][0]["text"] == prompt
+    assert "\U0001f600" in text
