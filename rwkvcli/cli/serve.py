@@ -135,7 +135,7 @@ def serve(
         with Interruption() as interruption:
             interruption.raises = False
             _tell(console, running.address(listener), name, open_to_all=options.hosts is None and key is None)
-            running.serve(server.app, listener, interruption.asked, texts.close)
+            running.serve(server.app, listener, interruption.asked, texts.close, console.note)
     if interruption.caught == signal.SIGINT:
         raise KeyboardInterrupt
 

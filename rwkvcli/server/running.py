@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import socket
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Names of this machine."""
 _BACKLOG = 128
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""What keeps a connection from being taken: asyncio tries again after a second, and tells each time."""
 _LAST_WORDS = 5
 """Seconds that answers have to be sent when the server ends."""
 
@@ -73,10 +76,14 @@ class _Uvicorn(uvicorn.Server):
 
 
 def serve(
-    app: Starlette, listener: socket.socket, asked_to_stop: Callable[[], bool], stop: Callable[[], None]
+    app: Starlette,
+    listener: socket.socket,
+    asked_to_stop: Callable[[], bool],
+    stop: Callable[[], None],
+    warn: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Serve until `asked_to_stop`, which is asked ten times a second; then `stop` ends what is in the making, and it is
-    sent what that says."""
+    sent what that says. `warn` is told once when the system has no room for more connections."""
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", loop="asyncio", http="h11", ws="none",
         server_header=False, timeout_graceful_shutdown=_LAST_WORDS,
@@ -91,7 +98,21 @@ def serve(
         server.should_exit = True
         await asyncio.to_thread(stop)
 
+    warned = False
+
+    def trouble(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal warned
+        if server.should_exit:  # asyncio tries again with a port that is closed
+            return
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in _NO_ROOM):
+            loop.default_exception_handler(context)
+        elif not warned:
+            warned = True
+            warn(f"warning: some connections have to wait: {(error.strerror or str(error)).lower()}")
+
     async def both() -> None:
+        asyncio.get_running_loop().set_exception_handler(trouble)
         watching = asyncio.create_task(watch())
         try:
             await server.serve(sockets=[listener])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -148,6 +149,25 @@ def test_it_answers_at_the_address_that_it_was_given(host: str) -> None:
             ask(url, Host="page.example")
         assert error.value.code == 400
         error.value.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of open files are set as there")
+def test_more_connections_than_the_system_has_room_for() -> None:
+    with served() as (process, url):
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (30, 30))
+        port = int(url.split(":")[2].partition("/")[0])
+        many = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(40)]
+        assert process.stderr is not None
+        line = b""
+        while not line.endswith(b"\n"):
+            line += process.stderr.read(1)
+        assert line == b"warning: some connections have to wait: too many open files\n"
+        for connection in many:
+            connection.close()
+        with urllib.request.urlopen(f"{url}/models", timeout=60) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60) == (b"", b"")
 
 
 def test_other_machines_without_a_key_are_warned_of() -> None:
