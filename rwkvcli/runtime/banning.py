@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +36,7 @@ class BannedStrings:
             )
         self._bytes_of = tokenizer.decode_bytes
         self._strings = [text_to_bytes(string) for string in strings]
-        table = _Vocabulary([tokenizer.decode_bytes((token,)) for token in range(tokenizer.vocab_size)])
+        table = _vocabulary(tokenizer)
         self._anywhere = np.unique(np.concatenate([table.containing(string) for string in self._strings]))
         # {what must stand before: tokens that complete a string then}
         self._after: dict[bytes, Ids] = {}
@@ -77,16 +79,37 @@ class BannedStrings:
 
 
 class _Vocabulary:
-    """The bytes of all ids, sorted."""
+    """The bytes of all ids, sorted, and one after the other."""
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
         self._ids = sorted(range(len(tokens)), key=tokens.__getitem__)
         self._sorted = [tokens[token] for token in self._ids]
+        self._all = b"".join(self._sorted)
+        self._ends = [*accumulate(map(len, self._sorted))]
 
     def containing(self, part: bytes) -> Ids:
-        return np.array([i for i, t in zip(self._ids, self._sorted, strict=True) if part in t], np.intp)
+        found: list[int] = []
+        at = self._all.find(part)
+        while at >= 0:
+            number = bisect_right(self._ends, at)  # of the token that it begins in
+            if at + len(part) <= self._ends[number]:
+                found.append(self._ids[number])
+                at = self._ends[number] - 1
+            at = self._all.find(part, at + 1)
+        return np.array(found, np.intp)
 
     def beginning_with(self, part: bytes) -> Ids:
         begin = bisect_left(self._sorted, part)
         end = bisect_right(self._sorted, part, lo=begin, key=lambda token: token[: len(part)])
         return np.array(self._ids[begin:end], np.intp)
+
+
+_known: WeakKeyDictionary[Tokenizer, _Vocabulary] = WeakKeyDictionary()
+
+
+def _vocabulary(tokenizer: Tokenizer) -> _Vocabulary:
+    """That of `tokenizer`, which is looked through once."""
+    if tokenizer not in _known:
+        tokens = [tokenizer.decode_bytes((token,)) for token in range(tokenizer.vocab_size)]
+        _known[tokenizer] = _Vocabulary(tokens)
+    return _known[tokenizer]
