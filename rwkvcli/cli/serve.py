@@ -110,6 +110,8 @@ def serve(
     from rwkvcli.services.serving import Texts
 
     limit = 0 if cache.strip() == "0" else parse_size(cache)
+    if api_key is not None and not api_key.strip():
+        raise typer.BadParameter("the key is empty", param_hint="'--api-key'")
     key = api_key or os.environ.get("RWKV_API_KEY") or None
     check_device(settings.device)
     with running.listen(host, port) as listener:

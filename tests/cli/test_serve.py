@@ -237,6 +237,13 @@ def test_what_it_refuses(args: list[str], message: str) -> None:
     assert done.out == ""
 
 
+def test_a_key_that_nobody_set_is_not_taken_for_none() -> None:
+    for key in ("", " "):
+        done = rwkv_inside("serve", "-m", "demo", "--port", "0", "--api-key", key)
+        assert (done.code, done.out) == (2, "")
+        assert "error: invalid value for '--api-key': the key is empty\n" in done.err
+
+
 def test_the_packages_it_needs_are_named() -> None:
     code = (
         "import sys; sys.modules['uvicorn'] = None; "
