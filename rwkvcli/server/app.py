@@ -106,7 +106,7 @@ class Server:
         key = None if self._options.key is None else os.fsencode(self._options.key)
 
         async def guarded(request: Request) -> Response:
-            said = request.headers.get("authorization", "").removeprefix("Bearer ")
+            said = re.sub("^bearer +", "", request.headers.get("authorization", ""), flags=re.IGNORECASE)
             if key is not None and not hmac.compare_digest(said.encode("latin-1"), key):
                 return _error(401, "the API key is missing or wrong", "authentication_error")
             try:
