@@ -76,7 +76,7 @@ def parsed(body: bytes) -> dict[str, Any]:
 def chat(said: Mapping[str, Any], model: Model, states: Mapping[str, State], think: str | None) -> Wanted:
     """What `POST /v1/chat/completions` asks for. `states` can be gone on from, by their names; `think`: how answers are
     thought over where a request does not say. Raises UsageError."""
-    _refuse(said, "tools", "functions", "audio")
+    _refuse(said, *(("tools",) if said.get("tool_choice") != "none" else ()), "functions", "audio")
     messages = list(_messages(said))
     effort = _get(said, "reasoning_effort", str)
     if effort is not None and effort not in _EFFORTS:

@@ -300,9 +300,10 @@ def test_what_programs_send_without_need_is_passed_over(here: Here) -> None:
         "model": "gpt-4o", "messages": HELLO, "user": "me", "tools": [], "store": False, "seed": -1, "stop": None,
         "max_tokens": 3, "temperature": None, "metadata": {"a": "b"}, "parallel_tool_calls": True, "best_of": None,
     }  # fmt: skip
-    response = here.post(CHAT, body)
-    assert response.status == 200
-    assert response.json["model"] == "demo"
+    for more in ({}, {"tools": [{"type": "function"}], "tool_choice": "none"}):
+        response = here.post(CHAT, {**body, **more})
+        assert response.status == 200
+        assert response.json["model"] == "demo"
 
 
 def test_addresses_methods_and_types(here: Here) -> None:
