@@ -41,7 +41,7 @@ _PATIENCE = 15.0
 _LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
 """What JSON takes as it is, and many programs for the end of a line."""
 _MOST_UNREAD = 4096
-"""News of one request that wait to be sent; an asker that lets more come together reads no more."""
+"""News of a text that wait to be sent; an asker that lets more come together reads no more."""
 _HOST = re.compile(r"(?:\[(?P<v6>[^\]]*)\]|(?P<name>[^:]*))(?::\d*)?")
 
 
@@ -154,7 +154,7 @@ class Server:
         ended = False
 
         def put(number: int, what: News) -> None:
-            if news.qsize() >= _MOST_UNREAD:
+            if wanted.stream and news.qsize() >= _MOST_UNREAD * len(tickets):
                 what = News(error=_Unread("the answer was not read"))
                 drop()
             news.put_nowait((number, what))

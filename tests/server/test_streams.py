@@ -100,6 +100,12 @@ def test_who_does_not_read_is_waited_for_no_longer(here: Here, monkeypatch: pyte
     )
 
 
+def test_what_is_not_sent_in_pieces_waits_for_no_reader(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_MOST_UNREAD", 0)
+    response = here.post(COMPLETIONS, {"prompt": "It was", "max_tokens": 20, "n": 2})
+    assert [choice["finish_reason"] for choice in response.json["choices"]] == ["length", "length"]
+
+
 def test_who_goes_before_the_stream_begins_costs_nothing_more(here: Here) -> None:
     here.log.clear()
 
