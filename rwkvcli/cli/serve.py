@@ -127,7 +127,7 @@ def serve(
             states,
             key,
             think.value if think is not None else None,
-            tuple(cors or ()),
+            tuple(origin.rstrip("/").lower() for origin in cors or ()),  # as browsers say it
             hosts=running.names_of(listener, host),
             log=console.note,
             fault=lambda error: _tell_fault(console, error),

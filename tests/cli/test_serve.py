@@ -237,6 +237,13 @@ def test_what_it_refuses(args: list[str], message: str) -> None:
     assert done.out == ""
 
 
+def test_a_web_page_may_ask_however_its_address_was_written() -> None:
+    with served("--cors", "http://Page.example:3000/") as (_, url):
+        request = urllib.request.Request(f"{url}/models", headers={"Origin": "http://page.example:3000"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert answer.headers["Access-Control-Allow-Origin"] == "http://page.example:3000"
+
+
 def test_a_key_that_nobody_set_is_not_taken_for_none() -> None:
     for key in ("", " "):
         done = rwkv_inside("serve", "-m", "demo", "--port", "0", "--api-key", key)
