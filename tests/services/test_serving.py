@@ -251,3 +251,27 @@ def test_the_end_is_told_while_the_engine_computes(model: Model, monkeypatch: py
     closing.join()
     assert all(isinstance(end, Stopped) for _, end in ends)
     assert asker.news.empty()
+
+
+def test_a_prompt_of_several_texts_is_read_once_whatever_is_kept(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed: list[int] = []
+    evaluate = Model.evaluate
+
+    def counted(self: Model, tokens: Any, *more: Any) -> Any:
+        fed.append(len(tokens))
+        return evaluate(self, tokens, *more)
+
+    ids = model.tokenizer.encode("x" * 300)
+    wanted = [Asked(ids, Settings(20, {"seed": seed})) for seed in range(5)]
+    expected = ["".join(Generation(model, b"x" * 300, one.settings)) for one in wanted]
+    monkeypatch.setattr(Model, "evaluate", counted)
+    texts = Texts(model, size=2, cache=0, waiting=100)
+    for _ in range(2):
+        fed.clear()
+        asker = Asker(texts, *wanted)
+        assert [text for text, _ in asker.all()] == expected
+        assert sum(fed) == 300
+        assert [ticket.cached for ticket in asker.tickets] == [0, 300, 300, 300, 300]
+    texts.close()
