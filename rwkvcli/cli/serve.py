@@ -119,14 +119,14 @@ def serve(
         console = Console(replace(settings, model=name))
         model = loaded(console, model_to_run(console, name))
         if think is not None:
-            model.template.check_way(think.value)
+            model.template.check_way(think)
         states = {_name(Path(file).stem): load_state(Path(file), model) for file in state or ()}
         _check_names(name, state or ())
         options = Options(
             _name(name),
             states,
             key,
-            think.value if think is not None else None,
+            str(think) if think is not None else None,
             tuple(origin.rstrip("/").lower() for origin in cors or ()),  # as browsers say it
             hosts=running.names_of(listener, host),
             log=console.note,

@@ -179,9 +179,8 @@ class Server:
         status: int | str = "gone"
         gone = asyncio.ensure_future(_gone(request))
         try:
-            if (
-                wanted.stream
-            ):  # what is wrong shows before the first token, mostly: as an error, not as a stream
+            if wanted.stream:
+                # what is wrong shows before the first token, mostly: as an error, not as a stream
                 first = await _next(news, gone, _PATIENCE)
                 status = "stream"
                 return _Events(self._stream(reply, news, first, over), lambda: over("gone"))
@@ -217,9 +216,8 @@ class Server:
                 chunks = reply.take(*told) if told is not None else []
                 for chunk in chunks:
                     yield _event(chunk)
-                silent = (
-                    told is None or time.monotonic() - sent >= _PATIENCE
-                )  # thoughts that are hidden are news too
+                # thoughts that are hidden are news too
+                silent = told is None or time.monotonic() - sent >= _PATIENCE
                 if silent and not chunks:
                     yield ": still at it\n\n"
                 if silent or chunks:

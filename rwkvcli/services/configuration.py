@@ -78,6 +78,11 @@ KEYS |= {
     "chat.think": Key(str, "thoughts of reasoning models", ("show", "hide", "fast", "off")),
     "chat.max-tokens": Key(int, "tokens of an answer at most; -1: no limit", low=-1),
     **{f"chat.{name}": KEYS[f"generate.{name}"] for name in _SAMPLER},
+    "serve.host": Key(str, "address that the server listens at"),
+    "serve.port": Key(int, "its port", low=0, high=65535),
+    "serve.parallel": Key(int, "texts made together", low=1, high=1024),
+    "serve.cache": Key(str, "memory for states of earlier prompts"),
+    "serve.think": Key(str, "thoughts of reasoning models", ("show", "hide", "fast", "off")),
 }
 
 

@@ -110,9 +110,8 @@ class Texts:
         self._waiting: deque[Ticket] = deque()
         self._active: list[Ticket] = []
         self._reading: Ticket | None = None
-        self._same: tuple[Sequence[int], Read] | None = (
-            None  # of whose prompt another text of its request waits
-        )
+        # a prompt that was read, and that another text of its request waits for
+        self._same: tuple[Sequence[int], Read] | None = None
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="rwkv-texts", daemon=True)

@@ -101,6 +101,16 @@ def test_the_key_comes_from_the_environment_or_a_flag() -> None:
             assert ask(url, Authorization="Bearer secret")["model"] == "demo"
 
 
+def test_settings_come_from_the_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    for key, value in (("think", "off"), ("host", "127.0.0.2"), ("cache", "0"), ("parallel", "2")):
+        assert rwkv_inside("config", "set", f"serve.{key}", value, env={"RWKV_CONFIG": str(config)}).code == 0
+    with served(RWKV_CONFIG=str(config)) as (_, url):
+        assert url.startswith("http://127.0.0.2:")
+        for _ in range(2):
+            assert ask(url)["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+
+
 def test_without_json_the_address_is_told_on_stderr_and_quietly_not_at_all() -> None:
     for args, told in (([], True), (["-q"], False)):
         process = start("serve", "-m", "demo", "--port", "0", *args)
