@@ -106,8 +106,8 @@ class GrammarMatcher:
 
 def first_bytes(grammar: str) -> bytes:
     """Those that a text may begin with, in order. Raises ValueError with what llguidance has against the grammar."""
+    matcher = _on_a_large_stack(grammar, lambda: _matcher(_single_bytes(), grammar))
     with refusals(ValueError):
-        matcher = _on_a_large_stack(grammar, lambda: _matcher(_single_bytes(), grammar))
         bits = _bits(matcher, _IDS)
     if not bits.any():
         raise ValueError("no text conforms to it")

@@ -6,20 +6,22 @@ import json
 import math
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 from vocabularies import byte_level_json, word_level_json
 
-from rwkvcli.errors import MissingExtra, UsageError
+from rwkvcli.errors import MissingExtra, OutOfMemory, TimedOut, UsageError
 from rwkvcli.runtime.constraint import Constraint
 from rwkvcli.runtime.sampling import Sampler, SamplingParams
 from rwkvcli.runtime.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer, WorldTokenizer
 
 pytest.importorskip("llguidance")
 
+from rwkvcli.runtime import grammar as grammars
 from rwkvcli.runtime.grammar import GrammarMatcher
 
 PERSON = {
@@ -411,3 +413,34 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
             MissingExtra, match=r" needs packages that are not installed: pip install 'rwkvcli\[grammar\]'$"
         ):
             make(given)  # type: ignore[operator]
+
+
+def test_what_signals_raise_is_no_word_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time that is over, Ctrl-C and SIGTERM: between calls, and in what the library calls to encode a text."""
+    world = WorldTokenizer()
+    yes = Constraint.of_choices(["hello there, world"])
+    matcher = yes.matcher(world)
+    monkeypatch.setattr(grammars, "_bits", lambda *_: throw(TimedOut("not finished after 1 s")))
+    with pytest.raises(TimedOut, match=r"^not finished after 1 s$"):
+        let_through(matcher, world.vocab_size)
+    monkeypatch.undo()
+    for raised in (KeyboardInterrupt(), SystemExit(143)):
+        matcher = yes.matcher(world)
+        with monkeypatch.context() as patch:
+            patch.setattr(grammars._Encoder, "__call__", lambda *_, raised=raised: throw(raised))
+            with pytest.raises(type(raised)) as caught:
+                let_through(matcher, world.vocab_size)
+        assert caught.value.args == raised.args
+
+
+def test_no_memory_for_a_grammar_is_no_fault_of_the_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(OutOfMemory, match=r"^there is no memory for reading the grammar$"):
+        Constraint.of_choices(["a"])
+
+
+def throw(error: BaseException) -> NoReturn:
+    raise error
