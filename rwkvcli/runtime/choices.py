@@ -59,7 +59,7 @@ def score_choices(
 
     `logits` are those of the last token that the state has seen; it stays as it is. What all choices begin with is fed
     once. Up to `together` of the others are evaluated at a time, a token of each in one call, or one after the other where
-    that takes fewer calls; so no more states than that are held, and no more logits than a few megabytes. Logits of ids
+    that takes fewer calls; so no more states than that are held, and no more logits than 16 MB. Logits of ids
     that are no tokens do not count. `on_tokens` is called after every call of the engine; what it raises ends it.
 
     Raises FormatError for a model whose logits are no numbers.
@@ -79,6 +79,7 @@ def score_choices(
         log.append(first)
     run.tell(len(rest))
     longer = sorted((n for n, ids in enumerate(rest) if len(ids) > 1), key=lambda n: len(rest[n]))
+    together = min(together, run.rows)
     for at in range(0, len(longer), together):
         group = longer[at : at + together]
         for number, found in zip(group, run.group([rest[n] for n in group], state), strict=True):
@@ -99,7 +100,8 @@ class _Run:
     def __init__(self, model: Model, total: int, on_tokens: OnTokens) -> None:
         self._model = model
         self._valid = model.tokenizer.vocab_size
-        self._rows = max(1, min(_MOST_ROWS, _LOGITS // model.config.vocab_size))
+        self.rows = max(1, min(_MOST_ROWS, _LOGITS // model.config.vocab_size))
+        """Rows of logits that are held at a time."""
         self._done, self._total, self._on_tokens = 0, total, on_tokens
 
     def tell(self, count: int) -> None:
@@ -116,8 +118,8 @@ class _Run:
         """Feed `ids` to `state`: the log-probabilities of all but the first, and the logits [V] of the last. They stand for
         those of so many `texts`."""
         found: list[float] = []
-        for at in range(0, len(ids), self._rows):
-            logits = self._model.forward(ids[at : at + self._rows], state, all_logits=True)
+        for at in range(0, len(ids), self.rows):
+            logits = self._model.forward(ids[at : at + self.rows], state, all_logits=True)
             targets = ids[at + 1 : at + 1 + len(logits)]
             found += self._judged(logits[: len(targets)], targets)
             self.tell(len(logits) * texts)

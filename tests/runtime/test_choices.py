@@ -105,6 +105,24 @@ def test_of_a_long_choice_a_part_is_held_at_a_time(demo: Model, monkeypatch: pyt
     assert whole[0] == pytest.approx(of_whole_text(demo, encode(PROMPT), encode(choice)), rel=1e-13)
 
 
+def test_of_many_choices_some_are_held_at_a_time(demo: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = demo.new_state()
+    logits = demo.forward(demo.tokenizer.encode(PROMPT), state)
+    ids = [demo.tokenizer.encode(f"{number:03}") for number in range(0, 1000, 25)]
+    whole = score_choices(demo, state, logits, ids, together=40)
+    monkeypatch.setattr(module, "_LOGITS", 7 * demo.config.vocab_size)
+    asked: list[int] = []
+    forward_batch = Model.forward_batch
+
+    def noted(self: Model, tokens: Any, states: Any) -> Any:
+        asked.append(len(tokens))
+        return forward_batch(self, tokens, states)
+
+    monkeypatch.setattr(Model, "forward_batch", noted)
+    assert score_choices(demo, state, logits, ids, together=40) == whole
+    assert max(asked) == 7
+
+
 def test_many_choices_do_not_hold_a_state_each(demo: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: weakref.WeakSet[State] = weakref.WeakSet()
     most = 0
