@@ -103,30 +103,36 @@ def stopping_between(limit: float | None = None, begin: float = 0.0) -> Iterator
 
 @contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raise TimedOut inside when `seconds` are over, also in the middle of a prompt; None: never.
+    """Raise TimedOut inside when `seconds` are over, also in the middle of a prompt; None: never. A library that calls Python
+    may make another error of it on the way: outside it is TimedOut all the same.
 
     Where there is no alarm (Windows) a timer interrupts as Ctrl-C does, and that becomes TimedOut.
     """
-    from rwkvcli.errors import TimedOut
+    from rwkvcli.errors import RwkvError, TimedOut
 
     if seconds is None:
         yield
         return
     error = TimedOut(_late(seconds), hint=_MORE_TIME)
+    over = threading.Event()
     if hasattr(signal, "setitimer"):
 
         def handler(_signum: int, _frame: FrameType | None) -> None:
+            over.set()
             raise error
 
         before = signal.signal(signal.SIGALRM, handler)
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             yield
+        except RwkvError:
+            if over.is_set():
+                raise error from None
+            raise
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
         return
-    over = threading.Event()
 
     def interrupt() -> None:
         over.set()

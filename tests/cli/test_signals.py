@@ -24,6 +24,8 @@ from quant_models import checkpoint
 from quant.arch import expected
 from quant.synthetic import synthetic_arch
 from rwkvcli.cli.prompt import gather_prompt
+from rwkvcli.cli.signals import time_limit
+from rwkvcli.errors import TimedOut, UsageError
 
 ENDLESS = ["generate", "-m", "demo", "--max-tokens", "1000000", "--seed", "1", "It was"]
 
@@ -375,3 +377,12 @@ def test_ctrl_c_in_the_first_imports_prints_nothing(module: str) -> None:
         )
         assert (done.returncode, done.stderr) == (code, b"")
         assert done.stdout.startswith(b"rwkv" if code == 0 else b"")
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no alarm there")
+def test_a_time_limit_that_a_library_makes_another_error_of() -> None:
+    with pytest.raises(TimedOut, match=r"^not finished after 0.01 s$"), time_limit(0.01):
+        try:
+            signal.pause()
+        except TimedOut:
+            raise UsageError("llguidance gave up") from None
