@@ -9,7 +9,7 @@ import pytest
 from cli_runner import Outcome, rwkv_inside
 from scripted import ScriptModel
 
-from rwkvcli.services import generation
+from rwkvcli.services import generation, loading
 
 SAID = "> Four legs.\n\n</think>\n\nIt is\na dog.\n"
 ASK = ["generate", "-m", "demo", "--temperature", "0", "--seed", "1", "What is it?"]
@@ -19,7 +19,7 @@ ASK = ["generate", "-m", "demo", "--temperature", "0", "--seed", "1", "What is i
 def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Prompts that the model gets in place of the demo."""
     model: Any = ScriptModel(SAID)
-    monkeypatch.setattr(generation, "load_model", lambda *_: model)
+    monkeypatch.setattr(loading, "load_model", lambda *_: model)
     return model.prompts
 
 
@@ -70,7 +70,7 @@ def test_a_cut_run_goes_on_with_one_pair_of_tags(prompts: list[str], monkeypatch
         return kept[0]
 
     monkeypatch.setattr(generation.Generation, "save", save)
-    monkeypatch.setattr(generation, "load_state", lambda *_: kept[0])
+    monkeypatch.setattr(loading, "load_state", lambda *_: kept[0])
     for tokens in (1, 2, 4):
         ask = [*ASK[:-1], "--think", "show", "--max-tokens", str(tokens)]
         whole = rwkv_inside(*ask, "--save-state", "s", ASK[-1]).out
