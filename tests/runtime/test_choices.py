@@ -138,7 +138,7 @@ def test_many_choices_do_not_hold_a_state_each(demo: Model, monkeypatch: pytest.
     monkeypatch.setattr(State, "copy", counted)
     found = demo.score(PROMPT, [f" {number:03}" for number in range(300)])
     assert len(set(found)) == 300
-    assert 8 <= most <= 20  # a group, what is left of the one before, the prompt's
+    assert 8 <= most <= 8 + 8 + 2  # a group, the one before, the prompt's and what all choices begin with
 
 
 def test_shared_beginnings_are_fed_once_and_single_tokens_never(
