@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rwkvcli.cli.options import Misuse
-from rwkvcli.cli.prompt import STDIN, argument_text, normalized, read_file
+from rwkvcli.cli.prompt import STDIN, argument_bytes, normalized, read_file
 from rwkvcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,11 +28,16 @@ def asked_constraint(
     from rwkvcli.services.constraining import of_option
 
     if choices:
-        return of_option("choices", [argument_text(choice) for choice in choices])
+        return of_option("choices", [_as_typed(choice) for choice in choices])
     kind = named[0]
-    text = argument_text(str(given[kind]))
+    text = _as_typed(str(given[kind]))
     is_file = kind == "grammar" or (kind == "schema" and not text.lstrip().startswith("{"))
     return of_option(kind, _file_text(kind, str(given[kind])) if is_file else text)
+
+
+def _as_typed(argument: str) -> str:
+    """An argument as text; bytes that are not UTF-8 stay, and are refused with the rest."""
+    return argument_bytes(argument).decode("utf-8", "surrogateescape")
 
 
 def _file_text(kind: str, name: str) -> str:

@@ -170,6 +170,8 @@ FAR = ["generate", "-m", "owner/repo:model.pth"]
         (["--schema", '{"not": {}}'], 2, 'error: the schema cannot be used: unimplemented keys: ["not"]\nhint: docs/structured-output.md tells what a schema may use\n'),
         (["--regex", "a)"], 2, "error: the regular expression cannot be used: unopened group\nhint: it is written as for Rust's crate regex: no look-around, no back-references\n"),
         (["--choices", ""], 2, "error: a choice is empty\n"),
+        (["--choices", "caf\udce9"], 2, "error: the choices cannot be used: not valid UTF-8\n"),
+        (["--regex", "caf\udce9"], 2, "error: the regular expression cannot be used: not valid UTF-8\n"),
         (["--grammar", "bad.lark"], 2, 'error: the grammar cannot be used: line 2, column 6: unknown name: "word"\nhint: it is written as for Lark, with the rule `start`\n'),
     ],
 )  # fmt: skip
