@@ -30,7 +30,7 @@ def answer_lines(console: Console, talk: Conversation) -> None:
                 talk.on_prompt = bar.update
                 parts = talk.send(text, interruption.asked)
                 next(parts)
-            interruption.raises = False
+                interruption.raises = False  # from here on, the end of the bar included
             for part in parts:
                 if not part.thinking and not console.settings.json:
                     console.write(part.text)

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 from rwkvcli.cli.console import Console, harmless
+from rwkvcli.cli.signals import uncut
 
 if TYPE_CHECKING:
     from quant.metrics import ClassReport
@@ -61,24 +62,30 @@ class _Bar(Passing):
     def hide(self) -> None:
         """Make room for a line; the next update brings the bar back."""
         if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+            with uncut():
+                self._progress.stop()
+                self._progress = None
 
     def _show(self, done: int, total: int, title: str | None = None) -> None:
         if not self._console.shows_progress:
             return
-        if self._progress is None:
-            self._start(total, done)
-        self._progress.update(
-            self._task, completed=done, total=total or None, description=title or self._title
-        )
+        with uncut():
+            if self._progress is None:
+                self._start(total, done)
+            self._progress.update(
+                self._task, completed=done, total=total or None, description=title or self._title
+            )
 
     def _start(self, total: int, done: int) -> None:
         from rich.console import Console as RichConsole
         from rich.progress import Progress as RichProgress
 
+        class SteadyConsole(RichConsole):
+            def show_cursor(self, show: bool = True) -> bool:
+                return False  # it is never hidden: what ends the program at once would leave it so
+
         color = self._console.colors_errors
-        stream = RichConsole(stderr=True, no_color=not color, highlight=False)
+        stream = SteadyConsole(stderr=True, no_color=not color, highlight=False)
         self._progress = RichProgress(*self._columns(), console=stream, transient=True)
         self._progress.start()
         self._task = self._progress.add_task(self._title, total=total or None, completed=done)

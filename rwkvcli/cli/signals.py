@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-
+_RAISING = (*((signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()), *_ENDING)
 
 _MORE_TIME = "--timeout gives it more time"
 
@@ -23,31 +23,34 @@ def _late(seconds: float) -> str:
     return f"not finished after {seconds:g} s"
 
 
-def interrupt_once() -> Any:
-    """Make one Ctrl-C raise one KeyboardInterrupt.
+def _once(error: Callable[[int], BaseException]) -> Callable[[int, FrameType | None], None]:
+    """A handler that raises the `error` of a signal.
 
     A second one within a second belongs to the first: it must not interrupt the clean-up. A later one counts.
     """
     last = -1e9
 
-    def handler(_signum: int, _frame: FrameType | None) -> None:
+    def handler(signum: int, _frame: FrameType | None) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last > 1.0:
             last = now
-            raise KeyboardInterrupt
+            raise error(signum)
 
+    return handler
+
+
+def interrupt_once() -> Any:
+    """Make one Ctrl-C raise one KeyboardInterrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started with & by a shell: stays ignored
         return signal.SIG_IGN
-    return signal.signal(signal.SIGINT, handler)
+    return signal.signal(signal.SIGINT, _once(lambda _: KeyboardInterrupt()))
 
 
 def end_tidily() -> None:
-    """Make SIGTERM and SIGHUP unwind the program, so that half-written files are removed."""
-
-    def handler(signum: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
-
+    """Make SIGTERM and SIGHUP unwind the program, so that half-written files are removed. When a terminal is closed,
+    both its shell and the system say so."""
+    handler = _once(lambda signum: SystemExit(128 + signum))
     for name in ("SIGTERM", "SIGHUP"):
         signum = getattr(signal, name, None)
         if signum is not None and signal.getsignal(signum) is signal.SIG_DFL:
@@ -81,6 +84,33 @@ def held_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for signum, old in before.items():
             signal.signal(signum, old)
+
+
+@contextmanager
+def uncut() -> Iterator[None]:
+    """What no exception may cut in two, as a library's drawing: a signal that comes inside has its effect at the end."""
+    if threading.current_thread() is not threading.main_thread():  # where signals raise nothing
+        yield
+        return
+    caught: int | None = None
+
+    def handler(signum: int, _frame: FrameType | None) -> None:
+        nonlocal caught
+        if caught in (None, signal.SIGINT):
+            caught = signum
+
+    before: dict[int, Any] = {}
+    try:
+        for signum in _RAISING:
+            if callable(old := signal.getsignal(signum)):
+                before[signum] = old
+                signal.signal(signum, handler)
+        yield
+    finally:
+        for signum, old in reversed(before.items()):  # last the one after which the program may go on
+            signal.signal(signum, old)
+        if caught is not None:
+            signal.raise_signal(caught)
 
 
 @contextmanager

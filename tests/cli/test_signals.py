@@ -14,9 +14,10 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cli_runner
 import pytest
 from cli_runner import Terminal, environment, receive, rwkv, rwkv_inside, start
 from quant_models import checkpoint
@@ -24,7 +25,7 @@ from quant_models import checkpoint
 from quant.arch import expected
 from quant.synthetic import synthetic_arch
 from rwkvcli.cli.prompt import gather_prompt
-from rwkvcli.cli.signals import time_limit
+from rwkvcli.cli.signals import end_tidily, time_limit, uncut
 from rwkvcli.errors import TimedOut, UsageError
 
 ENDLESS = ["generate", "-m", "demo", "--max-tokens", "1000000", "--seed", "1", "It was"]
@@ -386,3 +387,55 @@ def test_a_time_limit_that_a_library_makes_another_error_of() -> None:
             signal.pause()
         except TimedOut:
             raise UsageError("llguidance gave up") from None
+
+
+@pytest.fixture
+def defaults() -> Iterator[None]:
+    """What signals do where nothing was said."""
+    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+def test_a_terminal_that_is_closed_may_say_so_twice(defaults: None) -> None:
+    end_tidily()
+    with pytest.raises(SystemExit, match=r"^129$"):
+        signal.raise_signal(signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)  # does not interrupt the clean-up
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_what_is_not_cut_in_two(defaults: None) -> None:
+    end_tidily()
+    done = []
+    with pytest.raises(SystemExit, match=r"^143$"), uncut():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        done.append("all of it")
+    assert done == ["all of it"]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+BAR = """
+import os, runpy, signal, sys
+import rich.console
+clear_live = rich.console.Console.clear_live
+def signalled(self):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return clear_live(self)
+rich.console.Console.clear_live = signalled
+sys.argv = ["rwkv", *sys.argv[1:]]
+runpy.run_module("rwkvcli", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_signal_while_a_bar_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text").write_text("What is it?\n" * 50)
+    monkeypatch.setattr(cli_runner, "RWKV", [sys.executable, "-P", "-c", BAR])
+    terminal = Terminal("perplexity", "-m", "demo", "text", cwd=tmp_path)
+    done = terminal.finish()
+    assert b"evaluating" in terminal.raw
+    assert (done.code, done.out) == (143, "")
+    assert terminal.raw.rfind(b"\x1b[?25l") <= terminal.raw.rfind(b"\x1b[?25h")
