@@ -199,17 +199,15 @@ def _load(chat: Chat, argument: str) -> None:
 
 def _read(chat: Chat, argument: str) -> None:
     from rwkvcli.cli.render import ReadingBar
-    from rwkvcli.cli.signals import Interruption
 
     path = _path(argument, "/read FILE")
     before = chat.talk.state().tokens_seen
-    with chat.keys_held(), Interruption() as interruption, ReadingBar(chat.console, path.name) as bar:
-        interruption.raises = False
-        turn = chat.talk.read(path, bar.update, interruption.asked)
+    chat.signals.raises = False
+    with chat.keys_held(), ReadingBar(chat.console, path.name) as bar:
+        turn = chat.talk.read(path, bar.update, chat.signals.asked)
     stopped = "stopped: " if turn.finish == "interrupted" else ""
     count = turn.tokens_seen - before
     chat.tell(f"{stopped}{count:,} tokens of {path.name} were read; /undo forgets them")
-    interruption.settle(ctrl_c=False)
 
 
 def _set(chat: Chat, argument: str) -> None:

@@ -17,6 +17,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import Style
 
 from rwkvcli.cli.chat_lines import MORE, PROMPT, in_block, unquoted
+from rwkvcli.cli.signals import Interruption
 
 FILES = object()
 """In place of a list of words: the names of files."""
@@ -28,12 +29,20 @@ Words = Callable[[str], Any]
 class Editor:
     """Reads messages. `commands` {name: what it is for} and `arguments` are for completion.
 
-    `history` is the file of messages that were sent; None: they are forgotten. `color`: whether to use colours.
+    `history` is the file of messages that were sent; None: they are forgotten. `signals` notes those that come;
+    what they mean is done between two keys. `color`: whether to use colours.
     """
 
     def __init__(
-        self, commands: dict[str, str], arguments: Words, history: Path | None, *, color: bool
+        self,
+        commands: dict[str, str],
+        arguments: Words,
+        history: Path | None,
+        signals: Interruption,
+        *,
+        color: bool,
     ) -> None:
+        self._signals = signals
         self._color = color
         past: History = InMemoryHistory() if history is None else _History(history)
         style = {"prompt": "bold ansigreen", "placeholder": "ansibrightblack"} if color else {}
@@ -52,11 +61,38 @@ class Editor:
         )
 
     def read(self, draft: str = "") -> str:
-        """A message; `draft` stands there to be changed. Raises EOFError (Ctrl-D) and KeyboardInterrupt
-        (Ctrl-C where nothing was typed)."""
+        """A message; `draft` stands there to be changed. Raises EOFError (Ctrl-D, a signal that ends the program) and
+        KeyboardInterrupt (Ctrl-C where nothing was typed)."""
         message = FormattedText([("class:prompt", PROMPT)])
-        text = self._session.prompt(message, default=draft, placeholder=_hint if self._color else None)
+        self._signals.notify = self._wake
+        try:
+            text = self._session.prompt(
+                message,
+                default=draft,
+                placeholder=_hint if self._color else None,
+                pre_run=self._mind_signals,
+                handle_sigint=False,
+            )
+        finally:
+            self._signals.notify = None
         return unquoted(text)
+
+    def _wake(self) -> None:
+        """Called at the signal, at any moment."""
+        loop = self._session.app.loop
+        if loop is not None:
+            loop.call_soon_threadsafe(self._mind_signals)
+
+    def _mind_signals(self) -> None:
+        """Called when the editor begins and between two events, when it can be left as by a key."""
+        app = self._session.app
+        if app.future is None or app.future.done():
+            return
+        if self._signals.ends:
+            app.exit(exception=EOFError)
+        elif self._signals.asked():
+            self._signals.settle(ctrl_c=False)
+            app.key_processor.send_sigint()
 
     def _is_command(self) -> bool:
         return self._session.default_buffer.text.startswith("/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from rwkvcli.cli.console import Console
+from rwkvcli.cli.signals import Interruption
 
 BLOCK = '"""'
 PROMPT = ">>> "
@@ -28,8 +29,9 @@ def in_block(text: str) -> bool:
 class PlainReader:
     """Reads messages line by line as the terminal itself edits them; the same interface as Editor."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, signals: Interruption) -> None:
         self._console = console
+        self._signals = signals
 
     def read(self, draft: str = "") -> str:
         """A message. A draft cannot be changed here, so it is shown. Raises EOFError, KeyboardInterrupt."""
@@ -43,7 +45,8 @@ class PlainReader:
     def _line(self, prompt: str) -> str:
         self._console.write(prompt)
         try:
-            line = sys.stdin.readline()
+            with self._signals.raising():
+                line = sys.stdin.readline()
         except KeyboardInterrupt:
             self._console.line("")
             raise

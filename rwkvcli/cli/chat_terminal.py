@@ -13,7 +13,7 @@ from rwkvcli.cli.chat_drawing import AnswerView, Drawing, no_echo, terminal_rest
 from rwkvcli.cli.chat_editor import Editor
 from rwkvcli.cli.chat_lines import PlainReader
 from rwkvcli.cli.console import Console, print_error, use_color
-from rwkvcli.cli.signals import Interruption
+from rwkvcli.cli.signals import Interruption, discard
 from rwkvcli.errors import RwkvError
 
 if TYPE_CHECKING:
@@ -29,26 +29,45 @@ _RECALLED = 12
 
 
 def run(console: Console, talk: Conversation, session: Session | None, found: LocalModel) -> None:
-    """Talk until the person leaves. `session` is where it is saved; None: nowhere."""
+    """Talk until the person leaves. `session` is where it is saved; None: nowhere.
+
+    Signals are noted from beginning to end, and have their effect where it is known what they find: an exception at a
+    moment that nobody chose could leave the terminal in the middle of a change.
+    """
     chat = Chat(console, talk, session)
     chat.open(found)
-    with terminal_restored():
-        while not chat.done:
-            try:
-                text = chat.read()
-            except EOFError:
-                break
-            except KeyboardInterrupt:
-                chat.tell("Ctrl-D leaves; Ctrl-C stops an answer")
-                continue
-            if text.startswith("/"):
-                try:
-                    perform(chat, text)
-                except KeyboardInterrupt:
-                    chat.tell("stopped")
-            elif text.strip():
-                chat.answer(lambda stopped, text=text: talk.send(text, stopped))  # type: ignore[misc]
+    with terminal_restored(), chat.signals:
+        try:
+            while not chat.done:
+                _go_on(chat)
+                chat.signals.settle(ctrl_c=False)
+        except OSError:
+            if chat.signals.ends:  # the terminal is gone, and a signal said so
+                discard(sys.stdout)
+                chat.signals.settle(ctrl_c=False)
+            raise
     chat.close()
+
+
+def _go_on(chat: Chat) -> None:
+    """Read a message or command, and answer it."""
+    try:
+        text = chat.read()
+    except EOFError:
+        chat.done = True
+        return
+    except KeyboardInterrupt:
+        if not chat.signals.ends:
+            chat.tell("Ctrl-D leaves; Ctrl-C stops an answer")
+        return
+    if text.startswith("/"):
+        try:
+            with chat.signals.raising():
+                perform(chat, text)
+        except KeyboardInterrupt:
+            chat.tell("stopped")
+    elif text.strip():
+        chat.answer(lambda stopped: chat.talk.send(text, stopped))
 
 
 class Chat:
@@ -59,12 +78,13 @@ class Chat:
         self.talk = talk
         self.session = session
         self.done = False
+        self.signals = Interruption(raises=False)
         self.draft = ""
         """What is to stand in the line editor next."""
         self._styled = use_color(sys.stdout, console.settings.color)
         self._told: str | None = None
-        self._dumb = os.environ.get("TERM") == "dumb"
-        self._editor = PlainReader(console) if self._dumb else self._line_editor()
+        self._dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown")  # as prompt_toolkit has it
+        self._editor = PlainReader(console, self.signals) if self._dumb else self._line_editor()
 
     def _line_editor(self) -> Editor:
         from rwkvcli.services.sessions import sessions_path
@@ -73,6 +93,7 @@ class Chat:
             {command.name: command.about for command in COMMANDS},
             lambda name: arguments_of(self, name),
             sessions_path() / ".history" if self.session is not None else None,
+            self.signals,
             color=self._styled,
         )
 
@@ -111,12 +132,11 @@ class Chat:
         )
         before = self.talk.history.head
         try:
-            with self.keys_held(), Interruption() as interruption, suppress(KeyboardInterrupt):
-                with TextBar(self.console) as bar:
+            with self.keys_held(), suppress(KeyboardInterrupt):
+                with TextBar(self.console) as bar, self.signals.raising():
                     self.talk.on_prompt = bar.update
-                    parts = begin(interruption.asked)
+                    parts = begin(self.signals.asked)
                     next(parts)
-                interruption.raises = False
                 with Drawing(view, self.console.write) as drawing:
                     for part in parts:
                         drawing.push(part)
@@ -131,7 +151,6 @@ class Chat:
             self.tell(f"({why})")
         self.show("")
         self.mind_trouble()
-        interruption.settle(ctrl_c=False)
 
     def keys_held(self) -> AbstractContextManager[None]:
         """While the model works: what is typed is not shown, and is there for the next message."""

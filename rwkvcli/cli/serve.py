@@ -134,8 +134,7 @@ def serve(
         )
         texts = Texts(model, parallel, limit, _WAITING, list(states.values()))
         server = Server(model, texts, options)
-        with Interruption() as interruption:
-            interruption.raises = False
+        with Interruption(raises=False) as interruption:
             _tell(console, running.address(listener), name, open_to_all=options.hosts is None and key is None)
             running.serve(server.app, listener, interruption.asked, texts.close, console.note)
     if interruption.caught == signal.SIGINT:

@@ -183,26 +183,46 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 class Interruption:
     """Ctrl-C, SIGTERM and SIGHUP while an answer is made: it is to end there, and what there is of it is kept.
 
-    A context manager. The signal is noted, and `asked` tells; while `raises` is true it raises KeyboardInterrupt
-    as well, for work that nothing is to be kept of. `settle` makes it what it means elsewhere.
+    A context manager. The signal is noted, `asked` tells, and `notify` is called, if there is one; while `raises` is
+    true it raises KeyboardInterrupt as well, for work that nothing is to be kept of. `settle` makes it what it means
+    elsewhere.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, raises: bool = True) -> None:
         self.caught: int | None = None
-        self.raises = True
+        self.raises = raises
+        self.notify: Callable[[], None] | None = None
         self._before: dict[int, Any] = {}
 
     def asked(self) -> bool:
         """Whether one of the signals came."""
         return self.caught is not None
 
+    @property
+    def ends(self) -> bool:
+        """Whether one came that ends a program."""
+        return self.caught not in (None, signal.SIGINT)
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Raise KeyboardInterrupt for a signal that comes inside, or came already."""
+        self.raises = True
+        try:
+            if self.asked():
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.raises = False
+
     def settle(self, *, ctrl_c: bool) -> None:
-        """Afterwards: raise SystemExit for the signals that end a program, with `ctrl_c` KeyboardInterrupt too."""
-        if self.caught == signal.SIGINT:
+        """Afterwards: raise SystemExit for the signals that end a program, with `ctrl_c` KeyboardInterrupt too; a Ctrl-C is
+        forgotten."""
+        caught, self.caught = self.caught, None
+        if caught == signal.SIGINT:
             if ctrl_c:
                 raise KeyboardInterrupt
-        elif self.caught is not None:
-            raise SystemExit(128 + self.caught)
+        elif caught is not None:
+            raise SystemExit(128 + caught)
 
     def __enter__(self) -> Interruption:
         for signum in _ENDING:
@@ -211,7 +231,7 @@ class Interruption:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for signum, old in self._before.items():
+        for signum, old in reversed(self._before.items()):
             signal.signal(signum, old)
         if kind is KeyboardInterrupt:
             self.settle(ctrl_c=False)
@@ -220,6 +240,8 @@ class Interruption:
         first = self.caught is None
         if first or self.caught == signal.SIGINT:
             self.caught = signum
+        if self.notify is not None:
+            self.notify()
         if first and self.raises:
             raise KeyboardInterrupt
 
