@@ -149,8 +149,9 @@ def no_echo(*, in_lines: bool) -> Iterator[None]:
         quiet = [*before[:local], before[local] & ~off, *before[local + 1 :]]
 
         def be_quiet(*_: object) -> None:
-            if os.tcgetpgrp(handle) == os.getpgrp():  # in the background it would be stopped again
-                termios.tcsetattr(handle, termios.TCSADRAIN, quiet)
+            with suppress(OSError, termios.error):  # a terminal that is closed says it with this signal too
+                if os.tcgetpgrp(handle) == os.getpgrp():  # in the background it would be stopped again
+                    termios.tcsetattr(handle, termios.TCSADRAIN, quiet)
 
         be_quiet()
         resumed = signal.signal(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import termios
@@ -17,6 +18,7 @@ if sys.platform == "win32":
     pytest.skip("needs a pseudo-terminal", allow_module_level=True)
 
 SHORT = ["--max-tokens", "30", "--seed", "1"]
+ENDLESS = ["--max-tokens", "-1", "--logit-bias", "0=-inf", "--logit-bias", "10=-inf", "--seed", "1"]
 
 AT = """
 import importlib, os, runpy, sys
@@ -121,3 +123,18 @@ def test_ctrl_c_at_any_moment_ends_no_conversation(
     assert terminal.finish() == 0
     assert b"xception" not in terminal.raw
     assert messages(place)[-2] == "Are you there?"
+
+
+def test_a_terminal_that_is_closed_during_an_answer(place: dict[str, str]) -> None:
+    """The system says so by SIGHUP and SIGCONT."""
+    terminal = LiveTerminal("chat", "trip", "-m", "demo", *ENDLESS, env=place)
+    terminal.prompt()
+    terminal.send("Hello\r")
+    terminal.until(lambda text: len(text) > 600)
+    shown = " ".join(terminal.text().partition(">>> Hello")[2].split())
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), terminal.child.child_fd)
+    assert terminal.child.wait() == 129
+    sent, reply = messages(place)
+    assert sent == "Hello"
+    assert " ".join(reply.split()).startswith(shown)
