@@ -98,6 +98,7 @@ struct Copy {
     void* to;
     const void* from;
     size_t bytes;
+    unsigned group;
 };
 
 struct Fiber {
@@ -106,6 +107,7 @@ struct Fiber {
     Wait wait = Wait::kDone;
     unsigned operations = 0;  ///< of the warp, so far
     std::vector<Copy> copies; ///< under way
+    unsigned copy_groups = 0; ///< that are complete
     void* sanitizer = nullptr;
 };
 
@@ -338,14 +340,25 @@ const uint32_t* meet(const uint32_t* words, unsigned count) {
 }
 
 void copy_later(void* to, const void* from, size_t bytes) {
-    machine.block->fibers[machine.current].copies.push_back({to, from, bytes});
+    Fiber& fiber = machine.block->fibers[machine.current];
+    fiber.copies.push_back({to, from, bytes, fiber.copy_groups});
+}
+
+void end_copy_group() { ++machine.block->fibers[machine.current].copy_groups; }
+
+void finish_copies(unsigned groups_left) {
+    Fiber& fiber = machine.block->fibers[machine.current];
+    std::erase_if(fiber.copies, [&](const Copy& copy) {
+        if (copy.group + groups_left >= fiber.copy_groups)
+            return false;
+        std::memcpy(copy.to, copy.from, copy.bytes);
+        return true;
+    });
 }
 
 void finish_copies() {
-    auto& copies = machine.block->fibers[machine.current].copies;
-    for (const Copy& copy : copies)
-        std::memcpy(copy.to, copy.from, copy.bytes);
-    copies.clear();
+    end_copy_group();
+    finish_copies(0);
 }
 
 void block_barrier() {

@@ -162,7 +162,9 @@ inline void mma(int* c, const uint32_t* a, const uint32_t* b, int first) {
 
 /// As late as they may be: what a thread does not wait for is not there.
 void copy_later(void* to, const void* from, size_t bytes);
+void end_copy_group();
 void finish_copies();
+void finish_copies(unsigned groups_left);
 
 } // namespace rwkv::emulator
 
@@ -186,6 +188,9 @@ inline float __uint_as_float(uint32_t bits) {
 }
 inline int __shfl_xor_sync(unsigned, int value, int mask) {
     return int(rwkv::emulator::meet(uint32_t(value))[(threadIdx.x % 32) ^ unsigned(mask)]);
+}
+inline unsigned __shfl_xor_sync(unsigned, unsigned value, int mask) {
+    return unsigned(__shfl_xor_sync(0, int(value), mask));
 }
 inline float __shfl_xor_sync(unsigned, float value, int mask) {
     return __uint_as_float(uint32_t(__shfl_xor_sync(0, int(__float_as_uint(value)), mask)));

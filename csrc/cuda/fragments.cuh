@@ -15,12 +15,20 @@ constexpr int kPairs = 2;
 /// Floats between columns of outputs in shared memory: neither fragments nor columns meet in a bank.
 constexpr int kOutputStride = kUnitRows + 4;
 
+/// Loads of 16 bytes that a lane's codes of a group of 32 inputs take: of nibbles or bytes, then of the bits
+/// above them.
+constexpr int nibble_loads(int code_bits, int group) { return code_bits != 8 && group == 32 ? 1 : 2; }
+constexpr int code_loads(int code_bits, int group) {
+    const int nibbles = nibble_loads(code_bits, group);
+    return nibbles + (code_bits == 6 ? nibbles : code_bits == 5 ? 1 : 0);
+}
+
 /// The weights of a unit and one group of 32 inputs, as one lane needs them.
 template <int kForm, int kGroup>
 struct Fragments {
     static constexpr int kTerms = kActGroup / kGroup; ///< integer sums that end up in different products
-    static constexpr int kNibbles = kForm != kForm8 && kTerms == 1 ? 1 : 2; ///< loads of them, or of bytes
-    static constexpr int kLoads = kNibbles + (kForm == kForm6 ? kNibbles : kForm == kForm5 ? 1 : 0);
+    static constexpr int kNibbles = nibble_loads(kCodeBits<kForm>, kGroup),
+                         kLoads = code_loads(kCodeBits<kForm>, kGroup);
 
     uint4 codes[kLoads];
     unsigned scales[kTerms];
@@ -45,21 +53,27 @@ class UnitWeights {
         scales_ = w.s + first * F::kTerms * kTileRows + size_t(i % 4 * 4);
     }
     __device__ __forceinline__ void load(int g, F& to) const {
+        each_of(
+            g, [&](int i, const uint8_t* codes) { to.codes[i] = load16(codes); },
+            [&](int term, const int8_t* scales) {
+                to.scales[term] = __ldg(reinterpret_cast<const unsigned*>(scales));
+            });
+    }
+    /// code(i, 16 bytes of codes[i]), scale(term, 4 bytes of scales[term]) of group g.
+    template <class Code, class Scale>
+    __device__ __forceinline__ void each_of(int g, Code code, Scale scale) const {
         // q8: the next four inputs; groups of 16: the second group
         constexpr int kSecond = kForm == kForm8 ? kLine : 2 * kLine;
+        const uint8_t* codes = codes_ + size_t(g) * kBytes;
 #pragma unroll
         for (int i = 0; i < F::kNibbles; ++i)
-            to.codes[i] = load16(codes_ + size_t(g) * kBytes + i * kSecond);
-        if constexpr (kForm == kForm6) // then the bits above them
+            code(i, codes + i * kSecond);
 #pragma unroll
-            for (int i = 0; i < F::kNibbles; ++i)
-                to.codes[F::kNibbles + i] = load16(codes_ + size_t(g) * kBytes + above_ + i * kLine);
-        if constexpr (kForm == kForm5)
-            to.codes[F::kNibbles] = load16(codes_ + size_t(g) * kBytes + above_);
+        for (int i = F::kNibbles; i < F::kLoads; ++i) // q6 and q5: the bits above them
+            code(i, codes + above_ + (i - F::kNibbles) * kLine);
 #pragma unroll
         for (int term = 0; term < F::kTerms; ++term)
-            to.scales[term] = __ldg(reinterpret_cast<const unsigned*>(
-                scales_ + (size_t(g) * F::kTerms + size_t(term)) * kTileRows));
+            scale(term, scales_ + (size_t(g) * F::kTerms + size_t(term)) * kTileRows);
     }
 
   private:
@@ -137,16 +151,19 @@ struct Weights32 {
     /// and 1.
     template <class Take>
     __device__ __forceinline__ void times(uint2 b, Take take) const {
+        times(b, SumsBegin(kSumBegin), take);
+    }
+    template <class Take>
+    __device__ __forceinline__ void times(uint2 b, const SumsBegin& begin, Take take) const {
 #pragma unroll
         for (int pair = 0; pair < kPairs; ++pair)
 #pragma unroll
             for (int term = 0; term < F::kTerms; ++term) {
                 int c[4];
                 if constexpr (F::kTerms == 1)
-                    multiply_32(c, a[pair], b, kSumBegin);
+                    multiply_32(c, a[pair], b, begin);
                 else
-                    multiply_16(c, a[pair][2 * term], a[pair][2 * term + 1], term == 0 ? b.x : b.y,
-                                kSumBegin);
+                    multiply_16(c, a[pair][2 * term], a[pair][2 * term + 1], term == 0 ? b.x : b.y, begin);
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
                     take(term, 2 * pair + i / 2, i % 2, sum_value(c[i]));
@@ -154,21 +171,20 @@ struct Weights32 {
     }
 };
 
-/// 32 inputs of a column, in an order in which lane 4 i + j finds its 8 bytes at 8 j.
+/// Half of the 32 inputs of a column, in an order in which lane 4 i + j finds its 8 bytes of all at 8 j. The
+/// lanes of an even and the odd number after it have the two halves; the whole warp calls it.
 template <int kForm, int kGroup>
-__device__ __forceinline__ void arrange(uint4& low, uint4& high) {
-    if constexpr (kForm == kForm6 && kGroup == 16) {
-        const uint4 a = low, b = high;
-        low = make_uint4(a.x, b.x, a.y, b.y), high = make_uint4(a.z, b.z, a.w, b.w);
-    } else if constexpr (kLookedUp<kForm>) { // the codebook's bytes come as 0 4 1 5, 2 6 3 7
-        const auto turn = [](uint4 x) {
-            return make_uint4(__byte_perm(x.x, x.y, 0x5140), __byte_perm(x.x, x.y, 0x7362),
-                              __byte_perm(x.z, x.w, 0x5140), __byte_perm(x.z, x.w, 0x7362));
-        };
-        const uint4 a = turn(low), b = turn(high);
-        low = kGroup == 16 ? make_uint4(a.x, b.x, a.y, b.y) : a;
-        high = kGroup == 16 ? make_uint4(a.z, b.z, a.w, b.w) : b;
+__device__ __forceinline__ uint4 arrange_half(uint4 x) {
+    if constexpr (kLookedUp<kForm>) // the codebook's bytes come as 0 4 1 5, 2 6 3 7
+        x = make_uint4(__byte_perm(x.x, x.y, 0x5140), __byte_perm(x.x, x.y, 0x7362),
+                       __byte_perm(x.z, x.w, 0x5140), __byte_perm(x.z, x.w, 0x7362));
+    if constexpr (kForm != kForm8 && kGroup == 16) { // words of both halves in turns
+        const bool upper = threadIdx.x % 2 != 0;
+        const uint32_t first = __shfl_xor_sync(kAllLanes, upper ? x.x : x.z, 1),
+                       second = __shfl_xor_sync(kAllLanes, upper ? x.y : x.w, 1);
+        x = upper ? make_uint4(first, x.z, second, x.w) : make_uint4(x.x, first, x.y, second);
     }
+    return x;
 }
 
 /// The lane's 8 bytes of 32 inputs in the usual order.

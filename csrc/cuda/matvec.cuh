@@ -224,8 +224,6 @@ __device__ __forceinline__ float add_terms(float total, const float* pairs, int 
     return total;
 }
 
-__device__ __forceinline__ int least(int a, int b) { return a < b ? a : b; }
-
 /// `count` tiles of a product from `first` on. The last warp adds up and finishes, while the others make the
 /// sums of what comes after.
 template <int kTiles, int kForm, int kGroup>

@@ -201,10 +201,15 @@ struct Pass {
         const auto enough = [&](int columns) {
             return blocks.first_unit[blocks.count] * ((count + columns - 1) / columns) >= 2 * multiprocessors;
         };
+        int ahead = 0;
+        for (int i = 0; i < blocks.count; ++i)
+            ahead = std::max(ahead, bytes_ahead(blocks.item[i].w));
         if (count > 32 && enough(64))
-            start(wide_products<8>, blocks, {64, kWideThreads, WidePlan<8>::kShared}, count, normed, offset);
+            start(wide_products<8>, blocks, {64, kWideThreads, WidePlan<8>::shared(ahead)}, count, normed,
+                  offset);
         else if ((count > 16 && enough(32)) || count >= 64)
-            start(wide_products<4>, blocks, {32, kWideThreads, WidePlan<4>::kShared}, count, normed, offset);
+            start(wide_products<4>, blocks, {32, kWideThreads, WidePlan<4>::shared(ahead)}, count, normed,
+                  offset);
         else
             start(narrow_products, units, {kNarrowColumns, kNarrowThreads, sizeof(NarrowShared)}, count,
                   normed, offset);

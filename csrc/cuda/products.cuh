@@ -99,6 +99,8 @@ __device__ __forceinline__ void look_up5(const uint32_t* codebook, uint32_t nibb
     *high ^= int(high_signs(signs));
 }
 
+__device__ __forceinline__ int least(int a, int b) { return a < b ? a : b; }
+
 __device__ __forceinline__ uint4 load16(const void* p) { return __ldg(static_cast<const uint4*>(p)); }
 
 template <Encoding E>

@@ -1,8 +1,7 @@
 // Products of integer tiles with many columns: a prompt. A block takes 32 or 64 columns and four units, a
-// warp each. Weights go from memory into registers once per block, some groups ahead; the columns'
-// activations through shared memory, in two buffers: one is filled while the other is used. Every output has
-// its chain of sums in one register: an exact integer sum per group, then one fused multiply-add, in
-// ascending order.
+// warp each. Weights come once per block, some groups ahead; the columns' activations through shared memory,
+// in two buffers: one is filled while the other is used. Every output has its chain of sums in one register:
+// an exact integer sum per group, then one fused multiply-add, in ascending order.
 #pragma once
 
 #include "cuda/fragments.cuh"
@@ -18,62 +17,179 @@ struct WidePlan {
     static constexpr int kStep =
         kWideThreads / kColumns;             ///< groups that the block fetches at once, 32 bytes a thread
     static constexpr int kStage = 2 * kStep; ///< groups of a buffer
-    static constexpr int kCodes = kStage * kColumns * kActGroup;
-    static constexpr int kBuffer = kCodes + kStage * kColumns * int(sizeof(float));
+    /// Bytes and floats from group to group in shared memory: what a warp stores at once, some columns of
+    /// kStep groups, lies on banks of its own.
+    static constexpr int kCodes = kColumns * kActGroup + 128 / kStep, kScales = kColumns + 32 / kStep;
+    static constexpr int kBuffer = kStage * (kCodes + kScales * int(sizeof(float)));
     static constexpr int kFinished = 4; ///< tiles of columns that are finished at once
     static constexpr size_t kOutputs = sizeof(float) * size_t(kWideWarps * kFinished * 8 * kOutputStride);
-    static constexpr size_t kShared = kOutputs > 2 * kBuffer ? kOutputs : 2 * kBuffer;
+    /// Bytes of shared memory for products whose weights take `ahead` a warp.
+    static constexpr size_t shared(int ahead) {
+        const size_t all = size_t(2 * kBuffer + kWideWarps * ahead);
+        return kOutputs > all ? kOutputs : all;
+    }
 };
 
-/// A thread's share of what a block brings to shared memory: groups of one column.
-template <int kTiles, int kForm, int kGroup>
-class Bringer {
-    using Plan = WidePlan<kTiles>;
+/// Groups of weights that are on their way: more than two where they are small.
+constexpr int groups_ahead(int code_bits, int group) { return code_loads(code_bits, group) == 1 ? 4 : 2; }
+/// Bytes of shared memory that a warp's take of one group, of all.
+constexpr int group_bytes(int code_bits, int group) {
+    return 32 * (16 * code_loads(code_bits, group) + 4 * (kActGroup / group));
+}
+constexpr int bytes_ahead(const DeviceMatrix& w) {
+    const int bits = code_bits(w.encoding);
+    return groups_ahead(bits, w.group) * group_bytes(bits, w.group);
+}
+
+/// The weights of a warp's unit, kAhead groups ahead of their use, each in a place of its own. A lane brings
+/// what it needs itself and waits for nobody else. They wait in shared memory: registers that loads are on
+/// their way to wait for each other. Where copies are not asynchronous, in registers.
+template <int kForm, int kGroup>
+class WeightsAhead {
+    using F = Fragments<kForm, kGroup>;
+    static constexpr bool kCopies = copies_are_asynchronous();
 
   public:
-    /// Columns past the last row are that row again.
-    __device__ __forceinline__ Bringer(const Acts& x, int t0, int rows)
-        : column_(int(threadIdx.x) % Plan::kColumns), mine_(int(threadIdx.x) / Plan::kColumns),
-          groups_(x.k_pad / kActGroup) {
-        const size_t t = size_t(t0 + column_ < rows ? t0 + column_ : rows - 1);
-        codes_ = x.q + t * size_t(x.k_pad);
-        scales_ = x.scale + t * size_t(groups_);
+    static constexpr int kAhead = kCopies ? groups_ahead(kCodeBits<kForm>, kGroup) : 2,
+                         kPlace = group_bytes(kCodeBits<kForm>, kGroup),
+                         kBytes = groups_ahead(kCodeBits<kForm>, kGroup) * kPlace;
+
+    /// shared: kBytes, the warp's own
+    __device__ __forceinline__ WeightsAhead(const DeviceMatrix& w, int unit, uint8_t* shared)
+        : weights_(w, unit), groups_(w.k_pad / kActGroup), places_(shared) {
+#pragma unroll
+        for (int g = 0; g < kAhead; ++g)
+            bring(g, g);
     }
-    /// Of groups `first` .. + kStep - 1; those past the last are that one again.
-    __device__ __forceinline__ void fetch(int first) {
-        const int g = first + mine_ < groups_ ? first + mine_ : groups_ - 1;
-        low_ = load16(codes_ + size_t(g) * kActGroup);
-        high_ = load16(codes_ + size_t(g) * kActGroup + 16);
-        scale_ = __ldg(scales_ + g);
+    /// Waits for the two groups that were asked for first. kLater groups of other copies were started since.
+    template <int kLater>
+    __device__ __forceinline__ void wait_for_pair() {
+        if constexpr (kCopies)
+            finish_copy_groups<kAhead - 2 + kLater>();
     }
-    /// As groups `first` .. + kStep - 1 of a buffer.
-    __device__ __forceinline__ void store(uint8_t* buffer, int first) {
-        arrange<kForm, kGroup>(low_, high_);
-        const int at = (first + mine_) * Plan::kColumns + column_;
-        reinterpret_cast<uint4*>(buffer)[2 * at] = low_;
-        reinterpret_cast<uint4*>(buffer)[2 * at + 1] = high_;
-        reinterpret_cast<float*>(buffer + Plan::kCodes)[at] = scale_;
+    __device__ __forceinline__ F at(int place) const {
+        if constexpr (!kCopies)
+            return held_[place];
+        const int lane = int(threadIdx.x % 32);
+        const uint8_t* from = places_ + place * kPlace;
+        F f;
+#pragma unroll
+        for (int i = 0; i < F::kLoads; ++i)
+            f.codes[i] = reinterpret_cast<const uint4*>(from)[32 * i + lane];
+#pragma unroll
+        for (int term = 0; term < F::kTerms; ++term)
+            f.scales[term] = reinterpret_cast<const unsigned*>(from + F::kLoads * 512)[32 * term + lane];
+        return f;
+    }
+    /// Starts to bring group g to a place that is free. Nothing past the last.
+    __device__ __forceinline__ void bring(int g, int place) {
+        if constexpr (kCopies) {
+            uint8_t* to = places_ + place * kPlace + threadIdx.x % 32 * 16;
+            uint8_t* scale = places_ + place * kPlace + F::kLoads * 512 + threadIdx.x % 32 * 4;
+            if (g < groups_)
+                weights_.each_of(
+                    g, [&](int i, const uint8_t* codes) { copy_later(to + 512 * i, codes); },
+                    [&](int term, const int8_t* scales) { copy_later<4>(scale + 128 * term, scales); });
+            end_copy_group();
+        } else {
+            weights_.load(least(g, groups_ - 1), held_[place]);
+        }
     }
 
   private:
-    int column_, mine_, groups_;
-    const int8_t* codes_;
-    const float* scales_;
-    uint4 low_, high_;
-    float scale_;
+    UnitWeights<kForm, kGroup> weights_;
+    int groups_;
+    uint8_t* places_;
+    F held_[kCopies ? 1 : 2];
+};
+
+/// A thread's share of what a block brings to shared memory: half a group of two columns, and the scale of
+/// one. Neighbours bring what lies side by side in memory. On its way it takes registers only where copies
+/// are not asynchronous.
+template <int kTiles, int kForm, int kGroup>
+class Bringer {
+    using Plan = WidePlan<kTiles>;
+    static constexpr bool kCopies = copies_are_asynchronous(),
+                          kArranges = kLookedUp<kForm> || (kForm == kForm6 && kGroup == 16);
+    static constexpr int kHalves = 2 * Plan::kStep, kApart = kWideThreads / kHalves; ///< columns
+
+  public:
+    /// Columns past the last row are that row again.
+    __device__ __forceinline__ Bringer(const Acts& x, int t0, int rows) : left_(x.k_pad / kActGroup) {
+        const int thread = int(threadIdx.x), last = rows - 1;
+        const int group = thread % kHalves / 2, column = thread / kHalves, half = thread % 2 * 16;
+        const int of_scale = thread % Plan::kStep, scaled = thread / Plan::kStep;
+        for (int i = 0; i < 2; ++i)
+            codes_[i] = x.q + size_t(least(t0 + column + i * kApart, last)) * size_t(x.k_pad) +
+                        group * kActGroup + half;
+        scale_ = x.scale + size_t(least(t0 + scaled, last)) * size_t(left_) + of_scale;
+        to_codes_ = group * Plan::kCodes + column * kActGroup + half;
+        to_scale_ = Plan::kStage * Plan::kCodes + (of_scale * Plan::kScales + scaled) * int(sizeof(float));
+    }
+    /// Starts to bring the next kStep groups, a group of copies, to be groups `first` .. of a buffer. Past
+    /// the last there is anything.
+    __device__ __forceinline__ void fetch(uint8_t* buffer, int first) {
+        if (int(threadIdx.x) % kHalves / 2 < left_)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                if constexpr (kCopies)
+                    copy_later(codes_at(buffer, first, i), codes_[i]);
+                else
+                    held_[i] = load16(codes_[i]);
+            }
+        if (int(threadIdx.x) % Plan::kStep < left_) {
+            if constexpr (kCopies)
+                copy_later<4>(scale_at(buffer, first), scale_);
+            else
+                held_scale_ = __ldg(scale_);
+        }
+        end_copy_group();
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            codes_[i] += Plan::kStep * kActGroup;
+        scale_ += Plan::kStep;
+        left_ -= Plan::kStep;
+    }
+    /// Puts them there as products want them: kLater groups of copies were started after theirs.
+    template <int kLater>
+    __device__ __forceinline__ void finish(uint8_t* buffer, int first) {
+        finish_copy_groups<kLater>();
+        if constexpr (!kCopies)
+            *scale_at(buffer, first) = held_scale_;
+        if constexpr (!kCopies || kArranges)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                uint4* to = codes_at(buffer, first, i);
+                *to = arrange_half<kForm, kGroup>(kCopies ? *to : held_[i]);
+            }
+    }
+
+  private:
+    __device__ __forceinline__ uint4* codes_at(uint8_t* buffer, int first, int i) const {
+        return reinterpret_cast<uint4*>(buffer + first * Plan::kCodes + to_codes_ + i * kApart * kActGroup);
+    }
+    __device__ __forceinline__ float* scale_at(uint8_t* buffer, int first) const {
+        return reinterpret_cast<float*>(buffer + first * Plan::kScales * int(sizeof(float)) + to_scale_);
+    }
+
+    const int8_t* codes_[2];
+    const float* scale_;
+    int left_, to_codes_, to_scale_;
+    uint4 held_[2] = {};
+    float held_scale_ = 0.0f;
 };
 
 template <int kTiles, int kForm, int kGroup>
 __device__ __forceinline__ void wide_units(const Product& p, int first_unit, int t0, int rows,
                                            uint8_t* shared) {
     using Plan = WidePlan<kTiles>;
-    using F = Fragments<kForm, kGroup>;
-    constexpr int kAhead = 2; ///< groups of weights that are under way
-    const int lane = int(threadIdx.x % 32), i = lane / 4, j = lane % 4;
-    const int unit = first_unit + int(threadIdx.x / 32), groups = p.w.k_pad / kActGroup;
+    using Weights = WeightsAhead<kForm, kGroup>;
+    const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32), i = lane / 4, j = lane % 4;
+    const int unit = first_unit + warp, groups = p.w.k_pad / kActGroup;
     const bool works = unit * kUnitRows < p.w.n;
-    const UnitWeights<kForm, kGroup> weights(p.w, unit);
+    Weights weights(p.w, unit, shared + 2 * Plan::kBuffer + warp * Weights::kBytes);
     Bringer<kTiles, kForm, kGroup> bringer(p.x, t0, rows);
+    const SumsBegin sums_begin(kSumBegin);
     float total[kTiles][4][2];
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile)
@@ -81,57 +197,66 @@ __device__ __forceinline__ void wide_units(const Product& p, int first_unit, int
         for (int row = 0; row < 4; ++row)
             total[tile][row][0] = total[tile][row][1] = 0.0f;
 
-    const auto multiply = [&](const F& fragments, const uint8_t* buffer, int group) {
-        const Weights32<kForm, kGroup> w(fragments, p.w.codebook);
-        const uint8_t* x = buffer + (group * Plan::kColumns + i) * kActGroup + 8 * j;
-        const float* scales =
-            reinterpret_cast<const float*>(buffer + Plan::kCodes) + group * Plan::kColumns + 2 * j;
+    /// Group `group` of a buffer, which is g of all: its weights' place is taken by those kAhead groups
+    /// later.
+    const auto multiply = [&](const uint8_t* buffer, int group, int g, int place) {
+        const Weights32<kForm, kGroup> w(weights.at(place), p.w.codebook);
+        weights.bring(g + Weights::kAhead, place);
+        const uint8_t* x = buffer + group * Plan::kCodes + i * kActGroup + 8 * j;
+        const float* scales = reinterpret_cast<const float*>(buffer + Plan::kStage * Plan::kCodes) +
+                              group * Plan::kScales + 2 * j;
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
             const uint2 b = *reinterpret_cast<const uint2*>(x + tile * 8 * kActGroup);
             const float2 scale = *reinterpret_cast<const float2*>(scales + tile * 8);
-            w.times(b, [&](int term, int row, int column, float sum) {
+            w.times(b, sums_begin, [&](int term, int row, int column, float sum) {
                 float& t = total[tile][row][column];
                 t = fmaf(sum, w.s[term][row] * (column == 0 ? scale.x : scale.y), t);
             });
         }
     };
 
-    F ahead[kAhead];
-#pragma unroll
-    for (int g = 0; g < kAhead; ++g)
-        weights.load(g < groups ? g : groups - 1, ahead[g]);
 #pragma unroll 1
     for (int step = 0; step < Plan::kStage; step += Plan::kStep) {
-        bringer.fetch(step);
-        bringer.store(shared, step);
+        bringer.fetch(shared, step);
+        bringer.template finish<0>(shared, step);
     }
     __syncthreads();
     uint8_t *now = shared, *coming = shared + Plan::kBuffer;
-    // The code of a group stands there once: a short loop stays where instructions come from fast.
+    // Two groups without a branch between them: codes of the second are looked up while the sums of the first
+    // are added.
+    static_assert(Plan::kStep % 2 == 0 && Weights::kAhead % 2 == 0);
 #pragma unroll 1
     for (int begin = 0; begin < groups; begin += Plan::kStage) {
 #pragma unroll 1
         for (int step = 0; step < Plan::kStage; step += Plan::kStep) {
-            bringer.fetch(begin + Plan::kStage + step);
-            const int left = works ? groups - begin : 0,
-                      end = left < step + Plan::kStep ? left : step + Plan::kStep;
+            bringer.fetch(coming, step);
+            const int left = works ? groups - begin : 0, end = least(left, step + Plan::kStep);
+            int group = step;
 #pragma unroll 1
-            for (int g = step; g < end; ++g) {
-                const F fragments = ahead[0];
-#pragma unroll
-                for (int i = 0; i + 1 < kAhead; ++i)
-                    ahead[i] = ahead[i + 1];
-                const int next = begin + g + kAhead;
-                weights.load(next < groups ? next : groups - 1, ahead[kAhead - 1]);
-                multiply(fragments, now, g);
+            for (; group + 2 <= end; group += 2) {
+                const int g = begin + group, place = g % Weights::kAhead;
+                if (group == step)
+                    weights.template wait_for_pair<1>();
+                else
+                    weights.template wait_for_pair<0>();
+                multiply(now, group, g, place);
+                multiply(now, group + 1, g + 1, place + 1);
             }
-            bringer.store(coming, step);
+            if (group < end) {
+                weights.template wait_for_pair<0>();
+                multiply(now, group, begin + group, (begin + group) % Weights::kAhead);
+                ++group;
+            }
+            for (; group < step + Plan::kStep; ++group)
+                end_copy_group(); // as many as of a whole step
+            bringer.template finish<Plan::kStep>(coming, step);
         }
         __syncthreads();
         uint8_t* const used = now;
         now = coming, coming = used;
     }
+    finish_copies(); // those of a warp without outputs
 
     float d[4];
 #pragma unroll
@@ -139,7 +264,7 @@ __device__ __forceinline__ void wide_units(const Product& p, int first_unit, int
         const int n = unit * kUnitRows + 4 * i + row;
         d[row] = n < p.w.n ? p.w.d[n] : 0.0f;
     }
-    float* y = reinterpret_cast<float*>(shared) + int(threadIdx.x / 32) * Plan::kFinished * 8 * kOutputStride;
+    float* y = reinterpret_cast<float*>(shared) + warp * Plan::kFinished * 8 * kOutputStride;
 #pragma unroll
     for (int first = 0; first < kTiles; first += Plan::kFinished) {
         if (first == 0)
