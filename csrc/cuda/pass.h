@@ -171,9 +171,11 @@ struct Pass {
         const unsigned all = unsigned((rows * config.n_head + kPairWarps - 1) / kPairWarps);
         launch(prepare_scan<kIs7>, {all}, kPairThreads, 0, stream, scan);
         // A head's parts, in one block, share what they bring; but a multiprocessor's shared memory serves
-        // them one after the other, so where there are enough multiprocessors each part has its own.
-        const int parts = config.n_head * kScanParts,
-                  warps = parts * segments <= 3 * multiprocessors ? 1 : kScanParts;
+        // them one after the other, so blocks are as small as leaves one for each multiprocessor.
+        const int parts = config.n_head * kScanParts;
+        int warps = 1;
+        while (warps < kScanParts && parts * segments > multiprocessors * warps)
+            warps *= 2;
         launch(cuda::scan<kIs7>, {unsigned(parts / warps), unsigned(segments)}, 32 * warps, kScanShared,
                stream, scan);
         launch(finish_scan<kIs7>, {all}, kPairThreads, 0, stream, scan);

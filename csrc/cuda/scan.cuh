@@ -19,9 +19,13 @@ struct Scan {
     int rows, heads;
 };
 
-/// Where key j of a head lies: of each eight keys first the even ones, then the odd ones, each a load of 16
-/// bytes for the lanes that have that chain.
-__device__ __forceinline__ int scan_place(int j) { return j / 8 * 8 + j % 2 * 4 + j % 8 / 2; }
+constexpr int kScanKeys = kScanHead / 4; ///< of a column, that a lane owns
+
+/// Where key j of a head lies: of each quarter of eight keys of the lower half the even ones, the odd ones,
+/// then those of the upper half likewise; each is a load of 16 bytes for the lanes that own them.
+__device__ __forceinline__ int scan_place(int j) {
+    return j % 32 / 8 * kScanKeys + j / 32 * 8 + j % 2 * 4 + j % 8 / 2;
+}
 
 /// A warp's lanes hold channels lane and lane + 32 of a head. The values of the chain of sum16 that a lane
 /// takes part in, in its order.
@@ -109,109 +113,150 @@ __global__ void __launch_bounds__(kPairThreads) prepare_scan(const __grid_consta
     }
 }
 
-constexpr int kScanTokens = 8;   ///< that are brought to shared memory at once
-constexpr int kScanColumns = 16; ///< of values, of a warp
-constexpr int kScanRows = 6;     ///< of a token: r, k, w, b, then a of the token after and v
+constexpr int kScanTokens = 8;  ///< that are brought to shared memory at once
+constexpr int kScanColumns = 8; ///< of values, of a warp
+constexpr int kScanRows = 6;    ///< of a token: r, k, w, b, a, v; in v7 w and a are the next token's
 constexpr int kScanParts = kScanHead / kScanColumns;
 constexpr size_t kScanShared = sizeof(float) * size_t(2 * kScanTokens * kScanRows * kScanHead);
 static_assert(kScanShared <= size_t(48) << 10);
 
-/// Outputs go to wkv.out.f. Two neighbouring lanes own a column of the state, one its even and one its odd
-/// keys, in registers. What v7 removes from a column is summed with the step before: then the two chains of a
-/// step do not wait for each other. Grid: heads times parts of their columns (a warp each, as many as fit a
-/// block), sequences.
+/// Outputs go to wkv.out.f. Four lanes own a column of the state, in registers: a quarter each, the even or
+/// the odd keys of its lower or its upper half. So each of the two chains of a sum goes from one lane to
+/// another halfway; both lanes do both halves, which mean something in their own turn only. What v7 removes
+/// from a column is summed with the step before: it is all that a step waits for. Grid: heads times parts of
+/// their columns (a warp each, as many as fit a block), sequences.
 template <bool kIs7>
 __global__ void __launch_bounds__(32 * kScanParts, 1) scan(const __grid_constant__ Scan p) {
-    constexpr int kKeys = kScanHead / 2;
-    const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32), warps = int(blockDim.x / 32);
-    const int part = int(blockIdx.x) * warps + warp, head = part / kScanParts, odd = lane % 2;
-    const int column = part % kScanParts * kScanColumns + lane / 2;
+    const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
+    int warps = int(blockDim.x / 32);
+    pin(warps);
+    const int part = int(blockIdx.x) * warps + warp, head = part / kScanParts;
+    const int quarter = lane / kScanColumns, upper = quarter / 2, odd = quarter % 2;
+    const int column = part % kScanParts * kScanColumns + lane % kScanColumns;
     const Wkv& in = p.wkv;
     const Segment segment = in.batch.segments[blockIdx.y];
     const int end = segment.begin + segment.count;
     float* const shared = shared_memory<float>(); // [2][kScanTokens][kScanRows][kScanHead]
 
-    // A lane brings 16 bytes of three of a token's rows.
-    const int quarter = lane % 16 * 4;
+    // Half a warp brings every other of a token's rows, a lane 16 bytes of each.
+    const bool second = lane >= 16;
+    const int piece = lane % 16 * 4, ahead = kIs7 && !second ? 1 : 0;
+    const Rows own[3] = {second ? in.k : in.r, second ? p.b : p.w, second || !kIs7 ? in.v : in.a};
+    const char* from[3];
+    int stride[3]; // in bytes
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+        from[i] = reinterpret_cast<const char*>(own[i].data + head * kScanHead + piece);
+        stride[i] = own[i].stride * int(sizeof(float));
+    }
     const auto bring = [&](int first, float* buffer) {
+#pragma unroll 1
         for (int i = warp; i < kScanTokens && first + i < end; i += warps) {
-            const int t = first + i, next = t + 1 < end ? t + 1 : t;
-            const auto row = [&](int which, const Rows& from, int token) {
-                copy_later(buffer + (i * kScanRows + which) * kScanHead + quarter,
-                           from.data + size_t(token) * size_t(from.stride) +
-                               size_t(head * kScanHead + quarter));
-            };
-            if (lane < 16) {
-                row(0, in.r, t);
-                row(2, p.w, t);
-                if constexpr (kIs7)
-                    row(4, in.a, next);
-            } else {
-                row(1, in.k, t);
-                row(3, p.b, t);
-                row(5, in.v, t);
-            }
+            const int t = first + i, next = t + ahead < end ? t + ahead : t;
+            float* const to = buffer + (i * kScanRows + (second ? 1 : 0)) * kScanHead + piece;
+            copy_later(to, from[0] + int64_t(t) * stride[0]);
+            copy_later(to + 2 * kScanHead, from[1] + int64_t(next) * stride[1]);
+            if (kIs7 || second)
+                copy_later(to + 4 * kScanHead, from[2] + int64_t(next) * stride[2]);
         }
     };
     bring(segment.begin, shared);
 
-    float* const memory =
-        segment.state + in.offset + size_t(head) * kScanHead * kScanHead + size_t(odd * kScanHead + column);
-    float state[kKeys], removed = 0.0f;
+    const auto other_half = [](float sum) { return __shfl_xor_sync(kAllLanes, sum, 2 * kScanColumns); };
+    float* const memory = segment.state + in.offset + size_t(head) * kScanHead * kScanHead +
+                          size_t((upper * (kScanHead / 2) + odd) * kScanHead + column);
+    float state[kScanKeys], decayed[kScanKeys], removed = 0.0f; // decayed and removed: v7
 #pragma unroll
-    for (int i = 0; i < kKeys; ++i)
+    for (int i = 0; i < kScanKeys; ++i)
         state[i] = memory[2 * i * kScanHead];
     if constexpr (kIs7) {
-        const float* a = in.a.data + size_t(segment.begin) * size_t(in.a.stride) + head * kScanHead + odd * 4;
+        const auto first = [&](const Rows& rows, int i) {
+            return rows.data[size_t(segment.begin) * size_t(rows.stride) +
+                             size_t(head * kScanHead + i / 4 * kScanKeys + quarter * 4 + i % 4)];
+        };
 #pragma unroll
-        for (int i = 0; i < kKeys; ++i)
-            removed = fmaf(state[i], a[i / 4 * 8 + i % 4], removed);
+        for (int i = 0; i < kScanKeys; ++i) {
+            decayed[i] = first(p.w, i) * state[i];
+            removed = fmaf(state[i], first(in.a, i), removed);
+        }
+        removed = other_half(removed);
+#pragma unroll
+        for (int i = 0; i < kScanKeys; ++i)
+            removed = fmaf(state[i], first(in.a, i), removed);
     }
 
     float *now = shared, *coming = shared + kScanTokens * kScanRows * kScanHead;
+    float* out = in.out.f + size_t(segment.begin) * size_t(in.out.k_pad) + size_t(head * kScanHead + column);
     for (int first = segment.begin; first < end; first += kScanTokens) {
         finish_copies();
         __syncthreads();
         bring(first + kScanTokens, coming);
         const int count = end - first < kScanTokens ? end - first : kScanTokens;
-#pragma unroll 2
-        for (int i = 0; i < count; ++i) {
-            const float* token = now + i * kScanRows * kScanHead;
-            const float value = token[5 * kScanHead + column];
-            const auto four = [&](int row, int quad) {
-                return *reinterpret_cast<const float4*>(token + row * kScanHead + quad * 8 + odd * 4);
+        const float* token = now + quarter * 4;
+        const float* values = now + 5 * kScanHead + column;
+#pragma unroll 4
+        for (int t = 0; t < count; ++t) {
+            const float value = values[0];
+            const auto four = [&](int row, int i) {
+                return *reinterpret_cast<const float4*>(token + row * kScanHead + i * kScanKeys);
             };
-            const float gone = kIs7 ? removed + __shfl_xor_sync(kAllLanes, removed, 1) : 0.0f;
-            float sum = 0.0f;
+            float gone = 0.0f;
+            if constexpr (kIs7)
+                gone = __shfl_sync(kAllLanes, removed, lane % kScanColumns + 2 * kScanColumns) +
+                       __shfl_sync(kAllLanes, removed, lane % kScanColumns + 3 * kScanColumns);
+            float r[kScanKeys], a[kScanKeys], read[kScanKeys], sum = 0.0f;
             removed = 0.0f;
 #pragma unroll
-            for (int quad = 0; quad < kKeys / 4; ++quad) {
-                const float4 r4 = four(0, quad), k4 = four(1, quad), w4 = four(2, quad), b4 = four(3, quad);
-                const float4 a4 = kIs7 ? four(4, quad) : float4{};
-                const auto step = [&](float& s, float r, float k, float w, float b, float a) {
+            for (int i = 0; i < kScanKeys; i += 4) {
+                const float4 k4 = four(1, i / 4), b4 = four(3, i / 4);
+                const auto step = [&](int j, float r_j, float k, float w, float b, float a_j) {
+                    r[j] = r_j;
                     if constexpr (kIs7) {
-                        s = fmaf(k, value, fmaf(b, gone, w * s));
-                        sum = fmaf(r, s, sum);
-                        removed = fmaf(s, a, removed);
+                        a[j] = a_j;
+                        read[j] = state[j] = fmaf(k, value, fmaf(b, gone, decayed[j]));
+                        removed = fmaf(state[j], a_j, removed);
                     } else {
-                        sum = fmaf(r, fmaf(b, value, s), sum);
-                        s = fmaf(k, value, w * s);
+                        read[j] = fmaf(b, value, state[j]);
+                        state[j] = fmaf(k, value, w * state[j]);
                     }
+                    sum = fmaf(r_j, read[j], sum);
                 };
-                step(state[4 * quad], r4.x, k4.x, w4.x, b4.x, a4.x);
-                step(state[4 * quad + 1], r4.y, k4.y, w4.y, b4.y, a4.y);
-                step(state[4 * quad + 2], r4.z, k4.z, w4.z, b4.z, a4.z);
-                step(state[4 * quad + 3], r4.w, k4.w, w4.w, b4.w, a4.w);
+                const float4 r4 = four(0, i / 4), w4 = kIs7 ? float4{} : four(2, i / 4),
+                             a4 = kIs7 ? four(4, i / 4) : float4{};
+                step(i, r4.x, k4.x, w4.x, b4.x, a4.x);
+                step(i + 1, r4.y, k4.y, w4.y, b4.y, a4.y);
+                step(i + 2, r4.z, k4.z, w4.z, b4.z, a4.z);
+                step(i + 3, r4.w, k4.w, w4.w, b4.w, a4.w);
             }
-            sum = sum + __shfl_xor_sync(kAllLanes, sum, 1);
-            if (!odd)
-                in.out.f[size_t(first + i) * size_t(in.out.k_pad) + size_t(head * kScanHead + column)] = sum;
+            if constexpr (kIs7)
+                removed = other_half(removed);
+            sum = other_half(sum);
+#pragma unroll
+            for (int i = 0; i < kScanKeys; ++i) {
+                if constexpr (kIs7)
+                    removed = fmaf(state[i], a[i], removed);
+                sum = fmaf(r[i], read[i], sum);
+            }
+            if constexpr (kIs7)
+#pragma unroll
+                for (int i = 0; i < kScanKeys; i += 4) {
+                    const float4 w4 = four(2, i / 4);
+                    decayed[i] = w4.x * state[i];
+                    decayed[i + 1] = w4.y * state[i + 1];
+                    decayed[i + 2] = w4.z * state[i + 2];
+                    decayed[i + 3] = w4.w * state[i + 3];
+                }
+            sum = sum + __shfl_xor_sync(kAllLanes, sum, kScanColumns);
+            if (quarter == 2)
+                *out = sum;
+            out += in.out.k_pad;
+            token += kScanRows * kScanHead, values += kScanRows * kScanHead;
         }
         float* const used = now;
         now = coming, coming = used;
     }
 #pragma unroll
-    for (int i = 0; i < kKeys; ++i)
+    for (int i = 0; i < kScanKeys; ++i)
         memory[2 * i * kScanHead] = state[i];
 }
 
