@@ -16,21 +16,19 @@ __device__ __forceinline__ float fold_chains(const float* chains) {
     return fold16(x + __shfl_xor_sync(kAllLanes, x, 16));
 }
 
-/// f(value) for those of a chain in order, with many loads on their way.
+/// f(value) for `count` values of a chain in order, with many loads on their way.
 template <class F>
-__device__ __forceinline__ void each_of_chain(const float* x, int chain, int c, F f) {
-    constexpr int kAhead = 16;
-    if (!x)
-        return;
+__device__ __forceinline__ void each_of_chain(const float* x, int count, F f) {
+    constexpr int kAhead = 8;
 #pragma unroll 1
-    for (int begin = chain; begin < c; begin += kAhead * kRowChains) {
+    for (; count > 0; count -= kAhead, x += kAhead * kRowChains) {
         float values[kAhead];
 #pragma unroll
         for (int j = 0; j < kAhead; ++j)
-            values[j] = begin + j * kRowChains < c ? x[begin + j * kRowChains] : 0.0f;
+            values[j] = j < count ? x[j * kRowChains] : 0.0f;
 #pragma unroll
         for (int j = 0; j < kAhead; ++j)
-            if (begin + j * kRowChains < c)
+            if (j < count)
                 f(values[j]);
     }
 }
@@ -45,14 +43,27 @@ struct RowSums {
 __device__ __forceinline__ void row_moments(const float* first, const float* second, int c, RowSums& shared,
                                             Moments (&result)[2]) {
     const int half = int(threadIdx.x) / kRowChains, chain = int(threadIdx.x) % kRowChains;
-    const float* x = half == 0 ? first : second;
+    const float* x = (half == 1 && second ? second : first) + chain;
+    const int count = half == 0 || second ? (c - chain + kRowChains - 1) / kRowChains : 0;
+    constexpr int kHeld = 32; // in registers, for both sums
+    float held[kHeld];
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j)
+        held[j] = j < count ? x[j * kRowChains] : 0.0f;
+    const auto each = [&](auto f) {
+#pragma unroll
+        for (int j = 0; j < kHeld; ++j)
+            if (j < count)
+                f(held[j]);
+        each_of_chain(x + kHeld * kRowChains, count - kHeld, f);
+    };
     float sum = 0.0f;
-    each_of_chain(x, chain, c, [&](float value) { sum = sum + value; });
+    each([&](float value) { sum = sum + value; });
     shared.chains[0][threadIdx.x] = sum;
     __syncthreads();
     const float mean = fold_chains(shared.chains[0] + half * kRowChains) / float(c);
     float squares = 0.0f;
-    each_of_chain(x, chain, c, [&](float value) {
+    each([&](float value) {
         const float centred = value - mean;
         squares = fmaf(centred, centred, squares);
     });
@@ -131,9 +142,58 @@ struct MixList {
     int per_block; ///< mixes that a block makes
 };
 
+constexpr int kMixChannels = 4 * kRowThreads; ///< that a block of mix_rows takes at once
+
+/// Four channels of a row from i on, 0 past its end. `kQuads`: 4 divides c, and 16 bytes are one load.
+template <bool kQuads>
+__device__ __forceinline__ void load_four(float (&to)[4], const float* row, int i, int c) {
+    if constexpr (kQuads) {
+        const float4 quad = i < c ? *reinterpret_cast<const float4*>(row + i) : float4{};
+        to[0] = quad.x, to[1] = quad.y, to[2] = quad.z, to[3] = quad.w;
+    } else {
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+            to[j] = i + j < c ? row[i + j] : 0.0f;
+    }
+}
+
+/// set_group for four groups of a warp at once: a lane has channels i .. i + 3, and eight lanes a group.
+/// Lanes past the end come too.
+__device__ __forceinline__ void set_four(const Acts& acts, int t, int i, const float (&x)[4]) {
+    const int lane = int(threadIdx.x % 32);
+    const bool inside = i < acts.k_pad;
+    const size_t at = size_t(t) * size_t(acts.k_pad) + size_t(i);
+    if (acts.f && inside)
+        *reinterpret_cast<float4*>(acts.f + at) = make_float4(x[0], x[1], x[2], x[3]);
+    if (!acts.q)
+        return;
+    float largest = fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3])));
+#pragma unroll
+    for (int width = 4; width >= 1; width /= 2)
+        largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, width));
+    const bool used = largest > 1e-30f;
+    const float factor = used ? 127.0f / largest : 0.0f;
+    unsigned codes = 0;
+    bool numbers = true;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        const float step = x[j] * factor;
+        const bool number = fabsf(step) < 2147483648.0f;
+        numbers = numbers && number;
+        codes |= (unsigned(number ? __float2int_rn(step) : 0) & 255u) << (8 * j);
+    }
+    numbers = (__ballot_sync(kAllLanes, !numbers) >> (lane & 24) & 255u) == 0;
+    if (!inside)
+        return;
+    *reinterpret_cast<unsigned*>(acts.q + at) = codes;
+    if (lane % 8 == 0)
+        acts.scale[at / kActGroup] = !numbers ? not_a_number() : used ? largest / 127.0f : 0.0f;
+}
+
 /// Layer-norms rows of x and mixes each with the token before. Grid: slices of mixes, rows. The previous row
 /// of a sequence's first is in its state, at `offset`; a row that ends a sequence is left in `normed`.
-__global__ void __launch_bounds__(kRowThreads)
+template <bool kQuads>
+__global__ void __launch_bounds__(kRowThreads, 4)
     mix_rows(const __grid_constant__ MixList list, Rows x, DeviceNorm norm, Rows normed, Batch batch,
              size_t offset, int c) {
     RowSums& shared = *shared_memory<RowSums>();
@@ -141,58 +201,76 @@ __global__ void __launch_bounds__(kRowThreads)
     const int t = int(blockIdx.y), slice = int(blockIdx.x) % list.slices;
     const int first = int(blockIdx.x) / list.slices * list.per_block;
     const int end = first + list.per_block < list.count ? first + list.per_block : list.count;
-    const int lane = int(threadIdx.x % 32), groups = list.into[first].k_pad / kActGroup;
-    const int begin_group = slice * (kRowThreads / 32) + int(threadIdx.x / 32);
-    const int group_step = list.slices * (kRowThreads / 32);
-    const float* before = batch.first && list.mix[first] ? batch.first[t] : nullptr; // in the state
+    const int lane = int(threadIdx.x % 32), k_pad = list.into[first].k_pad;
+    const int begin = slice * kMixChannels + int(threadIdx.x / 32) * 128, step = list.slices * kMixChannels;
+    const bool mixes = list.mix[first] != nullptr;
+    const bool keeps = first == 0 && normed.data && batch.last[t];
+    const float* const row = x.data + size_t(t) * size_t(x.stride);
+    const float* before = mixes && batch.first ? batch.first[t] : nullptr; // in the state
     if (before)
         before += offset;
-    // What belongs to a channel of this thread and to the first mix comes before the row does.
-    struct Channel {
-        float weight, bias, mix, before;
-    };
-    const auto channel = [&](int i) -> Channel {
-        if (i >= c)
-            return {};
-        return {norm.weight[i], norm.bias[i], list.mix[first] ? list.mix[first][i] : 0.0f,
-                before ? before[i] : 0.0f};
-    };
-    const int own_channel = begin_group * kActGroup + lane;
-    const Channel held = channel(own_channel);
-    Acts into = list.into[first];
-    pin(into.k_pad), pin(into.f), pin(into.q), pin(into.scale);
-    bool mixes = list.mix[first] != nullptr, keeps = first == 0 && normed.data && batch.last[t];
-    const float* row = x.data + size_t(t) * size_t(x.stride);
-    pin(row);
+    float weight[4], bias[4];
+    load_four<kQuads>(weight, norm.weight, begin + 4 * lane, c);
+    load_four<kQuads>(bias, norm.bias, begin + 4 * lane, c);
     wait_for_previous();
-    const float* row_before = mixes && !before ? row - x.stride : nullptr;
-    const float own_value = own_channel < c ? row[own_channel] : 0.0f;
+    const bool norms_before = mixes && !before;
     Moments m[2];
-    row_moments(row, row_before, c, shared, m);
-    const auto mixed = [&](int which, int i, float now, float previous, float weight) {
-        const Rows& delta = list.delta[which];
-        if (delta.data && i < c)
-            weight = weight + delta.data[size_t(t) * size_t(delta.stride) + size_t(i)];
-        return fmaf(previous - now, weight, now);
+    row_moments(row, norms_before ? row - x.stride : nullptr, c, shared, m);
+    if (norms_before)
+        before = row - x.stride;
+    // What a round takes comes with the round before.
+    float value[4], earlier[4] = {};
+    const auto load_row = [&](int i) {
+        load_four<kQuads>(value, row, i, c);
+        if (mixes)
+            load_four<kQuads>(earlier, before, i, c);
     };
+    load_row(begin + 4 * lane);
 #pragma unroll 1
-    for (int g = begin_group; g < groups; g += group_step) {
-        const int i = g * kActGroup + lane;
-        const bool is_held = g == begin_group;
-        const Channel own = is_held ? held : channel(i);
-        float now = 0.0f, previous = own.before;
-        if (i < c) {
-            now = fmaf(((is_held ? own_value : row[i]) - m[0].mean) * m[0].scale, own.weight, own.bias);
-            if (row_before)
-                previous = fmaf((row_before[i] - m[1].mean) * m[1].scale, own.weight, own.bias);
+    for (int at = begin; at < k_pad; at += step) {
+        const int i = at + 4 * lane;
+        float share[4] = {}, now[4], gap[4];
+        const auto load_share = [&](int which) {
+            load_four<kQuads>(share, list.mix[which], i, c);
+            const Rows& delta = list.delta[which];
+            if (!delta.data)
+                return;
+            float more[4];
+            load_four<kQuads>(more, delta.data + size_t(t) * size_t(delta.stride), i, c);
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                share[j] = share[j] + more[j];
+        };
+        if (mixes)
+            load_share(first);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const auto normal = [&](float v, const Moments& moments) {
+                return i + j < c ? fmaf((v - moments.mean) * moments.scale, weight[j], bias[j]) : 0.0f;
+            };
+            now[j] = normal(value[j], m[0]);
+            gap[j] = (norms_before ? normal(earlier[j], m[1]) : earlier[j]) - now[j];
         }
-        set_group(into, t, g, mixes ? mixed(first, i, now, previous, own.mix) : now);
+        if (at + step < k_pad) {
+            load_four<kQuads>(weight, norm.weight, i + step, c);
+            load_four<kQuads>(bias, norm.bias, i + step, c);
+            load_row(i + step);
+        }
 #pragma unroll 1
-        for (int which = first + 1; which < end; ++which)
-            set_group(list.into[which], t, g,
-                      mixed(which, i, now, previous, i < c ? list.mix[which][i] : 0.0f));
-        if (keeps && i < c)
-            normed.data[size_t(t) * size_t(normed.stride) + size_t(i)] = now;
+        for (int which = first; which < end; ++which) {
+            float mixed[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                mixed[j] = mixes ? fmaf(gap[j], share[j], now[j]) : now[j];
+            if (which + 1 < end)
+                load_share(which + 1);
+            set_four(list.into[which], t, i, mixed);
+        }
+        if (keeps)
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                if (i + j < c)
+                    normed.data[size_t(t) * size_t(normed.stride) + size_t(i + j)] = now[j];
     }
 }
 

@@ -240,13 +240,14 @@ struct Pass {
                           sizeof(float) * size_t(2 * kRowChains + config.n_embd), stream, list, x, norm,
                           normed, batch, offset, config.n_embd);
         }
-        constexpr int kManyRows = 64; // fill a device by themselves
-        const int groups = list.into[0].k_pad / kActGroup, step = kRowThreads / 32;
-        list.slices = count < kManyRows ? (groups + step - 1) / step : 1;
-        list.per_block = count < kManyRows ? 1 : list.count;
+        // Two blocks for each multiprocessor; those that share a row norm it each.
+        const int wanted = std::max(2 * multiprocessors / count, 1);
+        list.slices = std::min((list.into[0].k_pad + kMixChannels - 1) / kMixChannels, wanted);
+        const int groups = std::min(list.count, wanted / list.slices); // of mixes
+        list.per_block = (list.count + groups - 1) / groups;
         const unsigned parts = unsigned(list.slices * ((list.count + list.per_block - 1) / list.per_block));
-        launch(early, mix_rows, {parts, unsigned(count)}, kRowThreads, sizeof(RowSums), stream, list, x, norm,
-               normed, batch, offset, config.n_embd);
+        launch(early, config.n_embd % 4 == 0 ? mix_rows<true> : mix_rows<false>, {parts, unsigned(count)},
+               kRowThreads, sizeof(RowSums), stream, list, x, norm, normed, batch, offset, config.n_embd);
     }
 };
 

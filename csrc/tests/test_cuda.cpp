@@ -239,6 +239,12 @@ TEST(large_products_give_the_bits_of_the_cpu_engine) {
     }
 }
 
+// Rows of which a block norms more than its threads hold, and mixes a part; not in quads either.
+TEST(wide_rows_give_the_bits_of_the_cpu_engine) {
+    compare_many_columns(config_of(Version::k4, 1, 4224, 0, 32, 20), "q4g32", {2});
+    compare_many_columns(config_of(Version::k6, 1, 1090, 10, 32, 20), "q4g32", {3});
+}
+
 // The recurrence of a prompt: whole and broken blocks of tokens, both orders, a split.
 TEST(scans_give_the_bits_of_the_cpu_engine) {
     for (const Version version : {Version::k5_0, Version::k5_1, Version::k5_2, Version::k6, Version::k7})
