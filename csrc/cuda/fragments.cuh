@@ -150,10 +150,6 @@ struct Weights32 {
     /// take(term, row, column, sum): the exact sums, as floats, of the lane's outputs 0 to 3 and columns 0
     /// and 1.
     template <class Take>
-    __device__ __forceinline__ void times(uint2 b, Take take) const {
-        times(b, SumsBegin(kSumBegin), take);
-    }
-    template <class Take>
     __device__ __forceinline__ void times(uint2 b, const SumsBegin& begin, Take take) const {
 #pragma unroll
         for (int pair = 0; pair < kPairs; ++pair)
@@ -161,9 +157,10 @@ struct Weights32 {
             for (int term = 0; term < F::kTerms; ++term) {
                 int c[4];
                 if constexpr (F::kTerms == 1)
-                    multiply_32(c, a[pair], b, begin);
+                    multiply_32(c, a[pair], b, begin.value);
                 else
-                    multiply_16(c, a[pair][2 * term], a[pair][2 * term + 1], term == 0 ? b.x : b.y, begin);
+                    multiply_16(c, a[pair][2 * term], a[pair][2 * term + 1], term == 0 ? b.x : b.y,
+                                begin.value);
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
                     take(term, 2 * pair + i / 2, i % 2, sum_value(c[i]));
@@ -185,28 +182,6 @@ __device__ __forceinline__ uint4 arrange_half(uint4 x) {
         x = upper ? make_uint4(first, x.z, second, x.w) : make_uint4(x.x, first, x.y, second);
     }
     return x;
-}
-
-/// The lane's 8 bytes of 32 inputs in the usual order.
-template <int kForm, int kGroup>
-__device__ __forceinline__ uint2 arranged(const int8_t* x) {
-    const int j = int(threadIdx.x % 4);
-    const auto eight = [&](int which) { return __ldg(reinterpret_cast<const uint2*>(x) + which); };
-    if constexpr (kForm == kForm8 || (kForm == kForm6 && kGroup == 32))
-        return eight(j);
-    if constexpr (kForm == kForm6 && kGroup == 16) {
-        const auto four = [&](int which) { return __ldg(reinterpret_cast<const unsigned*>(x) + which); };
-        return make_uint2(four(j), four(4 + j));
-    }
-    if constexpr (kLookedUp<kForm> && kGroup == 32) {
-        const uint2 in = eight(j);
-        return make_uint2(__byte_perm(in.x, in.y, 0x5140), __byte_perm(in.x, in.y, 0x7362));
-    }
-    if constexpr (kLookedUp<kForm> && kGroup == 16) {
-        const uint2 first = eight(j / 2), second = eight(2 + j / 2);
-        const unsigned order = j % 2 == 0 ? 0x5140u : 0x7362u;
-        return make_uint2(__byte_perm(first.x, first.y, order), __byte_perm(second.x, second.y, order));
-    }
 }
 
 /// What becomes of a unit's outputs: a warp takes four columns at a time, eight lanes a column, four

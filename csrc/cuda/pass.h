@@ -196,31 +196,64 @@ struct Pass {
         return list;
     }
 
-    /// How products of several columns run depends on how many blocks there are for the device to share out:
-    /// the bits do not.
-    void start_tiles(const ProductList& units, const ProductList& blocks, int count, const float* normed,
-                     size_t offset) {
-        const auto enough = [&](int columns) {
-            return blocks.first_unit[blocks.count] * ((count + columns - 1) / columns) >= 2 * multiprocessors;
-        };
-        int ahead = 0;
-        for (int i = 0; i < blocks.count; ++i)
-            ahead = std::max(ahead, bytes_ahead(blocks.item[i].w));
-        if (count > 32 && enough(64))
-            start(wide_products<8>, blocks, {64, kWideThreads, WidePlan<8>::shared(ahead)}, count, normed,
-                  offset);
-        else if ((count > 16 && enough(32)) || count >= 64)
-            start(wide_products<4>, blocks, {32, kWideThreads, WidePlan<4>::shared(ahead)}, count, normed,
-                  offset);
-        else
-            start(narrow_products, units, {kNarrowColumns, kNarrowThreads, sizeof(NarrowShared)}, count,
-                  normed, offset);
-    }
-
     struct Shape {
         int columns, threads; ///< of a block
         size_t shared;
     };
+    /// A way to run products of several columns.
+    struct Form {
+        void (*kernel)(ProductList, int);
+        const ProductList* list;
+        Shape shape;
+        int slots;  ///< instructions that a block's warps issue per group of inputs, counted in code for 9.0
+        int blocks; ///< that a multiprocessor takes at once
+    };
+    template <int kTiles>
+    static Form narrow_form(const ProductList& units, int slots) {
+        using Plan = NarrowPlan<kTiles>;
+        return {narrow_products<kTiles>,
+                &units,
+                {Plan::kColumns, Plan::kThreads, Plan::kShared},
+                slots,
+                Plan::kBlocks};
+    }
+    template <int kTiles>
+    static Form wide_form(const ProductList& blocks, int slots) {
+        int ahead = 0;
+        for (int i = 0; i < blocks.count; ++i)
+            ahead = std::max(ahead, bytes_ahead(blocks.item[i].w));
+        return {wide_products<kTiles>,
+                &blocks,
+                {8 * kTiles, kWideThreads, WidePlan<kTiles>::shared(ahead)},
+                slots,
+                3};
+    }
+    /// The time, in slots, of the multiprocessor with most blocks. It has an instruction to issue the more
+    /// often the more warps there are: of 4 half of the time, of 12 three quarters.
+    int cost(const Form& form, int count) const {
+        const int columns = (count + form.shape.columns - 1) / form.shape.columns,
+                  all = form.list->first_unit[form.list->count] * columns,
+                  mine = (all + multiprocessors - 1) / multiprocessors, warps = form.shape.threads / 32;
+        const auto together = [&](int blocks) {
+            return blocks == 0 ? 0 : form.slots * (blocks * warps + 4) / warps;
+        };
+        return mine / form.blocks * together(form.blocks) + together(mine % form.blocks);
+    }
+
+    /// How products of several columns run depends on what it costs: the bits do not.
+    void start_tiles(const ProductList& units, const ProductList& blocks, int count, const float* normed,
+                     size_t offset) {
+        // Of 64 columns of one unit the way from L2 takes as long as 440 slots.
+        const Form forms[] = {narrow_form<1>(units, 125), narrow_form<2>(units, 175),
+                              narrow_form<4>(units, 295), narrow_form<8>(units, 440),
+                              wide_form<4>(blocks, 820),  wide_form<8>(blocks, 1320)};
+        const Form* best = &forms[0];
+        for (const Form& form : forms)
+            if (cost(form, count) < cost(*best, count))
+                best = &form;
+        start(best->kernel, *best->list, best->shape, count, normed, offset);
+    }
+
     void start(void (*kernel)(ProductList, int), ProductList list, const Shape& shape, int count,
                const float* normed, size_t offset) {
         list.normed = normed;

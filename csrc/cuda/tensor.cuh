@@ -29,28 +29,31 @@ struct SumsBegin {
 /// c = first + a b: 16 rows, 8 columns, 16 inputs, exact. Lane 4 i + j has inputs 4 j .. 4 j + 3 of rows i
 /// and i + 8 in a0 and a1, of column i in b; and columns 2 j, 2 j + 1 of row i, then of row i + 8, in c.
 __device__ __forceinline__ void multiply_16(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b,
-                                            const SumsBegin& begin) {
-    const int (&first)[4] = begin.value;
+                                            const int (&first)[4]) {
 #if !defined(__CUDACC__)
     const uint32_t a[2] = {a0, a1};
-    emulator::mma<16>(c, a, &b, first[0]);
+    emulator::mma<16>(c, a, &b, 0);
+    for (int i = 0; i < 4; ++i)
+        c[i] += first[i];
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, "
+        "%10};"
         : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
         : "r"(a0), "r"(a1), "r"(b), "r"(first[0]), "r"(first[1]), "r"(first[2]), "r"(first[3]));
 #else
     multiply_8(c[0], c[1], a0, b, first[0], first[1]);
-    multiply_8(c[2], c[3], a1, b, first[0], first[1]);
+    multiply_8(c[2], c[3], a1, b, first[2], first[3]);
 #endif
 }
 
 /// The same for 32 inputs: a[2], a[3] and b.y hold those 16 after a[0], a[1] and b.x.
 __device__ __forceinline__ void multiply_32(int (&c)[4], const uint32_t (&a)[4], uint2 b,
-                                            const SumsBegin& begin) {
-    [[maybe_unused]] const int (&first)[4] = begin.value;
+                                            const int (&first)[4]) {
 #if !defined(__CUDACC__)
     const uint32_t words[2] = {b.x, b.y};
-    emulator::mma<32>(c, a, words, first[0]);
+    emulator::mma<32>(c, a, words, 0);
+    for (int i = 0; i < 4; ++i)
+        c[i] += first[i];
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%10, %11, %12, %13};"
@@ -59,7 +62,7 @@ __device__ __forceinline__ void multiply_32(int (&c)[4], const uint32_t (&a)[4],
           "r"(first[2]), "r"(first[3]));
 #else
     int half[4];
-    multiply_16(half, a[0], a[1], b.x, begin);
+    multiply_16(half, a[0], a[1], b.x, first);
     multiply_8(c[0], c[1], a[2], b.y, half[0], half[1]);
     multiply_8(c[2], c[3], a[3], b.y, half[2], half[3]);
 #endif
