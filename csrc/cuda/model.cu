@@ -74,6 +74,41 @@ void CapturedGraph::reset() {
     exec_ = nullptr;
 }
 
+template <class F>
+CapturedGraph* BatchGraphs::of(int rows, cudaStream_t stream, F work) {
+    if (rows > kMostRows)
+        return nullptr;
+    Kept& kept = kept_[rows];
+    kept.last_use = ++clock_;
+    if (!kept.graph && ++kept.uses > 1) {
+        make_room();
+        try {
+            kept.graph.capture(stream, work);
+        } catch (const DeviceError& error) {
+            if (error.status() != RWKV_CUDA_NO_MEMORY)
+                throw;
+            kept.uses = 0; // nothing has run: launches go out one by one
+        }
+    }
+    return kept.graph ? &kept.graph : nullptr;
+}
+
+void BatchGraphs::make_room() {
+    int count = 0;
+    Kept* oldest = nullptr;
+    for (Kept& kept : kept_) {
+        if (!kept.graph)
+            continue;
+        ++count;
+        if (!oldest || kept.last_use < oldest->last_use)
+            oldest = &kept;
+    }
+    if (count < kMost)
+        return;
+    oldest->graph.reset();
+    oldest->uses = 0;
+}
+
 size_t BatchTable::bytes(int rows) { return TableLayout(rows).bytes; }
 
 BatchTable::BatchTable(int rows) : rows_(rows), host_(TableLayout(rows).bytes) {
@@ -129,8 +164,8 @@ Model::Model(const rwkv_cuda_config& config, const rwkv_cuda_weights& weights, i
     scratch_->allocate(stream_);
     one_ = std::make_unique<BatchTable>(1);
     many_ = std::make_unique<BatchTable>(chunk);
-    logits_ =
-        std::make_unique<Pinned<float>>(size_t(std::min(chunk, kLogitRows)) * size_t(config_.vocab_size));
+    logits_ = std::make_unique<Pinned<float>>(size_t(std::min(chunk, BatchGraphs::kMostRows)) *
+                                              size_t(config_.vocab_size));
     if (takes_rows())
         rows_ = std::make_unique<Pinned<float>>(2 * size_t(chunk) * size_t(config_.n_embd));
 }
@@ -293,6 +328,8 @@ void Model::forward_batch(std::span<const int32_t> tokens, std::span<DeviceState
                 Fault::kArgument, "the same state stands twice in the batch");
     enter();
     const Turnstile::Turn turn(turnstile_, {});
+    if (tokens.size() == 1)
+        return decode(tokens[0], *states[0], logits);
     const auto work = [&] {
         std::vector<Segment> segments;
         for (size_t done = 0; done < tokens.size();) {
@@ -300,8 +337,7 @@ void Model::forward_batch(std::span<const int32_t> tokens, std::span<DeviceState
             segments.clear();
             for (size_t i = 0; i < count; ++i)
                 segments.push_back({states[done + i]->data(), int(i), 1});
-            run(tokens.subspan(done, count), segments, int(count), logits + done * size_t(config_.vocab_size),
-                {});
+            step_batch(tokens.subspan(done, count), segments, logits + done * size_t(config_.vocab_size));
             done += count;
         }
     };
@@ -330,7 +366,11 @@ void Model::forward_rows(const HostRows& rows, std::span<DeviceState* const> sta
             segments.push_back({states[0]->data(), 0, count});
         for (int i = 0; states.size() > 1 && i < count; ++i)
             segments.push_back({states[size_t(done + i)]->data(), i, 1});
-        run(std::vector<int32_t>(size_t(count)), segments, here, logits, {});
+        const std::vector<int32_t> none(static_cast<size_t>(count));
+        if (states.size() > 1 && here == count)
+            step_batch(none, segments, logits);
+        else
+            run(none, segments, here, logits, {});
         logits += size_t(here) * size_t(config_.vocab_size);
         done += count;
     }
@@ -360,19 +400,33 @@ void Model::start_rows(int rows) {
 void Model::decode(int32_t token, DeviceState& state, float* logits) {
     const Segment segment{state.data(), 0, 1};
     one_->set({&token, 1}, {&segment, 1});
-    const size_t bytes = size_t(config_.vocab_size) * sizeof(float);
     if (!graph_)
         graph_.capture(stream_, [&] {
             one_->send(stream_);
             start_blocks(*one_, 1, 1, {});
-            start_logits(0, 1);
-            check(cudaMemcpyAsync(logits_->data(), scratch_->logits.data, bytes, cudaMemcpyDeviceToHost,
-                                  stream_),
-                  "copying logits");
+            bring_logits(0, 1, 0);
         });
     graph_.launch(stream_);
     stream_.wait();
-    std::memcpy(logits, logits_->data(), bytes);
+    std::memcpy(logits, logits_->data(), size_t(config_.vocab_size) * sizeof(float));
+}
+
+void Model::step_batch(std::span<const int32_t> tokens, std::span<const Segment> segments, float* logits) {
+    const int rows = int(tokens.size());
+    CapturedGraph* const graph = batch_graphs_.of(rows, stream_, [&] {
+        many_->send(stream_);
+        start_blocks(*many_, rows, rows, {});
+        for (int done = 0; done < rows; done += kLogitRows)
+            bring_logits(done, std::min(kLogitRows, rows - done), done);
+    });
+    if (!graph) {
+        run(tokens, segments, rows, logits, {});
+        return;
+    }
+    many_->set(tokens, segments);
+    graph->launch(stream_);
+    stream_.wait();
+    std::memcpy(logits, logits_->data(), size_t(rows) * size_t(config_.vocab_size) * sizeof(float));
 }
 
 bool Model::run(std::span<const int32_t> tokens, std::span<const Segment> segments, int wanted, float* logits,
@@ -388,10 +442,7 @@ bool Model::run(std::span<const int32_t> tokens, std::span<const Segment> segmen
     for (int done = 0; done < wanted; done += piece_rows) {
         const int piece = std::min(piece_rows, wanted - done);
         const size_t count = size_t(piece) * size_t(config_.vocab_size);
-        start_logits(rows - wanted + done, piece);
-        check(cudaMemcpyAsync(logits_->data(), scratch_->logits.data, count * sizeof(float),
-                              cudaMemcpyDeviceToHost, stream_),
-              "copying logits");
+        bring_logits(rows - wanted + done, piece, 0);
         stream_.wait();
         std::memcpy(logits + size_t(done) * size_t(config_.vocab_size), logits_->data(),
                     count * sizeof(float));
@@ -421,6 +472,14 @@ void Model::start_logits(int first_row, int rows) {
     Pass pass{config_, *scratch_, layout_, stream_, {}, rows, rows, multiprocessors_, overlaps_ && rows == 1};
     pass.final_norm(weights_.ln_out, first_row, rows);
     pass.products({Pass::product(weights_.head, scratch_->head, Epilogue::kStore, scratch_->logits)});
+}
+
+void Model::bring_logits(int first_row, int rows, int place) {
+    start_logits(first_row, rows);
+    const size_t v = size_t(config_.vocab_size);
+    check(cudaMemcpyAsync(logits_->data() + size_t(place) * v, scratch_->logits.data,
+                          size_t(rows) * v * sizeof(float), cudaMemcpyDeviceToHost, stream_),
+          "copying logits");
 }
 
 } // namespace rwkv::cuda

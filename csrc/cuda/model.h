@@ -43,6 +43,28 @@ class CapturedGraph {
     cudaGraphExec_t exec_ = nullptr;
 };
 
+/// The launches of batches of single tokens, recorded when a number of rows comes a second time: they depend
+/// on nothing else. The least recently used make room for new ones.
+class BatchGraphs {
+  public:
+    static constexpr int kMostRows = 64;
+    /// Those for `rows` rows, which `work` starts; null where they are not recorded, for want of memory too.
+    template <class F>
+    CapturedGraph* of(int rows, cudaStream_t stream, F work);
+
+  private:
+    static constexpr int kMost = 16;
+    struct Kept {
+        CapturedGraph graph;
+        int uses = 0;
+        uint64_t last_use = 0;
+    };
+    void make_room();
+
+    Kept kept_[kMostRows + 1];
+    uint64_t clock_ = 0;
+};
+
 /// What a pass is about, for up to `rows` rows: written on the host, copied to the device as one piece.
 class BatchTable {
   public:
@@ -101,11 +123,15 @@ class Model {
     void check_tokens(std::span<const int32_t> tokens) const;
     void upload(DeviceState& state, const std::vector<float>& values);
     void decode(int32_t token, DeviceState& state, float* logits);
+    /// A token of each of several sequences, with the logits of all.
+    void step_batch(std::span<const int32_t> tokens, std::span<const Segment> segments, float* logits);
     /// Logits of the last `wanted` rows. False when `poll` stopped it.
     bool run(std::span<const int32_t> tokens, std::span<const Segment> segments, int wanted, float* logits,
              const Poll& poll);
     bool start_blocks(const BatchTable& table, int rows, int segments, const Poll& poll);
     void start_logits(int first_row, int rows);
+    /// Those of `rows` rows from `first_row` on to the host, at `place` of its rows.
+    void bring_logits(int first_row, int rows, int place);
     bool takes_rows() const { return weights_.emb.empty(); }
     void stage(const HostRows& rows, int first, int count);
     void start_rows(int rows);
@@ -124,7 +150,8 @@ class Model {
     std::unique_ptr<Pinned<float>> logits_;
     std::unique_ptr<Pinned<float>> rows_; ///< x and v_first of a chunk, where tokens are not what goes in
     std::unique_ptr<DeviceState> before_; ///< a state that a prompt may have to come back to
-    CapturedGraph graph_;
+    CapturedGraph graph_;                 ///< of one token
+    BatchGraphs batch_graphs_;
     size_t bytes_ = 0;
 };
 

@@ -210,7 +210,7 @@ void compare_many_columns(const Config& config, const char* encoding, std::initi
     }
 }
 
-// Blocks of 8, 32 and 64 columns, whole and not; units and stages that are not whole; all formats.
+// Blocks of 8 to 64 columns, whole and not; units and stages that are not whole; all formats.
 TEST(many_columns_give_the_bits_of_the_cpu_engine) {
     for (const char* encoding : {"q8g32", "q6g32", "q6g16", "q5g32", "q5g16", "q4g32", "q4g16", "mixed"}) {
         compare_many_columns(config_of(Version::k7, 1, 136, 8, 420, 70), encoding, {9, 33, 70});
@@ -218,6 +218,98 @@ TEST(many_columns_give_the_bits_of_the_cpu_engine) {
         compare_many_columns(config_of(Version::k6, 1, 72, 8, 104, 50), encoding, {20, 41});
         compare_many_columns(config_of(Version::k4, 1, 272, 0, 272, 50), encoding, {64});
     }
+}
+
+// Every number of columns, on a device for which no blocks are too few.
+TEST(all_numbers_of_columns_give_the_bits_of_the_cpu_engine) {
+    const size_t most = 70, v = 50;
+    std::vector<int32_t> tokens(most);
+    for (size_t i = 0; i < most; ++i)
+        tokens[i] = int32_t((i * i + 5 * i + 2) % v);
+    for (const char* encoding : {"q8g32", "q6g32", "q6g16", "q5g32", "q5g16", "q4g32", "q4g16"}) {
+        const Config config = config_of(Version::k7, 1, 72, 8, 136, int(v));
+        Reference reference(config, encoding, false);
+        std::vector<float> expected(most * v), last(v);
+        State state(config);
+        reference.cpu->forward(tokens, state, expected.data(), true, {});
+        const Setting processors("RWKV_CUDA_EMULATED_MULTIPROCESSORS", "1");
+        Gpu gpu(reference);
+        for (size_t count = 1; count <= most; ++count) {
+            GpuState prompt(gpu);
+            feed(gpu, std::span(tokens).first(count), prompt, last.data(), false);
+            CHECK(same(last.data(), &expected[(count - 1) * v], v), "%s: %zu columns", encoding, count);
+        }
+    }
+}
+
+// Sizes around those where other blocks are taken, each twice: the second time is a recorded graph, for other
+// states.
+TEST(batches_of_many_sizes_give_the_bits_of_the_cpu_engine) {
+    const Setting late("RWKV_CUDA_EMULATED_LATE", "1");
+    const size_t most = 64;
+    int models = 0;
+    for (const char* encoding : {"q8g32", "q6g32", "q6g16", "q5g32", "q5g16", "q4g32", "q4g16", "mixed"}) {
+        const Setting processors("RWKV_CUDA_EMULATED_MULTIPROCESSORS", models % 2 == 0 ? "1" : "132"),
+            order("RWKV_CUDA_EMULATED_ORDER", models % 4 < 2 ? "" : "reverse");
+        const Config config = config_of(models++ % 3 == 0 ? Version::k6 : Version::k7, 1, 136, 8, 264, 70);
+        Reference reference(config, encoding, false);
+        Gpu gpu(reference);
+        const size_t v = size_t(config.vocab_size);
+        std::vector<State> expected(most, State(config));
+        std::vector<std::unique_ptr<GpuState>> states;
+        for (size_t i = 0; i < most; ++i)
+            states.push_back(std::make_unique<GpuState>(gpu));
+        std::vector<float> logits(v), rows(most * v);
+        for (const bool again : {false, true})
+            for (const size_t size : {2, 8, 9, 16, 17, 31, 32, 33, 48, 64}) {
+                std::vector<int32_t> tokens;
+                std::vector<rwkv_cuda_state*> batch;
+                const auto place = [&](size_t row) { return again ? most - 1 - row : row; };
+                for (size_t row = 0; row < size; ++row) {
+                    tokens.push_back(int32_t((row * row + 3 * size) % v));
+                    batch.push_back(states[place(row)]->state);
+                }
+                char reason[256] = "";
+                CHECK(rwkv_cuda_forward_batch(gpu.model, tokens.data(), batch.data(), int(size), rows.data(),
+                                              reason, sizeof reason) == RWKV_CUDA_OK,
+                      "%s", reason);
+                for (size_t row = 0; row < size; ++row) {
+                    reference.cpu->forward({&tokens[row], 1}, expected[place(row)], logits.data(), false, {});
+                    CHECK(same(&rows[row * v], logits.data(), v), "%s: row %zu of %zu, %s", encoding, row,
+                          size, again ? "again" : "first");
+                }
+            }
+        for (size_t i = 0; i < most; ++i)
+            CHECK(same(states[i]->values(), values_of(expected[i])), "%s: state %zu", encoding, i);
+    }
+}
+
+// More sizes than graphs are kept for.
+TEST(batches_of_all_sizes_take_turns) {
+    const Config config = config_of(Version::k7, 1, 64, 64, 64, 50);
+    Reference reference(config, "q4g32", false);
+    Gpu gpu(reference);
+    const size_t most = 20, v = 50;
+    std::vector<State> expected(most, State(config));
+    std::vector<std::unique_ptr<GpuState>> states;
+    std::vector<rwkv_cuda_state*> batch;
+    for (size_t i = 0; i < most; ++i) {
+        states.push_back(std::make_unique<GpuState>(gpu));
+        batch.push_back(states.back()->state);
+    }
+    std::vector<float> logits(v), rows(most * v);
+    for (int turn = 0; turn < 6; ++turn)
+        for (size_t size = 1; size <= most; ++size) {
+            std::vector<int32_t> tokens(size, int32_t(size) + turn);
+            char reason[256] = "";
+            CHECK(rwkv_cuda_forward_batch(gpu.model, tokens.data(), batch.data(), int(size), rows.data(),
+                                          reason, sizeof reason) == RWKV_CUDA_OK,
+                  "%s", reason);
+            for (size_t row = 0; row < size; ++row) {
+                reference.cpu->forward({&tokens[row], 1}, expected[row], logits.data(), false, {});
+                CHECK(same(&rows[row * v], logits.data(), v), "row %zu of %zu, turn %d", row, size, turn);
+            }
+        }
 }
 
 // As many blocks of 64 columns as a large device asks for before it takes these.

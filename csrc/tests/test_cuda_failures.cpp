@@ -162,10 +162,26 @@ TEST(too_little_memory_midway_leaves_states_as_they_were) {
           reason);
     GpuState other(gpu);
     rwkv_cuda_state* batch[2] = {state.state, other.state};
-    const Setting setting("RWKV_CUDA_EMULATED_FAILURE", "9 memory");
-    CHECK(rwkv_cuda_forward_batch(gpu.model, kTokens.data(), batch, 2, logits.data(), reason,
-                                  sizeof reason) == RWKV_CUDA_FAILED,
-          "%s", reason);
+    const auto step = [&](const char* failure) {
+        std::optional<Setting> setting;
+        if (failure)
+            setting.emplace("RWKV_CUDA_EMULATED_FAILURE", failure);
+        return rwkv_cuda_forward_batch(gpu.model, kTokens.data(), batch, 2, logits.data(), reason,
+                                       sizeof reason);
+    };
+    CHECK(step("9 memory") == RWKV_CUDA_FAILED, "%s", reason);
+    // while launches are recorded: no graph then, but nothing has run
+    const auto kept = other.values();
+    CHECK(step("5 memory") == RWKV_CUDA_FAILED, "%s", reason);
+    CHECK(same(other.values(), kept), "after a batch that was to be recorded");
+    State same_host(config);
+    GpuState fresh(gpu);
+    batch[0] = fresh.state;
+    for (int time = 0; time < 3; ++time) {
+        reference.cpu->forward(std::span(kTokens).first(1), same_host, expected.data(), false, {});
+        CHECK(step(nullptr) == RWKV_CUDA_OK, "%s", reason);
+        CHECK(same(logits.data(), expected.data(), 50), "batch %d after that", time);
+    }
 }
 
 TEST(a_full_gpu_does_not_hide_the_others) {

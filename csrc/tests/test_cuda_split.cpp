@@ -125,6 +125,22 @@ TEST(long_prompts_and_batches_pass_from_device_to_device) {
         alone.forward(std::span(&tokens[i], 1), lone, last.data(), false, {});
         CHECK(same(row(rows, i), last) && same(values_of(*states[i]), values_of(lone)), "sequence %zu", i);
     }
+
+    constexpr size_t kFew = 35; // the second time a recorded graph, the third for other states
+    for (const size_t begin : {0, 0, 100}) {
+        const std::span<const int32_t> next = std::span(tokens).subspan(begin + 200, kFew);
+        std::vector<CudaState*> few;
+        for (size_t i = 0; i < kFew; ++i) {
+            states[begin + i] = split.new_state();
+            few.push_back(states[begin + i].get());
+        }
+        split.forward_batch(next, few, rows.data(), {});
+        for (const size_t i : {size_t(0), size_t(31), kFew - 1}) {
+            State lone(c.config);
+            alone.forward(next.subspan(i, 1), lone, last.data(), false, {});
+            CHECK(same(row(rows, i), last) && same(values_of(*few[i]), values_of(lone)), "%zu of few", i);
+        }
+    }
 }
 
 TEST(a_stopped_prompt_leaves_both_parts_as_they_were) {
