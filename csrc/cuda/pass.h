@@ -9,6 +9,7 @@
 #include "cuda/norm.cuh"
 #include "cuda/scan.cuh"
 #include "cuda/scratch.h"
+#include "cuda/sparse_rows.cuh"
 #include "cuda/sparse_step.cuh"
 #include "cuda/state_layout.h"
 #include "cuda/step7.cuh"
@@ -58,14 +59,14 @@ struct Pass {
         }
         launch(find_active, {unsigned(rows)}, kFindThreads, kFindThreads / 32 * sizeof(int), stream, p.x,
                p.w.d, s.sparse);
-        const auto product = [&]<int kThreads>() {
-            launch(sparse_product<kThreads>, {unsigned(half_lines), unsigned(rows)}, kThreads,
-                   SparsePlan<kThreads>::kShared, stream, p, s.sparse);
-        };
-        if (half_lines * rows >= 8 * multiprocessors)
-            product.template operator()<kManySparseThreads>();
-        else
-            product.template operator()<kSparseThreads>();
+        const int stripes = (p.w.n_pad + kStripe - 1) / kStripe;
+        // a warp for each of a multiprocessor's schedulers, or all of the threads that fit
+        if (stripes * rows >= 4 * multiprocessors && in_reach(p.w))
+            return launch(sparse_rows,
+                          {unsigned((rows + kStripeWarps - 1) / kStripeWarps), unsigned(stripes)},
+                          kStripeThreads, kStripeShared, stream, p, s.sparse, rows);
+        launch(sparse_product, {unsigned(half_lines), unsigned(rows)}, kSparseThreads, kSparseShared, stream,
+               p, s.sparse);
     }
 
     /// s.att_out from the recurrence's inputs.

@@ -76,19 +76,12 @@ __global__ void __launch_bounds__(kFindThreads) find_active(Acts x, const float*
     }
 }
 
-/// Threads of a block: many where there are few blocks, and every warp has to hide the way to memory; few
-/// where other blocks work while some wait for their sums.
-constexpr int kSparseThreads = 1024, kManySparseThreads = 128;
-
-template <int kThreads>
-struct SparsePlan {
-    static constexpr int kWarps = kThreads / 32;
-    static constexpr int kChunk =
-        kThreads == kSparseThreads ? 96 : 64; ///< blocks of channels whose sums meet
-    static constexpr size_t kShared = size_t(kChunk * kSparseOutputs) * sizeof(float) +
-                                      size_t(kWarps * 8 * kBlockChannels) * sizeof(int16_t);
-    static_assert(kChunk % kWarps == 0 && kShared <= kSharedLimit); // a warp goes on where it would have
-};
+constexpr int kSparseThreads = 1024; ///< many: every warp has to hide the way to memory
+constexpr int kSparseChunk = 96;     ///< blocks of channels whose sums meet
+constexpr size_t kSparseShared = size_t(kSparseChunk * kSparseOutputs) * sizeof(float) +
+                                 size_t(kSparseThreads / 32 * 8 * kBlockChannels) * sizeof(int16_t);
+// a warp goes on where it would have
+static_assert(kSparseChunk % (kSparseThreads / 32) == 0 && kSparseShared <= kSharedLimit);
 
 /// The eight 6-bit codes of a word of nibbles and the 16 bits above them, as signed bytes: of outputs 0 to 3
 /// and of 4 to 7.
@@ -227,12 +220,9 @@ struct HalfLine {
     }
 };
 
-/// What becomes of a thread's output, if it has one.
-template <class Line>
-__device__ __forceinline__ void finish_half_line(const Product& p, const Line& line, int t, int i,
-                                                 float total) {
-    const int n = line.output(i);
-    if (i >= Line::kOutputs || n >= p.w.n)
+/// What becomes of output n of row t, if there is one.
+__device__ __forceinline__ void finish_output(const Product& p, int t, int n, float total) {
+    if (n >= p.w.n)
         return;
     float& out = p.out.data[size_t(t) * size_t(p.out.stride) + n];
     const float gate =
@@ -241,13 +231,20 @@ __device__ __forceinline__ void finish_half_line(const Product& p, const Line& l
     out = apply(p.epilogue, total, adds ? out : 0.0f, gate);
 }
 
+/// The same of a thread's output, if it has one.
+template <class Line>
+__device__ __forceinline__ void finish_half_line(const Product& p, const Line& line, int t, int i,
+                                                 float total) {
+    if (i < Line::kOutputs)
+        finish_output(p, t, line.output(i), total);
+}
+
 /// Half a line for all active channels of a row.
-template <int kThreads, int kForm, int kGroup>
+template <int kForm, int kGroup>
 __device__ __forceinline__ void half_line(const Product& p, const SparseRows& active, int line_, int half,
                                           int t, float* shared) {
     using Line = HalfLine<kForm, kGroup>;
-    constexpr int kOutputs = Line::kOutputs, kWarps = SparsePlan<kThreads>::kWarps,
-                  kChunk = SparsePlan<kThreads>::kChunk;
+    constexpr int kOutputs = Line::kOutputs, kWarps = kSparseThreads / 32, kChunk = kSparseChunk;
     const int warp = int(threadIdx.x / 32);
     float* sums = shared; // [kChunk][kOutputs]
     int16_t* scaled = reinterpret_cast<int16_t*>(shared + kChunk * kOutputs) + warp * 8 * kBlockChannels;
@@ -282,14 +279,12 @@ __device__ __forceinline__ void half_line(const Product& p, const SparseRows& ac
 }
 
 /// Grid: half lines of a record, rows.
-template <int kThreads>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kSparseThreads)
     sparse_product(const __grid_constant__ Product p, SparseRows active) {
     const int line = int(blockIdx.x) / 2, half = int(blockIdx.x) % 2, t = int(blockIdx.y);
     float* shared = shared_memory<float>();
-    with_format(p.w, [&]<int kForm, int kGroup>() {
-        half_line<kThreads, kForm, kGroup>(p, active, line, half, t, shared);
-    });
+    with_format(p.w,
+                [&]<int kForm, int kGroup>() { half_line<kForm, kGroup>(p, active, line, half, t, shared); });
 }
 
 } // namespace rwkv::cuda

@@ -169,12 +169,13 @@ TEST(long_prompts_give_the_bits_of_the_cpu_engine) {
 }
 
 /// Prompts of `lengths` tokens, then one more token for as many sequences at once as the first is long.
-void compare_many_columns(const Config& config, const char* encoding, std::initializer_list<int> lengths) {
+void compare_many_columns(const Config& config, const char* encoding, std::initializer_list<int> lengths,
+                          bool kn = false) {
     const size_t v = size_t(config.vocab_size);
     char label[96];
-    std::snprintf(label, sizeof label, "version %d, %s, C %d, N %d", int(config.version), encoding,
-                  config.n_embd, config.head_size);
-    Reference reference(config, encoding, false);
+    std::snprintf(label, sizeof label, "version %d, %s%s, C %d, N %d", int(config.version), encoding,
+                  kn ? " kn" : "", config.n_embd, config.head_size);
+    Reference reference(config, encoding, kn);
     Gpu gpu(reference);
     for (const int length : lengths) {
         std::vector<int32_t> tokens(static_cast<size_t>(length));
@@ -310,6 +311,19 @@ TEST(batches_of_all_sizes_take_turns) {
                 CHECK(same(&rows[row * v], logits.data(), v), "row %zu of %zu, turn %d", row, size, turn);
             }
         }
+}
+
+// Stripes of 256 outputs of which lines are missing: of 4-bit codes the second of two; of 8-bit codes two,
+// the last, three and none. More rows than a block has warps, and too few for a device.
+TEST(many_rows_of_gathered_products_give_the_bits_of_the_cpu_engine) {
+    for (const char* encoding : {"q8g32", "q6g32", "q6g16", "q5g32", "q5g16", "q4g32", "q4g16"}) {
+        compare_many_columns(config_of(Version::k7, 1, 72, 8, 200, 50), encoding, {4, 1}, true);
+        compare_many_columns(config_of(Version::k7, 1, 272, 8, 420, 50), encoding, {3, 14}, true);
+        const Setting order("RWKV_CUDA_EMULATED_ORDER", "reverse");
+        compare_many_columns(config_of(Version::k6, 1, 136, 8, 200, 50), encoding, {13}, true);
+        const Setting processors("RWKV_CUDA_EMULATED_MULTIPROCESSORS", "64");
+        compare_many_columns(config_of(Version::k6, 1, 200, 8, 104, 50), encoding, {5}, true);
+    }
 }
 
 // As many blocks of 64 columns as a large device asks for before it takes these.
