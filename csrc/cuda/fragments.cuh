@@ -82,6 +82,42 @@ class UnitWeights {
     unsigned above_; ///< q6 and q5: from the nibbles to the bits above them
 };
 
+/// A lane's bytes of 32 inputs of a column, as they are stored.
+template <int kForm, int kGroup>
+struct Inputs32 {
+    static constexpr bool kTwoEights = kLookedUp<kForm> && kGroup == 16;
+    uint2 loaded[kTwoEights ? 2 : 1] = {};
+
+    /// Where the lane's bytes are among the 32.
+    static __device__ __forceinline__ int first_byte() {
+        const int j = int(threadIdx.x % 4);
+        return kTwoEights ? j / 2 * 8 : kGroup == 16 ? j * 4 : j * 8;
+    }
+    /// x: the first byte of the lane.
+    __device__ __forceinline__ void load(const int8_t* x) {
+        const auto eight = [&](int at) { return __ldg(reinterpret_cast<const uint2*>(x + at)); };
+        const auto four = [&](int at) { return __ldg(reinterpret_cast<const unsigned*>(x + at)); };
+        if constexpr (kTwoEights)
+            loaded[0] = eight(0), loaded[1] = eight(16);
+        else if constexpr (kGroup == 16)
+            loaded[0] = make_uint2(four(0), four(16));
+        else
+            loaded[0] = eight(0);
+    }
+    /// In the order of unpacked weights.
+    __device__ __forceinline__ uint2 arranged() const {
+        const uint2 first = loaded[0];
+        if constexpr (kTwoEights) {
+            const uint2 second = loaded[1];
+            const unsigned order = threadIdx.x % 2 == 0 ? 0x5140u : 0x7362u;
+            return make_uint2(__byte_perm(first.x, first.y, order), __byte_perm(second.x, second.y, order));
+        } else if constexpr (kLookedUp<kForm>) {
+            return make_uint2(__byte_perm(first.x, first.y, 0x5140), __byte_perm(first.x, first.y, 0x7362));
+        }
+        return first;
+    }
+};
+
 /// Half of a word of 4-bit codes: the lower four, or the upper ones.
 __device__ __forceinline__ uint32_t look_up_half(const uint32_t* codebook, uint32_t codes, int half) {
     const uint32_t mine = codes >> (16 * half), three = mine & 0x7777u;

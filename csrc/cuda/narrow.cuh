@@ -1,4 +1,4 @@
-// Products of integer tiles with up to some tens of columns: a batch. A block takes one unit and 8 to 64
+// Products of integer tiles with some tens of columns: a batch. A block takes one unit and 16 to 64
 // columns. Some of its warps, the bringers, share the groups of weights out, unpack them and leave them in
 // shared memory: once for all columns, in one of two buffers, while the other is used. The others, the
 // multipliers, have 16 or 32 outputs of eight columns each, and every output's chain of sums in a register
@@ -34,40 +34,31 @@ struct NarrowPlan {
     static_assert(sizeof(float) * kColumns * kOutputStride <= 2 * sizeof(NarrowBuffer<kTiles, 1>));
 };
 
-/// A lane's bytes of 32 inputs of a column, as they are stored.
+/// Asks for the groups of a unit's tiles, which lie side by side, before they are loaded: one lane of each of
+/// the first two warps a tile.
 template <int kForm, int kGroup>
-struct Inputs32 {
-    static constexpr bool kTwoEights = kLookedUp<kForm> && kGroup == 16;
-    uint2 loaded[kTwoEights ? 2 : 1] = {};
+class UnitAhead {
+    static constexpr unsigned kBytes = kTileRows * kActGroup / 8 * kCodeBits<kForm>,
+                              kScales = kActGroup / kGroup * kTileRows;
 
-    /// Where the lane's bytes are among the 32.
-    static __device__ __forceinline__ int first_byte() {
-        const int j = int(threadIdx.x % 4);
-        return kTwoEights ? j / 2 * 8 : kGroup == 16 ? j * 4 : j * 8;
+  public:
+    __device__ __forceinline__ UnitAhead(const DeviceMatrix& w, int unit, int warp)
+        : w_(w), groups_(w.k_pad / kActGroup), tile_(2 * unit + warp),
+          asks_(threadIdx.x % 32 == 0 && warp < 2 && tile_ < w.n_pad / kTileRows) {}
+    /// `count` groups from `begin` on, as far as there are so many.
+    __device__ __forceinline__ void ask(int begin, int count) const {
+        if (!asks_ || begin >= groups_)
+            return;
+        const unsigned size = unsigned(least(count, groups_ - begin));
+        const size_t at = size_t(tile_) * size_t(groups_) + size_t(begin);
+        prefetch_range(w_.q + at * kBytes, size * kBytes);
+        prefetch_range(w_.s + at * kScales, size * kScales);
     }
-    /// x: the first byte of the lane.
-    __device__ __forceinline__ void load(const int8_t* x) {
-        const auto eight = [&](int at) { return __ldg(reinterpret_cast<const uint2*>(x + at)); };
-        const auto four = [&](int at) { return __ldg(reinterpret_cast<const unsigned*>(x + at)); };
-        if constexpr (kTwoEights)
-            loaded[0] = eight(0), loaded[1] = eight(16);
-        else if constexpr (kGroup == 16)
-            loaded[0] = make_uint2(four(0), four(16));
-        else
-            loaded[0] = eight(0);
-    }
-    /// In the order of unpacked weights.
-    __device__ __forceinline__ uint2 arranged() const {
-        const uint2 first = loaded[0];
-        if constexpr (kTwoEights) {
-            const uint2 second = loaded[1];
-            const unsigned order = threadIdx.x % 2 == 0 ? 0x5140u : 0x7362u;
-            return make_uint2(__byte_perm(first.x, first.y, order), __byte_perm(second.x, second.y, order));
-        } else if constexpr (kLookedUp<kForm>) {
-            return make_uint2(__byte_perm(first.x, first.y, 0x5140), __byte_perm(first.x, first.y, 0x7362));
-        }
-        return first;
-    }
+
+  private:
+    const DeviceMatrix& w_;
+    int groups_, tile_;
+    bool asks_;
 };
 
 /// Unpacks a lane's weights. Codes that are looked up come with kQ4Zero too much, which is shorter.
@@ -146,8 +137,7 @@ class NarrowUnit {
 
     __device__ __forceinline__ void bring() {
         constexpr int kBringers = Plan::kBringers, kEach = 2; // groups of a warp that are loaded at once
-        constexpr unsigned kBytes = kTileRows * kActGroup / 8 * kCodeBits<kForm>,
-                           kScales = kTerms * kTileRows;
+        constexpr int kScales = kTerms * kTileRows;
         const DeviceMatrix& w = p_.w;
         const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
         const int tiles = w.n_pad / kTileRows;
@@ -169,19 +159,8 @@ class NarrowUnit {
             }
         };
         load(0);
-        // The groups of a tile lie side by side: one lane asks for a stage of them.
-        const bool asks = lane == 0 && warp < 2 && 2 * unit_ + warp < tiles;
-        const auto ask_for = [&](int begin) {
-            if (!asks || begin >= groups_)
-                return;
-            const unsigned count = unsigned(groups_ - begin < kStage ? groups_ - begin : kStage);
-            const size_t at = size_t(2 * unit_ + warp) * size_t(groups_) + size_t(begin);
-            prefetch_range(w.q + at * kBytes, count * kBytes);
-            prefetch_range(w.s + at * kScales, count * kScales);
-        };
-#pragma unroll 1
-        for (int stage = 1; stage <= kNarrowAhead; ++stage)
-            ask_for(stage * kStage);
+        const UnitAhead<kForm, kGroup> ahead(w, unit_, warp);
+        ahead.ask(kStage, kNarrowAhead * kStage);
         const PlainTable table(w.codebook);
         Buffer* buffer = buffers_;
 #pragma unroll 1
@@ -207,7 +186,7 @@ class NarrowUnit {
                 if (next < groups_)
                     load(next);
             }
-            ask_for(begin + (1 + kNarrowAhead) * kStage);
+            ahead.ask(begin + (1 + kNarrowAhead) * kStage, kStage);
             finish_copies();
             __syncthreads();
             buffer = buffer == buffers_ ? buffers_ + 1 : buffers_;

@@ -4,6 +4,7 @@
 
 #include <initializer_list>
 
+#include "cuda/few.cuh"
 #include "cuda/matvec.cuh"
 #include "cuda/narrow.cuh"
 #include "cuda/norm.cuh"
@@ -206,7 +207,7 @@ struct Pass {
         void (*kernel)(ProductList, int);
         const ProductList* list;
         Shape shape;
-        int slots;  ///< instructions that a block's warps issue per group of inputs, counted in code for 9.0
+        int slots;  ///< that a block takes per group of inputs: fitted to times on an H200
         int blocks; ///< that a multiprocessor takes at once
     };
     template <int kTiles>
@@ -227,27 +228,33 @@ struct Pass {
                 &blocks,
                 {8 * kTiles, kWideThreads, WidePlan<kTiles>::shared(ahead)},
                 slots,
-                3};
+                WidePlan<kTiles>::kBlocks};
     }
-    /// The time, in slots, of the multiprocessor with most blocks. It has an instruction to issue the more
-    /// often the more warps there are: of 4 half of the time, of 12 three quarters.
+    /// Slots that a multiprocessor's schedulers take for their part of the blocks. Alone, a block waits for
+    /// as long as four warps more would work. Of more blocks than there is room for at once, those that are
+    /// done leave their time to the others.
     int cost(const Form& form, int count) const {
         const int columns = (count + form.shape.columns - 1) / form.shape.columns,
                   all = form.list->first_unit[form.list->count] * columns,
                   mine = (all + multiprocessors - 1) / multiprocessors, warps = form.shape.threads / 32;
-        const auto together = [&](int blocks) {
-            return blocks == 0 ? 0 : form.slots * (blocks * warps + 4) / warps;
-        };
-        return mine / form.blocks * together(form.blocks) + together(mine % form.blocks);
+        const auto together = [&](int blocks) { return form.slots * (blocks * warps + 4) / warps; };
+        if (mine <= form.blocks)
+            return together(mine);
+        return int(int64_t(together(form.blocks)) * all / (multiprocessors * form.blocks));
     }
 
     /// How products of several columns run depends on what it costs: the bits do not.
     void start_tiles(const ProductList& units, const ProductList& blocks, int count, const float* normed,
                      size_t offset) {
-        // Of 64 columns of one unit the way from L2 takes as long as 440 slots.
-        const Form forms[] = {narrow_form<1>(units, 125), narrow_form<2>(units, 175),
-                              narrow_form<4>(units, 295), narrow_form<8>(units, 440),
-                              wide_form<4>(blocks, 820),  wide_form<8>(blocks, 1320)};
+        bool bytes = true; // codes that need no unpacking
+        for (int i = 0; i < units.count; ++i)
+            bytes = bytes && units.item[i].w.encoding == Encoding::kQ8;
+        if (count <= (bytes ? 2 : 1) * kFewColumns)
+            return start(few_products, units, {kFewColumns, kFewThreads, sizeof(FewShared)}, count, normed,
+                         offset);
+        const Form forms[] = {narrow_form<2>(units, 225), narrow_form<4>(units, 375),
+                              narrow_form<8>(units, 560), wide_form<4>(blocks, 820),
+                              wide_form<8>(blocks, 1240)};
         const Form* best = &forms[0];
         for (const Form& form : forms)
             if (cost(form, count) < cost(*best, count))

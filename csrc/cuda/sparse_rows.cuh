@@ -16,7 +16,7 @@ namespace rwkv::cuda {
 
 constexpr int kPart = 128;         ///< outputs whose sums are made at once: a line, or two of 8-bit codes
 constexpr int kStripe = 2 * kPart; ///< of a warp
-constexpr int kStripeWarps = 12, kStripeThreads = 32 * kStripeWarps;
+constexpr int kStripeWarps = 8, kStripeThreads = 32 * kStripeWarps;
 constexpr int kStripeWords = 2 * 2 * kPart / 16 / 2 * kBlockChannels; ///< that a warp shares, at most
 constexpr size_t kStripeShared = sizeof(uint32_t) * kStripeWords * kStripeWarps;
 

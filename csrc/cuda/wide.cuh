@@ -14,6 +14,7 @@ constexpr int kWideWarps = 4, kWideThreads = 32 * kWideWarps; ///< a unit each
 template <int kTiles>
 struct WidePlan {
     static constexpr int kColumns = 8 * kTiles;
+    static constexpr int kBlocks = kTiles == 8 ? 2 : 3; ///< of a multiprocessor; more would spill registers
     static constexpr int kStep =
         kWideThreads / kColumns;             ///< groups that the block fetches at once, 32 bytes a thread
     static constexpr int kStage = 2 * kStep; ///< groups of a buffer
@@ -289,7 +290,7 @@ __device__ __forceinline__ void wide_units(const Product& p, int first_unit, int
 /// Grid: blocks of four units times blocks of columns, those of the same weights side by side, then a block
 /// per row of states that are left behind. All matrices are tiles.
 template <int kTiles>
-__global__ void __launch_bounds__(kWideThreads, 3)
+__global__ void __launch_bounds__(kWideThreads, WidePlan<kTiles>::kBlocks)
     wide_products(const __grid_constant__ ProductList list, int rows) {
     using Plan = WidePlan<kTiles>;
     with_product(list, (rows + Plan::kColumns - 1) / Plan::kColumns,
