@@ -262,40 +262,8 @@ __device__ __noinline__ void finish_columns(const Product& p, int unit, int firs
                     if (n + i < p.w.n)
                         out[i] = v[i];
         }
-        if (!p.quantized.k)
-            continue;
-        // set_group, with four values a lane
-        const Acts& acts = p.quantized;
-        const size_t at = size_t(t) * size_t(acts.k_pad) + size_t(n);
-        if (present && acts.f)
-            *reinterpret_cast<float4*>(acts.f + at) = make_float4(v[0], v[1], v[2], v[3]);
-        if (!acts.q)
-            continue;
-        float largest = fabsf(v[0]);
-#pragma unroll
-        for (int i = 1; i < 4; ++i)
-            largest = largest > fabsf(v[i]) ? largest : fabsf(v[i]);
-        largest = max_over<8>(largest);
-        const bool used = largest > 1e-30f;
-        const float factor = used ? 127.0f / largest : 0.0f;
-        bool numbers = true;
-        unsigned codes = 0;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const float step = v[i] * factor;
-            const bool number = fabsf(step) < 2147483648.0f;
-            numbers = numbers && number;
-            codes |= (unsigned(number ? __float2int_rn(step) : 0) & 0xffu) << (8 * i);
-        }
-        const bool all_numbers = (__ballot_sync(kAllLanes, !numbers) >> (lane & 24) & 0xffu) == 0;
-        if (present) {
-            *reinterpret_cast<unsigned*>(acts.q + at) = codes;
-            if (place == 0)
-                acts.scale[size_t(t) * size_t(acts.k_pad / kActGroup) + size_t(unit)] =
-                    !all_numbers ? not_a_number()
-                    : used       ? largest / 127.0f
-                                 : 0.0f;
-        }
+        if (p.quantized.k)
+            set_four(p.quantized, t, n, v, present);
     }
 }
 

@@ -159,4 +159,36 @@ __device__ __forceinline__ void set_group(const Acts& acts, int t, int group, fl
                                                                                           : 0.0f;
 }
 
+/// set_group for four groups of a warp at once: a lane has channels i .. i + 3 of row t, and eight lanes a
+/// group. Lanes whose channels are not there come too.
+__device__ __forceinline__ void set_four(const Acts& acts, int t, int i, const float (&x)[4], bool there) {
+    const int lane = int(threadIdx.x % 32);
+    const size_t at = size_t(t) * size_t(acts.k_pad) + size_t(i);
+    if (acts.f && there)
+        *reinterpret_cast<float4*>(acts.f + at) = make_float4(x[0], x[1], x[2], x[3]);
+    if (!acts.q)
+        return;
+    float largest = fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3])));
+#pragma unroll
+    for (int width = 4; width >= 1; width /= 2)
+        largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, width));
+    const bool used = largest > 1e-30f;
+    const float factor = used ? 127.0f / largest : 0.0f;
+    unsigned codes = 0;
+    bool numbers = true;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        const float step = x[j] * factor;
+        const bool number = fabsf(step) < 2147483648.0f;
+        numbers = numbers && number;
+        codes |= (unsigned(number ? __float2int_rn(step) : 0) & 255u) << (8 * j);
+    }
+    numbers = (__ballot_sync(kAllLanes, !numbers) >> (lane & 24) & 255u) == 0;
+    if (!there)
+        return;
+    *reinterpret_cast<unsigned*>(acts.q + at) = codes;
+    if (lane % 8 == 0)
+        acts.scale[at / kActGroup] = !numbers ? not_a_number() : used ? largest / 127.0f : 0.0f;
+}
+
 } // namespace rwkv::cuda

@@ -41,6 +41,7 @@ constexpr int bytes_ahead(const DeviceMatrix& w) {
     const int bits = code_bits(w.encoding);
     return groups_ahead(bits, w.group) * group_bytes(bits, w.group);
 }
+static_assert(WidePlan<8>::shared(groups_ahead(6, 16) * group_bytes(6, 16)) <= kSharedLimit); // the most
 
 /// The weights of a warp's unit, kAhead groups ahead of their use, each in a place of its own. A lane brings
 /// what it needs itself and waits for nobody else. They wait in shared memory: registers that loads are on
@@ -198,7 +199,7 @@ __device__ __forceinline__ void wide_units(const Product& p, int first_unit, int
         for (int row = 0; row < 4; ++row)
             total[tile][row][0] = total[tile][row][1] = 0.0f;
 
-    /// Group `group` of a buffer, which is g of all: its weights' place is taken by those kAhead groups
+    // Group `group` of a buffer, which is g of all: its weights' place is taken by those kAhead groups
     /// later.
     const auto multiply = [&](const uint8_t* buffer, int group, int g, int place) {
         const Weights32<kForm, kGroup> w(weights.at(place), p.w.codebook);
