@@ -7,7 +7,8 @@ namespace rwkv::cpu {
 namespace {
 
 constexpr int kPrefetchBytes = 4096;           // how far ahead of the tile stream of one token
-constexpr int kBatchPrefetchBytes = 16384;     // and of several
+constexpr int kFewPrefetchBytes = 8192;        // of up to four
+constexpr int kBatchPrefetchBytes = 16384;     // and of more
 constexpr size_t kPageBytes = 4096;            // at the least, and on Linux always where a file is mapped
 constexpr size_t kPageAhead = 16 * kPageBytes; // of a stream
 

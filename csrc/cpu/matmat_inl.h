@@ -8,18 +8,19 @@
 namespace rwkv::cpu {
 namespace {
 
-/// Outputs of one 16-row tile for block `block` of T interleaved tokens: y[t * y_stride + row].
-template <int T, Encoding E, int kGroup, bool kFetch>
+/// Outputs of one 16-row tile for the first T tokens of block `block` of kWidth interleaved ones:
+/// y[t * y_stride + row].
+template <int T, int kWidth, Encoding E, int kGroup, bool kFetch>
 RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, int block, float* y,
                                       int y_stride) {
     const int groups = w.k_pad / kActGroup;
     constexpr int kGroupBytes = kTileRows * kActGroup / 8 * code_bits(E); // codes of 32 inputs
     constexpr int kScales = kActGroup / kGroup;                           // scale lines in them
-    constexpr int kAhead = T == 1 ? kPrefetchBytes : kBatchPrefetchBytes;
-    constexpr int kQuad = 4 * T; // bytes of 4 inputs of all tokens
+    constexpr int kAhead = T == 1 ? kPrefetchBytes : T <= 4 ? kFewPrefetchBytes : kBatchPrefetchBytes;
+    constexpr int kQuad = 4 * kWidth; // bytes of 4 inputs of all tokens
     const uint8_t* codes = w.q + size_t(tile) * size_t(groups) * kGroupBytes;
     const int8_t* scales = w.s + size_t(tile) * size_t(groups) * kScales * kTileRows;
-    const size_t first_group = size_t(block) * size_t(groups) * T;
+    const size_t first_group = size_t(block) * size_t(groups) * kWidth;
     const int8_t* xq = x.q + first_group * kActGroup;
     const float* x_scale = x.scale + first_group;
     // levels that take panels can take any byte for a code: q4's get the zero point that the bias of a whole
@@ -35,8 +36,8 @@ RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, 
         codebook = load_lifted_codebook(w.cb, kQ8Zero - kQ4Zero);
     else if constexpr (has_codebook(E))
         codebook = load_codebook(w.cb);
-    for (int g = 0; g < groups; ++g, x_scale += T) {
-        if constexpr (T == 1) {
+    for (int g = 0; g < groups; ++g, x_scale += kWidth) {
+        if constexpr (kFetch) {
             meet_page(codes, kGroupBytes);
             meet_page(scales, kScales * kTileRows, kPageBytes); // as early: they are a fraction of the codes
         }
@@ -46,8 +47,8 @@ RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, 
             for (int half = 0; half < 2; ++half, codes += 2 * 64, xq += 4 * kQuad) {
                 if (half == 0 || kScales == 2) {
                     for (int t = 0; t < T; ++t)
-                        dot[t] = dot_start_q6(kScales == 2 ? bias[t] : bias[t] + bias[T + t]);
-                    bias += kScales == 2 ? T : 2 * T;
+                        dot[t] = dot_start_q6(kScales == 2 ? bias[t] : bias[t] + bias[kWidth + t]);
+                    bias += kScales == 2 ? kWidth : 2 * kWidth;
                 }
                 if constexpr (kFetch)
                     for (int line = 0; line < 3; ++line)
@@ -76,8 +77,8 @@ RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, 
             for (int half = 0; half < 2; ++half, codes += 2 * 64, xq += 4 * kQuad) {
                 if (half == 0 || kScales == 2) {
                     for (int t = 0; t < T; ++t)
-                        dot[t] = dot_start(kScales == 2 ? bias[t] : bias[t] + bias[T + t]);
-                    bias += kScales == 2 ? T : 2 * T;
+                        dot[t] = dot_start(kScales == 2 ? bias[t] : bias[t] + bias[kWidth + t]);
+                    bias += kScales == 2 ? kWidth : 2 * kWidth;
                 }
                 if constexpr (kFetch)
                     for (int line = 0; line < 3 - half; ++line)
@@ -105,8 +106,8 @@ RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, 
             constexpr int kLoads = kGroup / 8; // 64 bytes hold 8 inputs of 16 rows
             for (int half = 0; half < kScales; ++half) {
                 for (int t = 0; t < T; ++t)
-                    dot[t] = dot_start(kScales == 2 || kLifted ? bias[t] : bias[t] + bias[T + t]);
-                bias += kScales == 2 || kLifted ? T : 2 * T;
+                    dot[t] = dot_start(kScales == 2 || kLifted ? bias[t] : bias[t] + bias[kWidth + t]);
+                bias += kScales == 2 || kLifted ? kWidth : 2 * kWidth;
                 for (int j = 0; j < kLoads; ++j, codes += 64, xq += 2 * kQuad) {
                     if constexpr (kFetch)
                         prefetch(codes + kAhead);
@@ -128,7 +129,7 @@ RWKV_BY_ITSELF void tile_times_tokens(const Matrix& w, int tile, const Acts& x, 
         } else {
             for (int t = 0; t < T; ++t)
                 dot[t] = dot_start_q8(bias[t]);
-            bias += T;
+            bias += kWidth;
             for (int j = 0; j < 8; ++j, codes += 64, xq += kQuad) {
                 if constexpr (kFetch)
                     prefetch(codes + kAhead);
@@ -200,7 +201,7 @@ void tile_times_rows(const Matrix& w, int tile, const Acts& x, int rows, float* 
                      uint8_t* scratch) {
     if (x.width == 1) {
         for (int t = 0; t < rows; ++t)
-            tile_times_tokens<1, E, kGroup, true>(w, tile, x, t, y + t * y_stride, y_stride);
+            tile_times_tokens<1, 1, E, kGroup, true>(w, tile, x, t, y + t * y_stride, y_stride);
         return;
     }
     if constexpr (kDecodesTiles) {
@@ -224,10 +225,22 @@ void tile_times_rows(const Matrix& w, int tile, const Acts& x, int rows, float* 
             fetch += groups * size_t(each) * 64;
         }
     } else {
-        tile_times_tokens<kMaxTokens, E, kGroup, true>(w, tile, x, 0, y, y_stride);
+        const auto few = [&]<int T>() {
+            tile_times_tokens<T, kMaxTokens, E, kGroup, true>(w, tile, x, 0, y, y_stride);
+        };
+        if (rows == 2)
+            few.template operator()<2>();
+        else if (rows == 3)
+            few.template operator()<3>();
+        else if (rows == 4)
+            few.template operator()<4>();
+        else if (rows == 5 || rows == 6)
+            few.template operator()<6>();
+        else
+            few.template operator()<kMaxTokens>();
         for (int block = 1; block * kMaxTokens < rows; ++block)
-            tile_times_tokens<kMaxTokens, E, kGroup, false>(w, tile, x, block,
-                                                            y + block * kMaxTokens * y_stride, y_stride);
+            tile_times_tokens<kMaxTokens, kMaxTokens, E, kGroup, false>(
+                w, tile, x, block, y + block * kMaxTokens * y_stride, y_stride);
     }
 }
 

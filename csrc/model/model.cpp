@@ -11,6 +11,8 @@ namespace {
 /// Scratch for a prompt's chunk stays below this, whatever the prompt's length.
 constexpr size_t kScratchBudget = size_t(24) << 20;
 constexpr int kLongestChunk = 256;
+/// So many tokens take about as long as two: nothing is copied to stop halfway.
+constexpr size_t kSoonDone = 16;
 
 } // namespace
 
@@ -58,7 +60,7 @@ void Model::forward(std::span<const int32_t> tokens, State& state, float* logits
     check(state);
     const Turnstile::Turn turn(turnstile_, poll);
     std::optional<State> before;
-    if (poll && tokens.size() > 1)
+    if (poll && tokens.size() > kSoonDone)
         before.emplace(state);
     std::vector<int> wanted;
     for (size_t done = 0; done < tokens.size();) {
