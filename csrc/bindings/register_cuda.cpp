@@ -80,6 +80,7 @@ void register_cuda(py::module_& m) {
 
     py::class_<CudaState>(m, "CudaState")
         .def("copy", &CudaState::copy, Released())
+        .def("assign", &CudaState::assign, py::arg("other"), Released())
         .def("to_numpy", &export_state)
         .def("load_numpy", &import_state<CudaState>)
         .def_property_readonly("nbytes", &CudaState::bytes);

@@ -26,6 +26,30 @@ py::dict inputs_of(const Model& model) {
     return result;
 }
 
+/// Logits [tokens, vocab].
+py::object look_ahead(Model& model, const py::buffer& tokens, const State& state, Lookahead& ahead) {
+    const Vector<int32_t> ids(tokens, "tokens", "int32");
+    const NewFloats logits({py::ssize_t(ids.all().size()), py::ssize_t(model.config().vocab_size)});
+    const auto poll = interruption();
+    try {
+        const Unlocked unlocked;
+        model.look_ahead(ids.all(), state, ahead, logits.data, poll);
+    } catch (const Cancelled&) {
+        throw py::error_already_set();
+    }
+    return logits.array;
+}
+
+void keep(Model& model, State& state, Lookahead& ahead, int count) {
+    const auto poll = interruption();
+    try {
+        const Unlocked unlocked;
+        model.keep(state, ahead, count, poll);
+    } catch (const Cancelled&) {
+        throw py::error_already_set();
+    }
+}
+
 } // namespace
 
 void register_model(py::module_& m) {
@@ -33,6 +57,7 @@ void register_model(py::module_& m) {
 
     py::class_<State>(m, "State")
         .def("copy", [](const State& state) { return std::make_unique<State>(state); })
+        .def("assign", &State::assign, py::arg("other"), Released())
         .def("to_numpy", [](const State& state) { return arrays_of(state.export_entries()); })
         .def("load_numpy", &import_state<State>)
         .def_property_readonly("nbytes", &State::bytes);
@@ -46,6 +71,8 @@ void register_model(py::module_& m) {
         },
         py::arg("array"), "Whether no float32 value is NaN or infinite.");
 
+    py::class_<Lookahead>(m, "Lookahead").def_property_readonly("nbytes", &Lookahead::bytes);
+
     py::class_<Model>(m, "Model")
         .def(py::init([](const std::string& path, const py::dict& config,
                          const std::vector<SpecTuple>& tensors, int threads, const std::string& level) {
@@ -58,6 +85,10 @@ void register_model(py::module_& m) {
         .def("forward", &forward<Model, State>, py::arg("tokens"), py::arg("state"),
              py::arg("all_logits") = false)
         .def("forward_batch", &forward_batch<Model, State>, py::arg("tokens"), py::arg("states"))
+        .def("new_lookahead",
+             [](const Model& model) { return std::make_unique<Lookahead>(model.config(), model.threads()); })
+        .def("look_ahead", &look_ahead, py::arg("tokens"), py::arg("state"), py::arg("ahead"))
+        .def("keep", &keep, py::arg("state"), py::arg("ahead"), py::arg("count"))
         .def("count_active_channels", &Model::count_active_channels, py::arg("on"), Released())
         .def_property_readonly("active_channels", &Model::active_channels)
         .def("collect_inputs", &Model::collect_inputs, py::arg("on"), Released())

@@ -187,6 +187,7 @@ void register_text(py::module_& m) {
                 self.apply(Vector<float>(logits, "logits", "float32", true).all());
             },
             py::arg("logits"), "Change float32 logits [V] in place.")
+        .def("copy", [](const Penalties& self) { return Penalties(self); })
         .def("counts", &Penalties::counts, "(token, count) in the order first seen.")
         .def("restore", &Penalties::restore, py::arg("counts"), "Take over what counts() returned.");
 }

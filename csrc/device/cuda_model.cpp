@@ -58,12 +58,17 @@ CudaState::~CudaState() {
 
 std::unique_ptr<CudaState> CudaState::copy() const {
     auto twin = std::make_unique<CudaState>(session_);
+    twin->assign(*this);
+    return twin;
+}
+
+void CudaState::assign(const CudaState& other) {
+    require(other.session_ == session_, Fault::kArgument, "the state belongs to another model");
     session_->call({}, [&](char* reason, size_t size) {
         if (host_)
-            twin->host_->assign(*host_);
-        return session_->library.copy_state(twin->handle_, handle_, reason, size);
+            host_->assign(*other.host_);
+        return session_->library.copy_state(handle_, other.handle_, reason, size);
     });
-    return twin;
 }
 
 std::vector<State::Entry> CudaState::export_entries() const {

@@ -30,6 +30,7 @@ class CudaState {
     CudaState& operator=(const CudaState&) = delete;
 
     std::unique_ptr<CudaState> copy() const;
+    void assign(const CudaState& other); ///< takes over the values of a state of the same model
     /// As of rwkv::State: the canonical form.
     std::vector<State::Entry> export_entries() const;
     void import_entries(const StateArrays& arrays);

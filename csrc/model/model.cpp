@@ -128,7 +128,7 @@ void Model::forward_rows(std::span<const int32_t> tokens, std::span<State* const
 }
 
 bool Model::run(std::span<const int32_t> tokens, const std::vector<Segment>& segments,
-                std::span<const int> wanted, float* logits, const Poll& poll) {
+                std::span<const int> wanted, float* logits, const Poll& poll, Lookahead* ahead) {
     const int rows = int(tokens.size());
     if (scratch_.capacity < rows) {
         const int capacity = std::min(chunk_, std::max(8, (rows + 7) / 8 * 8));
@@ -148,7 +148,8 @@ bool Model::run(std::span<const int32_t> tokens, const std::vector<Segment>& seg
                rows,
                thread,
                counts_active_ ? active_channels_.data() : nullptr,
-               collects_inputs_ ? &inputs_ : nullptr};
+               collects_inputs_ ? &inputs_ : nullptr,
+               ahead};
         Scratch& s = scratch_;
         const int c = config_.n_embd;
         p.each_of(rows, [&](int t) {

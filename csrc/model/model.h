@@ -11,6 +11,7 @@
 #include "core/thread_pool.h"
 #include "core/turnstile.h"
 #include "model/config.h"
+#include "model/lookahead.h"
 #include "model/pass.h"
 #include "model/scratch.h"
 #include "model/state.h"
@@ -60,6 +61,14 @@ class Model {
     void forward_batch(std::span<const int32_t> tokens, std::span<State* const> states, float* logits,
                        const Poll& poll);
 
+    /// Logits [tokens, vocab] of the tokens (Lookahead::kMost at most) that may follow `state`, which stays
+    /// as it is. Throws as forward does; `poll` can stop it before it begins.
+    void look_ahead(std::span<const int32_t> tokens, const State& state, Lookahead& ahead, float* logits,
+                    const Poll& poll);
+    /// Makes the first `count` of those tokens part of the state that they followed, which has seen
+    /// `ahead.kept` of them. Every bit is what forward would have made it.
+    void keep(State& state, Lookahead& ahead, int count, const Poll& poll);
+
     /// Feeds `tokens` to one state, or one token to each of as many states, and hands over what the blocks
     /// leave behind instead of making logits: chunk by chunk, on the calling thread. Throws as forward does,
     /// and what `take` throws; states then have any part of the tokens in them.
@@ -70,7 +79,7 @@ class Model {
     void check(const State& state) const;
     /// Logits of the rows in `wanted`, in order.
     bool run(std::span<const int32_t> tokens, const std::vector<Segment>& segments,
-             std::span<const int> wanted, float* logits, const Poll& poll);
+             std::span<const int> wanted, float* logits, const Poll& poll, Lookahead* ahead = nullptr);
 
     Config config_;
     const cpu::KernelTable& op_;

@@ -9,6 +9,7 @@
 #include "core/thread_pool.h"
 #include "cpu/kernels.h"
 #include "model/input_statistics.h"
+#include "model/lookahead.h"
 #include "model/scratch.h"
 #include "model/state.h"
 #include "model/weights.h"
@@ -33,6 +34,7 @@ struct Pass {
     uint64_t* active_channels =
         nullptr; ///< [n_layer], where thread 0 counts what a kn ffn.value reads; or null
     InputStatistics* inputs = nullptr; ///< where the inputs of all products are added up; or null
+    Lookahead* ahead = nullptr;        ///< what to keep of the one sequence, whose state stays; or null
 
     void barrier() { pool.barrier(); }
 
@@ -104,9 +106,26 @@ struct Pass {
     void save_shift(int layer, float* (State::*x_prev)(int)) {
         if (thread != 0)
             return;
+        if (ahead) {
+            const bool att = x_prev == &State::att_x_prev;
+            return keep(layer, att ? Lookahead::kAttShift : Lookahead::kFfnShift, s.normed, 0, config.n_embd);
+        }
         for (const Segment& segment : segments)
             std::copy_n(s.normed.row(segment.begin + segment.count - 1), config.n_embd,
                         (segment.state->*x_prev)(layer));
+    }
+
+    /// Keeps channels [begin, end) of all rows, if the pass looks ahead.
+    void keep(int layer, Lookahead::Row which, const Rows& from, int begin, int end) {
+        for (int t = 0; ahead && t < rows; ++t)
+            std::copy(from.row(t) + begin, from.row(t) + end, ahead->row(layer, which, t) + begin);
+    }
+
+    /// What a head's recurrence works on: the state, or a copy of it if the pass looks ahead.
+    float* head(const Segment& segment, int layer, int number) {
+        float* own = segment.state->head(layer, number);
+        const int n = config.head_size;
+        return ahead ? ahead->copy_of(own, size_t(n) * size_t(cpu::state_stride(n)), thread) : own;
     }
 
     void shift_into(cpu::Acts& acts, int t, const cpu::Shifted* block, int count, const float* mix) {

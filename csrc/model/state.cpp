@@ -58,7 +58,10 @@ State::State(const State& other)
     assign(other);
 }
 
-void State::assign(const State& other) { std::memcpy(data_.data(), other.data_.data(), bytes()); }
+void State::assign(const State& other) {
+    require(other.config_ == config_, Fault::kArgument, "the state belongs to a model of another shape");
+    std::memcpy(data_.data(), other.data_.data(), bytes());
+}
 
 std::vector<State::Entry> State::export_entries() const {
     State& self = const_cast<State&>(*this); // the accessors are shared with the engine, which writes

@@ -20,9 +20,15 @@ void time_mix_v4(Pass& p, const Block& b, int layer) {
     p.barrier();
     p.each_head_group([&](const Segment& segment, int begin, int end) {
         const int first = segment.begin;
-        State& state = *segment.state;
-        p.op.wkv4(s.r.row(first), s.k.row(first), s.v.row(first), b.decay, b.bonus, state.aa(layer),
-                  state.bb(layer), state.pp(layer), s.y.row(first), s.y.stride, segment.count, begin, end);
+        float* state[3] = {segment.state->aa(layer), segment.state->bb(layer), segment.state->pp(layer)};
+        for (size_t i = 0; p.ahead && i < 3; ++i) // room for whole arrays, of which this piece is copied
+            state[i] = p.ahead->copy_of(state[i] + begin, size_t(end - begin), p.thread,
+                                        i * p.ahead->stride() + size_t(begin)) -
+                       begin;
+        p.op.wkv4(s.r.row(first), s.k.row(first), s.v.row(first), b.decay, b.bonus, state[0], state[1],
+                  state[2], s.y.row(first), s.y.stride, segment.count, begin, end);
+        p.keep(layer, Lookahead::kKey, s.k, begin, end);
+        p.keep(layer, Lookahead::kValue, s.v, begin, end);
         p.op.set_acts(s.y.row(first) + begin, s.y.stride, first, segment.count, begin, end, s.att_out);
     });
     p.barrier();

@@ -30,11 +30,13 @@ void time_mix_v5(Pass& p, const Block& b, int layer) {
         for (int c = begin; c < end; c += n) {
             const int first = segment.begin;
             p.op.wkv5(s.r.row(first) + c, s.k.row(first) + c, s.v.row(first) + c, b.decay + c, 0, b.bonus + c,
-                      segment.state->head(layer, c / n), s.y.row(first) + c, s.y.stride, segment.count, n);
+                      p.head(segment, layer, c / n), s.y.row(first) + c, s.y.stride, segment.count, n);
             for (int t = first; t < first + segment.count; ++t)
                 p.op.finish5(s.y.row(t) + c, b.ln_x.weight + c, b.ln_x.bias + c,
                              gated ? s.g.row(t) + c : nullptr, p.config.group_norm_eps, n);
         }
+        p.keep(layer, Lookahead::kKey, s.k, begin, end);
+        p.keep(layer, Lookahead::kValue, s.v, begin, end);
         p.op.set_acts(s.y.row(segment.begin) + begin, s.y.stride, segment.begin, segment.count, begin, end,
                       s.att_out);
     });

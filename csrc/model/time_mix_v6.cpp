@@ -59,12 +59,15 @@ void time_mix_v6(Pass& p, const Block& b, int layer) {
         }
         for (int ch = begin; ch < end; ch += n) {
             p.op.wkv5(s.r.row(first) + ch, s.k.row(first) + ch, s.v.row(first) + ch, s.w.row(first) + ch,
-                      s.w.stride, b.bonus + ch, segment.state->head(layer, ch / n), s.y.row(first) + ch,
+                      s.w.stride, b.bonus + ch, p.head(segment, layer, ch / n), s.y.row(first) + ch,
                       s.y.stride, segment.count, n);
             for (int t = first; t < last; ++t)
                 p.op.finish5(s.y.row(t) + ch, b.ln_x.weight + ch, b.ln_x.bias + ch, s.g.row(t) + ch,
                              p.config.group_norm_eps, n);
         }
+        p.keep(layer, Lookahead::kKey, s.k, begin, end);
+        p.keep(layer, Lookahead::kValue, s.v, begin, end);
+        p.keep(layer, Lookahead::kDecay, s.w, begin, end);
         p.op.set_acts(s.y.row(first) + begin, s.y.stride, first, segment.count, begin, end, s.att_out);
     });
     p.barrier();

@@ -57,6 +57,7 @@ void time_mix_v7(Pass& p, const Block& b, int layer) {
     p.each_head_group([&](const Segment& segment, int begin, int end) {
         const int first = segment.begin, last = segment.begin + segment.count;
         for (int c = begin; c < end; c += n) {
+            float* state = p.head(segment, layer, c / n);
             for (int from = first; from < last; from += kAtOnce) {
                 const int until = std::min(last, from + kAtOnce);
                 for (int t = from; t < until; ++t) {
@@ -72,14 +73,19 @@ void time_mix_v7(Pass& p, const Block& b, int layer) {
                                   residual ? b.v0 + c : nullptr, b.k_k + c, b.k_a + c, n);
                 }
                 p.op.wkv7(s.r.row(from) + c, s.k.row(from) + c, s.v.row(from) + c, s.w.row(from) + c,
-                          s.a.row(from) + c, s.b.row(from) + c, segment.state->head(layer, c / n),
-                          s.y.row(from) + c, s.y.stride, until - from, n);
+                          s.a.row(from) + c, s.b.row(from) + c, state, s.y.row(from) + c, s.y.stride,
+                          until - from, n);
                 for (int t = from; t < until; ++t)
                     p.op.finish7(s.y.row(t) + c, s.r.row(t) + c, s.k.row(t) + c, s.v.row(t) + c, b.r_k + c,
                                  b.ln_x.weight + c, b.ln_x.bias + c, s.g.row(t) + c, p.config.group_norm_eps,
                                  n);
             }
         }
+        p.keep(layer, Lookahead::kKey, s.k, begin, end);
+        p.keep(layer, Lookahead::kValue, s.v, begin, end);
+        p.keep(layer, Lookahead::kDecay, s.w, begin, end);
+        p.keep(layer, Lookahead::kRemoval, s.a, begin, end);
+        p.keep(layer, Lookahead::kAddition, s.b, begin, end);
         p.op.set_acts(s.y.row(first) + begin, s.y.stride, first, segment.count, begin, end, s.att_out);
     });
     p.barrier();

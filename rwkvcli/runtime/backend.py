@@ -27,6 +27,10 @@ class BackendState(Protocol):
 
     def copy(self) -> BackendState: ...
 
+    def assign(self, other: Any) -> None:
+        """Take over the values of a state of the same model."""
+        ...
+
     def to_numpy(self) -> Mapping[str, Logits]:
         """The canonical form (a copy), in arrays that `numpy.asarray` takes as they are: per block `att.x_prev` [C], `ffn.x_prev` [C] and `att.state`
         [H, value, key]; for RWKV-4 `att.aa`, `att.bb`, `att.pp` [C]."""
@@ -35,6 +39,22 @@ class BackendState(Protocol):
     def load_numpy(self, arrays: Mapping[str, Any]) -> None:
         """Take the canonical form over. Raises ValueError, and changes nothing, if it does not fit."""
         ...
+
+
+class Lookahead(Protocol):
+    """Tokens that were evaluated after a state, of which the first may become part of it."""
+
+    def run(self, tokens: Ids, state: Any) -> Logits:
+        """float32 logits [T, V] of tokens [1 <= T <= LARGEST_LOOKAHEAD] after `state`, which stays as it is."""
+        ...
+
+    def keep(self, state: Any, count: int, done: list[Any] | None = None) -> None:
+        """`state`, which stood before those tokens or after fewer of them, has seen the first `count` afterwards. `done` as
+        for `Backend.forward`."""
+        ...
+
+
+LARGEST_LOOKAHEAD = 8
 
 
 class Backend(Protocol):
@@ -59,6 +79,10 @@ class Backend(Protocol):
 
         `done`, an empty list, is given them as the state advances: a signal that came meanwhile raises in the next moment.
         """
+        ...
+
+    def lookahead(self) -> Lookahead:
+        """Room for looking ahead of one state at a time."""
         ...
 
     def forward_batch(self, tokens: Ids, states: Sequence[Any], done: list[Logits] | None = None) -> Logits:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rwkvcli import _kernels
 from rwkvcli.errors import DeviceUnavailable, FormatError, OutOfMemory, StateMismatch, UsageError
 from rwkvcli.runtime.device import cpu_level
+from rwkvcli.runtime.lookahead import ReplayedLookahead
 from rwkvcli.runtime.native import engine_arguments, noted, too_many_threads
 
 if TYPE_CHECKING:
@@ -134,6 +135,11 @@ class CudaState:
         with _errors_of_the_device():
             return CudaState(self.inner.copy(), self.model)
 
+    def assign(self, other: CudaState) -> None:
+        """Take over the values of a state of the same model, on the same GPU."""
+        with _errors_of_the_device():
+            self.inner.assign(other.inner)
+
     def to_numpy(self) -> Mapping[str, Logits]:
         """The canonical form of `BackendState`."""
         with _errors_of_the_device():
@@ -207,6 +213,9 @@ class CudaModel:
         (inner,) = self._ours([state])
         with _errors_of_the_device(), _refusals():
             return noted(done, self._model.forward, tokens, inner, all_logits)
+
+    def lookahead(self) -> ReplayedLookahead:
+        return ReplayedLookahead(self)
 
     def forward_batch(
         self, tokens: Ids, states: Sequence[CudaState], done: list[Logits] | None = None

@@ -135,14 +135,19 @@ class Model:
         self, tokens: Sequence[int] | NDArray[Any], state: State, all_logits: bool = False
     ) -> Logits:
         """The same without importing numpy: the logits are in whatever form the device gives them."""
-        ids = self._ids(tokens)
-        self._check(state)
+        ids = self.ids_for(tokens, state)
         done: list[Logits] = []
         state.begin(len(ids), done)
         try:
             return self.backend.forward(ids, state.inner, all_logits, done)
         finally:
             state.end(done)
+
+    def ids_for(self, tokens: Sequence[int] | NDArray[Any], state: State) -> Ids:
+        """Tokens as backends take them. Raises UsageError and StateMismatch if they cannot be fed to `state`."""
+        ids = self._ids(tokens)
+        self._check(state)
+        return ids
 
     def forward_batch(
         self, tokens: Sequence[Sequence[int]] | Sequence[int], states: Sequence[State]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from quant.formats import ENCODINGS
 from rwkvcli import _kernels
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from quant.container.reader import ModelFile
     from rwkvcli.runtime.backend import Ids, Logits
+
+_T = TypeVar("_T")
 
 
 class NativeModel:
@@ -91,12 +93,31 @@ class NativeModel:
         with _errors_of_the_engine():
             return noted(done, self._model.forward, tokens, state, all_logits)
 
+    def lookahead(self) -> NativeLookahead:
+        return NativeLookahead(self._model)
+
     def forward_batch(self, tokens: Ids, states: Sequence[Any], done: list[Logits] | None = None) -> Logits:
         with _errors_of_the_engine():
             return noted(done, self._model.forward_batch, tokens, list(states))
 
 
-def noted(done: list[Logits] | None, compute: Callable[..., Logits], *given: Any) -> Logits:
+class NativeLookahead:
+    """The engine keeps what each token does to a state, and does that to it later."""
+
+    def __init__(self, model: _kernels.Model) -> None:
+        self._model = model
+        self._room = model.new_lookahead()
+
+    def run(self, tokens: Ids, state: Any) -> Logits:
+        with _errors_of_the_engine():
+            return self._model.look_ahead(tokens, state, self._room)
+
+    def keep(self, state: Any, count: int, done: list[Any] | None = None) -> None:
+        with _errors_of_the_engine():
+            noted(done, lambda room: self._model.keep(state, room, count), self._room)
+
+
+def noted(done: list[_T] | None, compute: Callable[..., _T], *given: Any) -> _T:
     """What the extension's `compute(*given)` returns, also in `done`.
 
     Python handles signals between its own instructions, the first time right after a call; `extend` is one call, in

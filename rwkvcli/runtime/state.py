@@ -83,6 +83,11 @@ class State:
         """An independent copy: a branch of the conversation."""
         return State(self.inner.copy(), self.origin, self.tokens_seen, self.pause)
 
+    def assign(self, other: State) -> None:
+        """Become as `other`, a state of the same model, in the memory that is there."""
+        self.inner.assign(other.inner)
+        self._noted = _Noted(other.tokens_seen, other.pause)
+
     def __copy__(self) -> State:
         return self.copy()  # the usual one would share the memory
 

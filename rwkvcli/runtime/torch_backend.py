@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from rwkvcli.runtime import torch_blocks as blocks
+from rwkvcli.runtime.lookahead import ReplayedLookahead
 
 if TYPE_CHECKING:
     from quant.arch import Arch
@@ -65,6 +66,10 @@ class TorchState:
     def copy(self) -> TorchState:
         """An independent copy: both may go their own ways."""
         return TorchState([{name: tensor.clone() for name, tensor in layer.items()} for layer in self.layers])
+
+    def assign(self, other: TorchState) -> None:
+        """Take over the values of a state of the same model."""
+        self.layers = other.copy().layers
 
     def to_numpy(self) -> dict[str, Float32]:
         """A float32 copy in the canonical form: the tensors above as `blocks.{i}.att.x_prev` and so on."""
@@ -204,6 +209,9 @@ class TorchModel:
         if done is not None:
             done.append(result)
         return result
+
+    def lookahead(self) -> ReplayedLookahead:
+        return ReplayedLookahead(self)
 
     def forward_batch(
         self, tokens: Tokens, states: Sequence[TorchState], done: list[Any] | None = None
