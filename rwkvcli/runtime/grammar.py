@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import copy
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -90,6 +91,18 @@ class GrammarMatcher:
                 raise ValueError(self._matcher.get_error())
             self.complete = bool(self._matcher.is_stopped())
         self.ids.append(token)
+
+    def fork(self) -> GrammarMatcher:
+        """One that goes its own way from here."""
+        other = copy(self)
+        other._matcher, other.ids = self._matcher.deep_copy(), list(self.ids)
+        return other
+
+    @property
+    def forced(self) -> bytes:
+        """Text that has to come next, as far as it is known. Raises UsageError: llguidance gave up."""
+        with refusals(_gave_up):
+            return self._matcher.compute_ff_bytes() if not self.complete else b""
 
     def resume(self, ids: Sequence[int]) -> None:
         """Go on after a text of these tokens; nothing was generated yet. Raises UsageError: it does not fit the grammar."""

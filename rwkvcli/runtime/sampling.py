@@ -19,6 +19,7 @@ import operator
 import secrets
 from array import array
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -252,6 +253,23 @@ class Sampler:
             self.draws += 1
         self._count(token)
         return token
+
+    def fork(self) -> Sampler:
+        """One that draws what this one would from the same logits, and of which this one does not know. It shares this one's
+        working memory: they do not draw at the same time."""
+        other = copy(self)
+        if self._penalties is not None:
+            other._penalties = self._penalties.copy()
+        if self._banned is not None:
+            other._banned = copy(self._banned)
+        if self._grammar is not None:
+            other._grammar = self._grammar.fork()
+        return other
+
+    @property
+    def forced(self) -> bytes:
+        """Text that has to come next, as far as the grammar knows it."""
+        return self._grammar.forced if self._grammar is not None else b""
 
     @property
     def complete(self) -> bool:

@@ -1,0 +1,168 @@
+"""Guesses of what a text goes on with: from what it said before, from a smaller model, from a grammar."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from rwkvcli.errors import FormatError, UsageError
+
+if TYPE_CHECKING:
+    from rwkvcli.runtime.backend import Logits
+    from rwkvcli.runtime.model import Model
+    from rwkvcli.runtime.sampling import Sampler
+    from rwkvcli.runtime.state import State
+    from rwkvcli.runtime.tokenizer import Tokenizer
+
+LOOKUP = "lookup"
+"""In place of a model's name: guesses come from what the text said before."""
+
+
+class Drafter(Protocol):
+    """What guesses. A guess costs time and nothing else: the text does not depend on it."""
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """The text has come to these tokens."""
+        ...
+
+    def guess(self, most: int) -> list[int]:
+        """At most `most` tokens that may come next."""
+        ...
+
+
+class First:
+    """The guesses of the first of `drafters` that has any."""
+
+    def __init__(self, drafters: Sequence[Drafter]) -> None:
+        self._drafters = drafters
+
+    def read(self, tokens: Sequence[int]) -> None:
+        for drafter in self._drafters:
+            drafter.read(tokens)
+
+    def guess(self, most: int) -> list[int]:
+        return next((guesses for drafter in self._drafters if (guesses := drafter.guess(most))), [])
+
+
+class Lookup:
+    """What followed the last time that the text came to the same few tokens (as in "prompt lookup decoding").
+
+    It remembers `remembers` tokens at least, and twice as many at most.
+    """
+
+    _SAME = 3  # tokens
+
+    def __init__(self, remembers: int = 1 << 15) -> None:
+        self._remembers = remembers
+        self._text = array("i")
+        self._after: dict[tuple[int, ...], int] = {}  # _SAME tokens: where the last text after them began
+        self._found: int | None = None  # what comes next may be what is there
+
+    def read(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            self._text.append(token)
+            key = tuple(self._text[-self._SAME :])
+            if len(key) == self._SAME:
+                self._found = self._after.get(key)
+                self._after[key] = len(self._text)
+        if len(self._text) > 2 * self._remembers:
+            kept = self._text[-self._remembers :]
+            self._text, self._after = array("i"), {}
+            self.read(kept)
+
+    def guess(self, most: int) -> list[int]:
+        if self._found is None:
+            return []
+        guesses = self._text[self._found : self._found + most].tolist()
+        while len(guesses) < most:  # it repeats itself: what follows is what was guessed
+            guesses.append(([*self._text[self._found :], *guesses])[len(guesses)])
+        return guesses
+
+
+class Forced:
+    """Text that has to come, since a grammar allows no other. The model may write it in other tokens than these."""
+
+    def __init__(self, sampler: Sampler, tokenizer: Tokenizer) -> None:
+        self._sampler, self._tokenizer = sampler, tokenizer
+
+    def read(self, tokens: Sequence[int]) -> None:
+        pass
+
+    def guess(self, most: int) -> list[int]:
+        forced = self._sampler.forced
+        return self._tokenizer.encode(forced.decode("utf-8", "ignore"))[:most] if forced else []
+
+
+class DraftModel:
+    """What a smaller model of the same vocabulary would write, drawn by a twin of the text's sampler: with the same random
+    numbers, so that two models that agree on the chances agree on the token.
+    """
+
+    def __init__(self, model: Model, sampler: Sampler | None = None) -> None:
+        self._model = model
+        self.sampler = sampler
+        """The text's; None: there is nothing to guess yet."""
+        self._state = model.new_state()
+        self._logits: Logits | None = None
+        self._guesses: list[int] = []
+        self._after: list[tuple[State, Logits]] = []  # of the guesses that were fed
+        self._spare: list[State] = []
+
+    def read(self, tokens: Sequence[int]) -> None:
+        right = 0
+        while right < min(len(tokens), len(self._after)) and self._guesses[right] == tokens[right]:
+            right += 1
+        if right:
+            state, self._logits = self._after[right - 1]
+            self._state, self._after[right - 1] = state, (self._state, self._logits)
+        self._spare += [state for state, _ in self._after]
+        self._guesses, self._after = [], []
+        if rest := list(tokens[right:]):
+            self._logits = self._model.evaluate(rest, self._state)
+
+    def guess(self, most: int) -> list[int]:
+        logits, state = self._logits, self._state
+        if logits is None or self.sampler is None:
+            return []
+        twin = self.sampler.fork()
+        guesses: list[int] = []
+        while True:
+            try:
+                token = twin(logits)
+            except (FormatError, UsageError):  # nothing can be drawn from these logits
+                break
+            if token == self._model.tokenizer.eos_id:
+                break
+            guesses.append(token)
+            if len(guesses) == most or twin.complete:
+                break
+            state, logits = self._fed(token, state)
+        return guesses
+
+    def _fed(self, token: int, before: State) -> tuple[State, Logits]:
+        """What comes of feeding a guess, which may be taken back."""
+        if self._spare:
+            state = self._spare.pop()
+            state.assign(before)
+        else:
+            state = before.copy()
+        logits = self._model.evaluate([token], state)
+        self._guesses.append(token)
+        self._after.append((state, logits))
+        return state, logits
+
+
+def check_vocabulary(model: Model, draft: Model) -> None:
+    """Raise UsageError unless the tokens of both models are the same."""
+    own, other = model.tokenizer, draft.tokenizer
+    kinds = {model.file.tokenizer, draft.file.tokenizer}
+    same = own.vocab_size == other.vocab_size and own.eos_id == other.eos_id
+    if same and ("json" in kinds or len(kinds) > 1):
+        ids = range(own.vocab_size)
+        same = all(own.decode_bytes((token,)) == other.decode_bytes((token,)) for token in ids)
+    if not same:
+        raise UsageError(
+            f"{draft.file.path.name} has another vocabulary than {model.file.path.name}",
+            hint="a draft model is a smaller one of the same family",
+        )

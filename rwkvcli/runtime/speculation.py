@@ -1,0 +1,156 @@
+"""Several tokens in one pass of the engine, of which only the first is known: what a drafter guesses comes after it.
+
+A pass over a few tokens reads the weights once and takes little longer than one over a single token. The text stays what it
+would be: every token is drawn from the model's own logits, in order, and a guess only decides whether those of the next token
+are there already (where speculative sampling, arXiv 2211.17192, keeps the distribution alone). The engine's logits do not depend
+on how tokens are split over passes, so they are the same bits, too. An RNN's state cannot be taken back: a pass leaves it as it
+is, and the tokens that came become part of it afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from rwkvcli.runtime.backend import LARGEST_LOOKAHEAD
+from rwkvcli.runtime.lookahead import Ahead
+
+if TYPE_CHECKING:
+    from rwkvcli.runtime.backend import Logits
+    from rwkvcli.runtime.drafting import Drafter
+    from rwkvcli.runtime.model import Model
+    from rwkvcli.runtime.state import State
+
+
+class Speculation:
+    """Feeds the tokens of one text to `model`, as an `Evaluator`.
+
+    The tokens that were fed last may not have reached the state: before it is used for anything else, `settle` it.
+    """
+
+    def __init__(
+        self, model: Model, drafter: Drafter, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._model = model
+        self._drafter = drafter
+        self._clock = clock
+        self._pace = Pace()
+        self._ahead = Ahead(model)
+        self._guesses: list[int] = []  # of the last pass
+        self._rows: list[Logits] = []  # after the token that it began with, and after each guess
+        self._fed = 0  # tokens of the pass
+        self._unread: list[int] = []  # by the drafter
+        self.drafted = 0
+        """Tokens that were guessed."""
+        self.accepted = 0
+        """Those of them that came."""
+
+    def evaluate(self, tokens: Sequence[int], state: State) -> Logits:
+        """Feed tokens; float32 logits [V] of the last. What the engine raises leaves everything as it was."""
+        if len(tokens) > 1:  # a prompt
+            self._end_pass(state)
+            logits = self._model.evaluate(tokens, state)
+            self._unread += tokens
+            return logits
+        (token,) = tokens
+        right = self._fed - 1  # guesses that came
+        if 0 <= right < len(self._guesses):
+            self._pace.judged(right=self._guesses[right] == token)
+            if self._guesses[right] == token:
+                self._unread.append(token)
+                self._fed += 1
+                self.accepted += 1
+                return self._rows[right + 1]
+        self._end_pass(state)
+        return self._pass(token, state)
+
+    def settle(self, state: State) -> None:
+        """`state` has seen all that was fed."""
+        if self._fed:
+            begin = self._clock()
+            self._ahead.keep(state, self._fed)
+            self._pace.kept(self._clock() - begin)
+
+    def _end_pass(self, state: State) -> None:
+        self.settle(state)
+        self._guesses, self._rows, self._fed = [], [], 0
+
+    def _pass(self, token: int, state: State) -> Logits:
+        """Feed `token`, and guesses after it."""
+        guesses: list[int] = []
+        most, begin = self._pace.most(), self._clock()
+        if most:
+            self._drafter.read([*self._unread, token])
+            guesses = self._drafter.guess(most)
+            self._pace.guessed(len(guesses), self._clock() - begin)
+            begin = self._clock()
+        if guesses:
+            self._rows = self._ahead.run([token, *guesses], state)
+            self._guesses, self._fed = guesses, 1
+            self.drafted += len(guesses)
+            logits = self._rows[0]
+        else:
+            logits = self._model.evaluate([token], state)
+        self._unread = [] if most else [*self._unread, token]
+        self._pace.passed(1 + len(guesses), self._clock() - begin)
+        return logits
+
+
+class Pace:
+    """How many tokens to guess: what a pass takes and how often guesses were right says it.
+
+    With a share `a` of them right, `k` guesses bring 1 + a + ... + a^k tokens.
+    """
+
+    _USUAL = 0.7  # the share of right guesses, until it is known
+    _SHARE_STEP, _TIME_STEP, _HOPE_STEP = 0.08, 0.2, 0.01
+    _PER_TOKEN = 0.06  # by which a pass with one more token is thought to take longer
+
+    def __init__(self) -> None:
+        self._share = self._USUAL
+        self._seconds: dict[int, float] = {}  # a pass, by its tokens
+        self._guess = 0.0  # seconds for one
+        self._keep = 0.0  # seconds, when a pass has ended
+
+    def most(self) -> int:
+        """Guesses to be asked for."""
+        if not self._seconds:
+            return 0  # the first pass tells what a plain token takes
+        best, chosen, tokens, chance = 0.0, 0, 0.0, 1.0
+        for guesses in range(LARGEST_LOOKAHEAD):
+            tokens += chance
+            chance *= self._share
+            more = self._keep + guesses * self._guess if guesses else 0.0
+            rate = tokens / (self._expected(1 + guesses) + more)
+            if rate > best:
+                best, chosen = rate, guesses
+        if chosen == 0:  # perhaps the text has become easier
+            self._share += self._HOPE_STEP * (self._USUAL - self._share)
+        return chosen
+
+    def judged(self, *, right: bool) -> None:
+        """A guess turned out right, or wrong."""
+        self._share += self._SHARE_STEP * (right - self._share)
+
+    def guessed(self, count: int, seconds: float) -> None:
+        """Guessing took so long."""
+        if count:
+            self._guess = _nearer(self._guess, seconds / count, self._TIME_STEP)
+
+    def kept(self, seconds: float) -> None:
+        """It took so long to make tokens of a pass part of the state."""
+        self._keep = _nearer(self._keep, seconds, self._TIME_STEP)
+
+    def passed(self, tokens: int, seconds: float) -> None:
+        """A pass over `tokens` tokens took so long."""
+        self._seconds[tokens] = _nearer(self._seconds.get(tokens, 0.0), seconds, self._TIME_STEP)
+
+    def _expected(self, tokens: int) -> float:
+        """Seconds for a pass."""
+        nearest = min(self._seconds, key=lambda size: (abs(size - tokens), size))
+        return self._seconds[nearest] * (1 + self._PER_TOKEN) ** (tokens - nearest)
+
+
+def _nearer(old: float, new: float, step: float) -> float:
+    return new if not old else old + step * (new - old)
