@@ -31,6 +31,25 @@ class ScriptState:
         return ScriptState(list(self.seen), self.pause)
 
 
+class ScriptAhead:
+    """Tokens that may follow a state."""
+
+    def __init__(self, model: ScriptModel) -> None:
+        self._model = model
+        self._tokens: list[int] = []
+        self._kept = 0
+
+    def run(self, tokens: list[int], state: ScriptState) -> list[NDArray[np.float32]]:
+        self._tokens, self._kept = tokens, 0
+        copy = state.copy()
+        return [self._model.evaluate([token], copy) for token in tokens]
+
+    def keep(self, state: ScriptState, count: int) -> None:
+        for token in self._tokens[self._kept : count]:
+            self._model.evaluate([token], state)
+        self._kept = count
+
+
 class ScriptModel:
     """Answers a prompt with `text`, then ends it. Whatever comes in pieces of several tokens is a prompt."""
 
@@ -58,6 +77,9 @@ class ScriptModel:
         logits = np.zeros(WORLD.vocab_size, np.float32)
         logits[self.script[min(said, len(self.script) - 1)]] = 1
         return logits
+
+    def ahead(self) -> ScriptAhead:
+        return ScriptAhead(self)
 
     def forward_batch(self, tokens: list[Any], states: list[ScriptState]) -> NDArray[np.float32]:
         return np.stack([self.evaluate(list(one), state) for one, state in zip(tokens, states, strict=True)])

@@ -108,12 +108,13 @@ def chat(
     session = sessions.Session(name) if keeps else None
     try:
         model_name = model_name or (session.model if session is not None else None) or settings.model
-        from rwkvcli.cli.download import default_model, loaded, model_to_run
+        from rwkvcli.cli.download import default_model, drafting_for, loaded, model_to_run
 
         loading.check_device(settings.device)
         model_name = model_name or default_model(console)
         found = model_to_run(console, model_name)
         model = loaded(console, found)
+        drafting = drafting_for(console, model)
         seed = sampling.pop("seed")
         flags: dict[str, Any] = {
             "max_tokens": max_tokens,
@@ -128,9 +129,9 @@ def chat(
         wanted = _under(flags, sampling, saved)
         if session is not None:
             name_to_keep = found.exact_name if found.reference is not None else model_name
-            talk = session.converse(model, name_to_keep, wanted, seed)
+            talk = session.converse(model, name_to_keep, wanted, seed, drafting)
         else:
-            talk = Conversation(model, Snapshots(model), settings=wanted, seed=seed)
+            talk = Conversation(model, Snapshots(model), settings=wanted, seed=seed, drafting=drafting)
         if system is not None and talk.history.head is not None:
             raise Misuse("-s begins a conversation, and this one has begun: /system begins it anew")
         if system is not None:

@@ -251,6 +251,8 @@ def _stats(chat: Chat, _argument: str) -> None:
     ):
         rate = f"{tokens / seconds:.1f} tokens/s" if seconds else "-"
         chat.show(f"{name}: {tokens} tokens in {seconds:.2f} s ({rate})")
+    if speed.guessed:
+        chat.show(f"{speed.came} of {speed.guessed} guesses came")
     head = chat.talk.history.head
     if head is not None:
         chat.show(f"seed {head.seed}, {chat.talk.state().tokens_seen:,} tokens seen in all")

@@ -67,6 +67,22 @@ def loaded(console: Console, found: LocalModel) -> Any:
     return model
 
 
+def drafting_for(console: Console, model: Any) -> Any:
+    """What the settings say that guesses tokens ahead of `model`; None: nothing. Raises UsageError for a draft model with
+    another vocabulary."""
+    from rwkvcli.services.loading import drafting_by, names_draft_model
+
+    name, draft = console.settings.draft, None
+    if name and names_draft_model(name):
+        found = model_to_run(console, name)
+        draft = loaded(console, found)
+        console.detail(f"draft {found.path}: {draft.backend.description}")
+    drafting = drafting_by(model, draft or name or None)
+    if drafting is not None and not drafting.works:
+        console.note(f"note: nothing is guessed on {model.backend.description}")
+    return drafting
+
+
 def default_model(console: Console) -> str:
     """The MODEL where neither the command line nor the configuration names one: the best that is here.
 

@@ -219,7 +219,7 @@ def generate(
         text = b"" if jsonl else gather_prompt(prompt, file or [], keep_newline=keep_newline)
         if text is None and state is None:
             raise Misuse(f"no text to continue: give PROMPT, or pipe text in ({why_no_text()})")
-        from rwkvcli.cli.download import default_model, loaded, model_to_run
+        from rwkvcli.cli.download import default_model, drafting_for, loaded, model_to_run
         from rwkvcli.services import generation, loading
 
         wanted = generation.Settings(
@@ -243,6 +243,8 @@ def generate(
         model = loaded(console, found)
         start = loading.load_state(Path(state), model) if state is not None else None
         run = generation.Generation(model, text, wanted, None if jsonl else start, keep=target is not None)
+        if not jsonl and count is None:
+            run.drafting = drafting_for(console, model)
         run.timings.load = time.perf_counter() - opening
         console.detail(f"{found.path}: {model.backend.description}, template {run.template.name}")
         if count is not None:
@@ -444,6 +446,11 @@ def _stats(run: Generation) -> str:
             f"load {times.load:.2f} s",
             part("prompt", run.prompt_tokens, times.prompt),
             part("generation", run.completion_tokens, times.decode),
+            *(
+                [f"{run.draft['came']} of {run.draft['guessed']} guesses came"]
+                if run.draft["guessed"]
+                else []
+            ),
             f"ended by {run.finish_reason}",
             f"seed {run.seed}",
         )

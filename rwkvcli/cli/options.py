@@ -108,6 +108,10 @@ _GLOBALS = (
         "Layers on the GPU, the last ones; the others on the CPU. -1: all that fit with auto, all with cuda.", {"min": -1},
     ),
     _Global("threads", int, ("-t", "--threads"), "N", "CPU threads; default: one per physical core.", {"min": 1, "max": 1024}),
+    _Global(
+        "draft", str, ("--draft",), "MODEL",
+        "A smaller MODEL that guesses tokens ahead, or lookup: what the text said before. The same text, sooner.", {},
+    ),
     _Global("offline", bool, ("--offline",), None, "Use no network.", {}),
     _Global("quiet", bool, ("-q", "--quiet"), None, "Print nothing but the answer and errors.", {}),
     _Global("verbose", bool, ("-v", "--verbose"), None, "Say more; errors come with a traceback.", {}),

@@ -22,6 +22,7 @@ class Settings:
     device: str | None = None
     gpu_layers: int | None = None
     threads: int | None = None
+    draft: str | None = None
     offline: bool = False
     quiet: bool = False
     verbose: bool = False

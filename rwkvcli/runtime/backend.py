@@ -81,8 +81,8 @@ class Backend(Protocol):
         """
         ...
 
-    def lookahead(self) -> Lookahead:
-        """Room for looking ahead of one state at a time."""
+    def lookahead(self) -> Lookahead | None:
+        """Room for looking ahead of one state at a time. None: its logits depend on how tokens are split over calls."""
         ...
 
     def forward_batch(self, tokens: Ids, states: Sequence[Any], done: list[Logits] | None = None) -> Logits:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Evaluator(Protocol):
     """What the loop needs of a model."""
 
-    def evaluate(self, tokens: list[int], state: Any) -> Logits:
+    def evaluate(self, tokens: Sequence[int], state: Any) -> Logits:
         """Feed tokens to the state, in place; float32 logits [V] of the last."""
         ...
 

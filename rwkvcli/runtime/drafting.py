@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from rwkvcli.errors import FormatError, UsageError
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from rwkvcli.runtime.state import State
     from rwkvcli.runtime.tokenizer import Tokenizer
 
-LOOKUP = "lookup"
-"""In place of a model's name: guesses come from what the text said before."""
+LOOKUP, OFF = "lookup", "off"
+"""In place of a draft model's name: guesses come from what the text said before; there are none."""
 
 
 class Drafter(Protocol):
@@ -46,14 +47,13 @@ class First:
 
 
 class Lookup:
-    """What followed the last time that the text came to the same few tokens (as in "prompt lookup decoding").
-
-    It remembers `remembers` tokens at least, and twice as many at most.
+    """What followed the last time that the text came to the same few tokens (as in "prompt lookup decoding"): as many of
+    them as were the same before. It remembers `remembers` tokens at least, and twice as many at most.
     """
 
     _SAME = 3  # tokens
 
-    def __init__(self, remembers: int = 1 << 15) -> None:
+    def __init__(self, remembers: int) -> None:
         self._remembers = remembers
         self._text = array("i")
         self._after: dict[tuple[int, ...], int] = {}  # _SAME tokens: where the last text after them began
@@ -74,7 +74,11 @@ class Lookup:
     def guess(self, most: int) -> list[int]:
         if self._found is None:
             return []
-        guesses = self._text[self._found : self._found + most].tolist()
+        same, text = self._SAME, self._text
+        while same < min(most, self._found) and text[self._found - same - 1] == text[-same - 1]:
+            same += 1
+        most = min(most, same)
+        guesses = text[self._found : self._found + most].tolist()
         while len(guesses) < most:  # it repeats itself: what follows is what was guessed
             guesses.append(([*self._text[self._found :], *guesses])[len(guesses)])
         return guesses
@@ -99,10 +103,9 @@ class DraftModel:
     numbers, so that two models that agree on the chances agree on the token.
     """
 
-    def __init__(self, model: Model, sampler: Sampler | None = None) -> None:
+    def __init__(self, model: Model, sampler: Sampler) -> None:
         self._model = model
-        self.sampler = sampler
-        """The text's; None: there is nothing to guess yet."""
+        self._sampler = sampler
         self._state = model.new_state()
         self._logits: Logits | None = None
         self._guesses: list[int] = []
@@ -123,9 +126,9 @@ class DraftModel:
 
     def guess(self, most: int) -> list[int]:
         logits, state = self._logits, self._state
-        if logits is None or self.sampler is None:
+        if logits is None:
             return []
-        twin = self.sampler.fork()
+        twin = self._sampler.fork()
         guesses: list[int] = []
         while True:
             try:
@@ -151,6 +154,44 @@ class DraftModel:
         self._guesses.append(token)
         self._after.append((state, logits))
         return state, logits
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """Where guesses come from: a draft model, or None, what the text said before. Raises UsageError for a draft model that has
+    another vocabulary than `of`."""
+
+    of: Model
+    model: Model | None = None
+
+    def __post_init__(self) -> None:
+        if self.model is not None:
+            check_vocabulary(self.of, self.model)
+
+    @classmethod
+    def by(cls, of: Model, draft: Model | str | None) -> Drafting | None:
+        """By a draft model or LOOKUP; None: nothing is guessed, as with OFF. Raises UsageError for anything else."""
+        if draft is None or draft == OFF:
+            return None
+        if draft == LOOKUP:
+            return cls(of)
+        if not isinstance(draft, type(of)):
+            raise UsageError(f"draft is a Model or {LOOKUP!r}, not {draft!r}")
+        return cls(of, draft)
+
+    @property
+    def works(self) -> bool:
+        """Whether the device of `of` can look ahead; else nothing is guessed."""
+        return self.of.ahead() is not None
+
+    @property
+    def remembers(self) -> int:
+        """How many tokens of what was said before are worth reading."""
+        return 256 if self.model is not None else 1 << 15
+
+    def drafter(self, sampler: Sampler) -> Drafter:
+        """For one text, whose tokens `sampler` draws."""
+        return DraftModel(self.model, sampler) if self.model is not None else Lookup(self.remembers)
 
 
 def check_vocabulary(model: Model, draft: Model) -> None:

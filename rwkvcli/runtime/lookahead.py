@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rwkvcli.runtime.backend import Backend, BackendState, Ids, Logits
+    from rwkvcli.runtime.backend import Backend, BackendState, Ids, Logits, Lookahead
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.state import State
 
@@ -46,9 +46,9 @@ class ReplayedLookahead:
 class Ahead:
     """Tokens after a state of `model`, which they may become part of."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, room: Lookahead) -> None:
         self._model = model
-        self._room = model.backend.lookahead()
+        self._room = room
         self._kept = 0
 
     def run(self, tokens: Sequence[int], state: State) -> list[Logits]:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from quant.arch import Arch
     from quant.container.reader import ModelFile
     from rwkvcli.runtime.backend import Float32, Ids, Logits
+    from rwkvcli.runtime.decoding import Evaluator
+    from rwkvcli.runtime.lookahead import Ahead
     from rwkvcli.runtime.sampling import Sampler
+    from rwkvcli.runtime.speculation import Speculation
     from rwkvcli.runtime.templates import Template
     from rwkvcli.runtime.tokenizer import Tokenizer
 
@@ -143,6 +146,13 @@ class Model:
         finally:
             state.end(done)
 
+    def ahead(self) -> Ahead | None:
+        """Room for tokens that may follow a state. None: this device gives such tokens other logits than single ones."""
+        from rwkvcli.runtime.lookahead import Ahead
+
+        room = self.backend.lookahead()
+        return Ahead(self, room) if room is not None else None
+
     def ids_for(self, tokens: Sequence[int] | NDArray[Any], state: State) -> Ids:
         """Tokens as backends take them. Raises UsageError and StateMismatch if they cannot be fed to `state`."""
         ids = self._ids(tokens)
@@ -196,6 +206,7 @@ class Model:
         regex: str | None = None,
         choices: Sequence[str] | None = None,
         grammar: str | None = None,
+        draft: Model | str | None = None,
         **sampling: Any,
     ) -> Iterator[str]:
         """Continue `prompt`, yielding text as it comes. `max_tokens` -1: until the model ends the text.
@@ -205,12 +216,15 @@ class Model:
         been fed). The same seed gives the same text. `sampling` takes every other setting of
         `rwkvcli.runtime.sampling.SamplingParams`; what is None or left out is as usual for this family of models. The text
         conforms to the JSON Schema `schema`, matches `regex`, is one of `choices`, or is one of the Lark `grammar`, from its
-        first byte, and ends where nothing can follow (MissingExtra without the package llguidance). Raises UsageError for
+        first byte, and ends where nothing can follow (MissingExtra without the package llguidance). `draft`, a smaller model of
+        the same vocabulary or "lookup", guesses tokens ahead: the text is the same, and comes sooner. Raises UsageError for
         settings out of range, at once.
         """
         from rwkvcli.runtime.constraint import Constraint
         from rwkvcli.runtime.decoding import check_limits
+        from rwkvcli.runtime.drafting import Drafting
         from rwkvcli.runtime.sampling import Sampler, SamplingParams
+        from rwkvcli.runtime.speculation import speculation_for
         from rwkvcli.runtime.streaming import stop_strings
 
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, **sampling}
@@ -220,21 +234,33 @@ class Model:
         constraint = Constraint.of({"schema": schema, "regex": regex, "choices": choices, "grammar": grammar})
         matcher = constraint.matcher(self.tokenizer) if constraint is not None else None
         sampler = Sampler(params, self.tokenizer.vocab_size, self.tokenizer, matcher)
+        speculation = speculation_for(self, sampler, Drafting.by(self, draft))
         state = state if state is not None else self.new_state()
         self._check(state)
-        return self._generate(self._ids_of(prompt, state), state, sampler, max_tokens, stop)
+        return self._generate(self._ids_of(prompt, state), state, sampler, max_tokens, stop, speculation)
 
     def _generate(
-        self, ids: list[int], state: State, sampler: Sampler, max_tokens: int, stop: Sequence[str]
+        self,
+        ids: list[int],
+        state: State,
+        sampler: Sampler,
+        max_tokens: int,
+        stop: Sequence[str],
+        speculation: Speculation | None,
     ) -> Iterator[str]:
         from rwkvcli.runtime.decoding import decode
 
-        logits = self._logits_after(ids, state)
-        for piece in decode(self, state, logits, self.tokenizer, sampler, max_tokens, stop):
-            if piece.finish is not None and piece.finish.unfed and piece.finish.stop is None:
-                self.evaluate(piece.finish.unfed, state)
-            if piece.text:
-                yield piece.text
+        feeder = speculation or self
+        logits = self._logits_after(ids, state, feeder)
+        try:
+            for piece in decode(feeder, state, logits, self.tokenizer, sampler, max_tokens, stop):
+                if piece.finish is not None and piece.finish.unfed and piece.finish.stop is None:
+                    feeder.evaluate(piece.finish.unfed, state)
+                if piece.text:
+                    yield piece.text
+        finally:
+            if speculation is not None:
+                speculation.settle(state)
 
     def score(self, prompt: str, choices: Sequence[str], *, state: State | None = None) -> list[float]:
         """The log-probability (nats) of each of `choices` as what comes right after `prompt`, which is evaluated once.
@@ -263,12 +289,12 @@ class Model:
             ids = [self.tokenizer.eos_id]  # the end of one text is the beginning of the next
         return ids
 
-    def _logits_after(self, ids: list[int], state: State) -> Logits:
+    def _logits_after(self, ids: list[int], state: State, feeder: Evaluator | None = None) -> Logits:
         """Feed `ids`. The logits of the last token that the state has seen then."""
         pause = state.pause
         if not ids and pause is not None and pause.logits is not None:
             return pause.logits
-        return self.evaluate(ids, state)
+        return (feeder or self).evaluate(ids, state)
 
     def _ids(self, tokens: Sequence[int] | NDArray[Any]) -> Ids:
         if (

@@ -10,8 +10,9 @@ from rwkvcli.runtime.long_text import encode_long
 
 if TYPE_CHECKING:
     from rwkvcli.runtime.backend import Logits
-    from rwkvcli.runtime.model import Model
+    from rwkvcli.runtime.decoding import Evaluator
     from rwkvcli.runtime.state import State
+    from rwkvcli.runtime.tokenizer import Tokenizer
 
 _FIRST, _LEAST, _MOST = 256, 32, 8192
 """Tokens fed together."""
@@ -23,7 +24,8 @@ OnTokens = Callable[[int, int], None]
 
 
 def feed(
-    model: Model,
+    model: Evaluator,
+    tokenizer: Tokenizer,
     state: State,
     text: Iterable[bytes],
     before: list[int],
@@ -39,7 +41,7 @@ def feed(
     if before:
         logits = model.evaluate(before, state)
         fed = len(before)
-    for ids, size in encode_long(model.tokenizer, text):
+    for ids, size in encode_long(tokenizer, text):
         for at, last in calls.feed(ids):
             logits = last
             if on_tokens is not None:
@@ -50,7 +52,7 @@ def feed(
 
 
 def feed_ids(
-    model: Model, state: State, ids: Sequence[int], on_tokens: Callable[[int], None] | None = None
+    model: Evaluator, state: State, ids: Sequence[int], on_tokens: Callable[[int], None] | None = None
 ) -> Logits:
     """The same for ids that are known, at least one: float32 logits [V] of the last. `on_tokens`: (tokens fed)."""
     for at, last in _Calls(model, state).feed(ids):
@@ -63,7 +65,7 @@ def feed_ids(
 class _Calls:
     """Calls of the engine, each of about _SECONDS: how many tokens that are is found out on the way."""
 
-    def __init__(self, model: Model, state: State) -> None:
+    def __init__(self, model: Evaluator, state: State) -> None:
         self._model, self._state, self._chunk = model, state, _FIRST
 
     def feed(self, ids: Sequence[int]) -> Iterator[tuple[int, Logits]]:

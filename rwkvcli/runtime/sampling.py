@@ -267,6 +267,11 @@ class Sampler:
         return other
 
     @property
+    def conforms(self) -> bool:
+        """Whether there is a grammar."""
+        return self._grammar is not None
+
+    @property
     def forced(self) -> bytes:
         """Text that has to come next, as far as the grammar knows it."""
         return self._grammar.forced if self._grammar is not None else b""

@@ -14,13 +14,29 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rwkvcli.runtime.backend import LARGEST_LOOKAHEAD
-from rwkvcli.runtime.lookahead import Ahead
+from rwkvcli.runtime.drafting import First, Forced
 
 if TYPE_CHECKING:
     from rwkvcli.runtime.backend import Logits
-    from rwkvcli.runtime.drafting import Drafter
+    from rwkvcli.runtime.drafting import Drafter, Drafting
+    from rwkvcli.runtime.lookahead import Ahead
     from rwkvcli.runtime.model import Model
+    from rwkvcli.runtime.sampling import Sampler
     from rwkvcli.runtime.state import State
+
+
+def speculation_for(model: Model, sampler: Sampler, drafting: Drafting | None) -> Speculation | None:
+    """For a text whose tokens `sampler` draws: what its grammar forces is guessed, and what `drafting` says. None: there is
+    nothing to guess by, or no way to look ahead."""
+    if not sampler.conforms and drafting is None:
+        return None
+    ahead = model.ahead()
+    if ahead is None:
+        return None
+    drafters: list[Drafter] = [Forced(sampler, model.tokenizer)] if sampler.conforms else []
+    if drafting is not None:
+        drafters.append(drafting.drafter(sampler))
+    return Speculation(model, ahead, First(drafters))
 
 
 class Speculation:
@@ -30,13 +46,17 @@ class Speculation:
     """
 
     def __init__(
-        self, model: Model, drafter: Drafter, clock: Callable[[], float] = time.perf_counter
+        self,
+        model: Model,
+        ahead: Ahead,
+        drafter: Drafter,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._model = model
         self._drafter = drafter
         self._clock = clock
         self._pace = Pace()
-        self._ahead = Ahead(model)
+        self._ahead = ahead
         self._guesses: list[int] = []  # of the last pass
         self._rows: list[Logits] = []  # after the token that it began with, and after each guess
         self._fed = 0  # tokens of the pass
@@ -46,12 +66,18 @@ class Speculation:
         self.accepted = 0
         """Those of them that came."""
 
+    def read(self, tokens: Sequence[int]) -> None:
+        """Let the drafter know what the state has seen already."""
+        if tokens:
+            self._drafter.read(tokens)
+
     def evaluate(self, tokens: Sequence[int], state: State) -> Logits:
         """Feed tokens; float32 logits [V] of the last. What the engine raises leaves everything as it was."""
         if len(tokens) > 1:  # a prompt
             self._end_pass(state)
             logits = self._model.evaluate(tokens, state)
-            self._unread += tokens
+            self._drafter.read([*self._unread, *tokens])
+            self._unread = []
             return logits
         (token,) = tokens
         right = self._fed - 1  # guesses that came

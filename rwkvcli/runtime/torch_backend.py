@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from rwkvcli.runtime import torch_blocks as blocks
-from rwkvcli.runtime.lookahead import ReplayedLookahead
 
 if TYPE_CHECKING:
     from quant.arch import Arch
@@ -68,7 +67,6 @@ class TorchState:
         return TorchState([{name: tensor.clone() for name, tensor in layer.items()} for layer in self.layers])
 
     def assign(self, other: TorchState) -> None:
-        """Take over the values of a state of the same model."""
         self.layers = other.copy().layers
 
     def to_numpy(self) -> dict[str, Float32]:
@@ -210,8 +208,8 @@ class TorchModel:
             done.append(result)
         return result
 
-    def lookahead(self) -> ReplayedLookahead:
-        return ReplayedLookahead(self)
+    def lookahead(self) -> None:
+        return None
 
     def forward_batch(
         self, tokens: Tokens, states: Sequence[TorchState], done: list[Any] | None = None

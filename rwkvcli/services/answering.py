@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rwkvcli.runtime.backend import Logits
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.sampling import Sampler
+    from rwkvcli.runtime.speculation import Speculation
     from rwkvcli.runtime.state import State
 
 
@@ -50,6 +51,8 @@ class Answer:
     max_tokens: int = -1
     stop: Sequence[str] = ()
     stopped: Callable[[], bool] = lambda: False
+    speculation: Speculation | None = None
+    """What feeds the tokens in place of `model`."""
     reply: str = ""
     thinking: str = ""
     finish: str = "interrupted"
@@ -66,7 +69,13 @@ class Answer:
         mark: _Mark | None = None
         end: Finish | None = None
         for piece in decode(
-            self.model, self.state, self.logits, tokenizer, self.sampler, self.max_tokens, stop
+            self.speculation or self.model,
+            self.state,
+            self.logits,
+            tokenizer,
+            self.sampler,
+            self.max_tokens,
+            stop,
         ):
             text = raw + piece.text
             if piece.token is not None:
@@ -74,7 +83,7 @@ class Answer:
             # the state has not seen this token yet: what it has seen is all that was certain
             stops = piece.finish is not None and piece.finish.stop is not None
             if stops or drawn > len(text) or not text or text[-1].isspace():
-                mark = mark or _Mark(self.state.copy(), len(self.ids), len(raw))
+                mark = mark or _Mark(self._whole_state().copy(), len(self.ids), len(raw))
             elif piece.finish is None:
                 mark = None
             raw = text
@@ -99,12 +108,19 @@ class Answer:
             rest = raw[mark.characters :].rstrip()
             unfed = []
         else:
+            self._whole_state()
             unfed = list(end.unfed) if end is not None else self.ids[-1:]
         after = rest + self.template.answer.partition("{reply}")[2]
         added = self.model.tokenizer.encode(after) if after else []
         if unfed or added:
             self.model.evaluate([*unfed, *added], self.state)
         self.ids += added
+
+    def _whole_state(self) -> State:
+        """The state, which has seen all that was fed."""
+        if self.speculation is not None:
+            self.speculation.settle(self.state)
+        return self.state
 
     def _told(self, parts: Sequence[Part]) -> Iterator[Part]:
         for part in parts:

@@ -48,6 +48,7 @@ KEYS: dict[str, Key] = {
     "model": Key(str, "the model, when -m is not given"),
     "device": Key(str, "where models run"),
     "gpu-layers": Key(int, "layers on the GPU; -1: all, or with auto all that fit", low=-1),
+    "draft": Key(str, "what guesses tokens ahead: a smaller model, or lookup; off: nothing"),
     "threads": Key(int, "CPU threads", low=1, high=1024),
     "offline": Key(bool, "use no network"),
     "quiet": Key(bool, "print nothing but the answer and errors"),

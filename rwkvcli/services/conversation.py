@@ -20,6 +20,7 @@ from rwkvcli.services.answering import Answer, Part
 from rwkvcli.services.turns import History, Turn
 
 if TYPE_CHECKING:
+    from rwkvcli.runtime.drafting import Drafting
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.state import State
     from rwkvcli.runtime.templates import Template
@@ -95,6 +96,9 @@ class Speed:
     prompt: float = 0.0
     tokens: int = 0
     decode: float = 0.0
+    guessed: int = 0
+    """Tokens that were guessed ahead, and those of them that came."""
+    came: int = 0
 
 
 class Conversation:
@@ -112,8 +116,9 @@ class Conversation:
         settings: Settings | None = None,
         seed: int | None = None,
         save: Callable[[], None] = lambda: None,
+        drafting: Drafting | None = None,
     ) -> None:
-        """`seed`: for the next answer; else the random numbers go on where they were. Raises UsageError."""
+        """`drafting`: what guesses tokens of answers ahead. `seed`: for the next answer; else the random numbers go on where they were. Raises UsageError."""
         self.model = model
         self.history = history or History()
         self.settings = settings or Settings()
@@ -124,6 +129,7 @@ class Conversation:
         self._snapshots = snapshots
         self._seed: int | None = None
         self._keep = save
+        self._drafting = drafting
         self.configure(self.settings, seed)
 
     @property
@@ -208,6 +214,7 @@ class Conversation:
     ) -> Iterator[Part]:
         from rwkvcli.runtime.prefill import feed_ids
         from rwkvcli.runtime.sampling import Sampler, SamplingParams
+        from rwkvcli.runtime.speculation import speculation_for
         from rwkvcli.runtime.templates import WAYS
         from rwkvcli.runtime.tokenizer import text_to_bytes
 
@@ -227,16 +234,32 @@ class Conversation:
             prompt = [tokenizer.eos_id, *prompt]
         state = self._state_after(parent).copy()
         begin = time.perf_counter()
+        speculation = speculation_for(self.model, sampler, self._drafting)
+        if self._drafting is not None and speculation is not None:
+            speculation.read(self._said_before(parent, self._drafting.remembers))
         logits = feed_ids(
-            self.model, state, prompt, lambda fed: self.on_prompt(nbytes * fed // len(prompt), nbytes)
+            speculation or self.model,
+            state,
+            prompt,
+            lambda fed: self.on_prompt(nbytes * fed // len(prompt), nbytes),
         )
         middle = time.perf_counter()
         answer = Answer(
-            self.model, state, logits, template, think, sampler, settings.max_tokens, settings.stop, stopped
+            self.model,
+            state,
+            logits,
+            template,
+            think,
+            sampler,
+            settings.max_tokens,
+            settings.stop,
+            stopped,
+            speculation,
         )
         yield Part("")
         yield from answer
-        self.speed = Speed(len(prompt), middle - begin, answer.tokens, time.perf_counter() - middle)
+        guesses = (speculation.drafted, speculation.accepted) if speculation is not None else ()
+        self.speed = Speed(len(prompt), middle - begin, answer.tokens, time.perf_counter() - middle, *guesses)
         if answer.finish == "interrupted" and not answer.reply and not answer.thinking:
             return
         turn = Turn(
@@ -257,6 +280,15 @@ class Conversation:
         )
         self._seed = None
         self._commit(turn, answer.state)
+
+    def _said_before(self, turn: Turn | None, count: int) -> list[int]:
+        """The last tokens, `count` or so, of the conversation up to `turn`."""
+        said: list[int] = []
+        for past in self.history.back(turn):
+            said[:0] = past.ids[-count:]
+            if len(said) >= count:
+                break
+        return said
 
     def read(
         self, path: Path, on_progress: Progress | None = None, stopped: Callable[[], bool] = lambda: False

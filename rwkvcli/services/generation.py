@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from rwkvcli.runtime.backend import Logits
     from rwkvcli.runtime.constraint import Constraint
     from rwkvcli.runtime.decoding import Continuation, Finish
+    from rwkvcli.runtime.drafting import Drafting
     from rwkvcli.runtime.grammar import GrammarMatcher
     from rwkvcli.runtime.model import Model
+    from rwkvcli.runtime.speculation import Speculation
     from rwkvcli.runtime.state import State
     from rwkvcli.runtime.templates import Template
 
@@ -85,6 +87,8 @@ class Generation:
     at the end, to come first when a next run goes on."""
     read_by: Callable[[], Read] | None = None
     """Reads the prompt, of which nothing is given then: neither `text_given` nor `state`."""
+    drafting: Drafting | None = None
+    """What guesses tokens ahead while `parts` makes the text, which is the same without."""
     check: Callable[[], None] = lambda: None
     """Called between calls of the engine; what it raises ends the run there."""
     on_prompt: Callable[[int, int], None] = lambda done, total: None
@@ -124,6 +128,7 @@ class Generation:
         self._run: Continuation | None = None
         self._finish: Finish | None = None
         self._before: State | None = None
+        self._speculation: Speculation | None = None
         self.told_before: bool | None = None
         """Of a text that is gone on with: whether the last of it that was told is a thought. None: nothing was told."""
         self._opened = 0.0
@@ -145,14 +150,17 @@ class Generation:
 
     def parts(self) -> Iterator[Part]:
         """The same, thoughts included."""
+        from rwkvcli.runtime.speculation import speculation_for
+
+        self._speculation = speculation_for(self.model, self._sampler, self.drafting)
         self.read()
         assert self.state is not None and self._run is not None
-        run = self._run
+        run, feeder = self._run, self._speculation or self.model
         yield from self._held
         while not self.done:
             self.check()
             if run.unfed and not run.full:
-                self.was_fed(self.model.evaluate(list(run.unfed), self.state))
+                self.was_fed(feeder.evaluate(list(run.unfed), self.state))
             yield from self.draw()
 
     def read(self) -> None:
@@ -179,6 +187,12 @@ class Generation:
         """Float32 [V] of the last token that the state has seen, after `read`. None: the text that was to be gone on with has
         ended."""
         return self._logits
+
+    @property
+    def draft(self) -> dict[str, int]:
+        """How many tokens were guessed, and how many of those came."""
+        made = self._speculation
+        return {"guessed": made.drafted if made else 0, "came": made.accepted if made else 0}
 
     @property
     def fed(self) -> tuple[int, ...]:
@@ -222,7 +236,7 @@ class Generation:
             if self.keep and settled:
                 # the token may begin a stop string, of which the state is to know nothing
                 unsure = stream.matched is not None or not stream.settled
-                self._before = self.state.copy() if unsure else None
+                self._before = self._whole_state().copy() if unsure else None
             self.completion_tokens += 1
         finish = piece.finish
         if finish is not None:
@@ -244,8 +258,7 @@ class Generation:
         was stopped. A stop string is no part of the text."""
         from rwkvcli.runtime.state_file import Pause
 
-        assert self.state is not None
-        state, run, finish = self.state, self._run, self._finish
+        state, run, finish = self._whole_state(), self._run, self._finish
         if run is None:  # stopped in the prompt
             return state
         sampler, ended = self._sampler.state(), finish is not None and finish.reason == "stop"
@@ -262,6 +275,13 @@ class Generation:
         state.pause = Pause(self._logits, sampler, text, ended)
         self.state = state
         return state
+
+    def _whole_state(self) -> State:
+        """The state, which has seen all that was fed."""
+        assert self.state is not None
+        if self._speculation is not None:
+            self._speculation.settle(self.state)
+        return self.state
 
     def _ids_of(self, data: bytes) -> list[int]:
         """Ids of text that the model wrote: as it was shown, where the vocabulary takes valid text only."""
@@ -300,7 +320,9 @@ class Generation:
         self.check()
         before = [tokenizer.eos_id] if begins else []
         self.prompt_tokens = len(before)
-        self._logits = feed(self.model, self.state, in_pieces(self.prompt), before, fed)
+        self._logits = feed(
+            self._speculation or self.model, tokenizer, self.state, in_pieces(self.prompt), before, fed
+        )
 
     def _open(self) -> None:
         from rwkvcli.runtime.decoding import Continuation
@@ -428,6 +450,7 @@ class Generation:
                 "decode_per_s": round(self.completion_tokens / decode, 2) if decode else None,
             },
             "model": str(self.model.file.path),
+            **({"draft": self.draft} if self.drafting is not None else {}),
             **thinking,
             **({"logprobs": self.logprobs} if self.settings.logprobs is not None else {}),
         }

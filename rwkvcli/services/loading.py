@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rwkvcli.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
+    from rwkvcli.runtime.drafting import Drafting
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.state import State
     from rwkvcli.services.store import LocalModel
@@ -25,6 +26,20 @@ def load_model(
     except FormatError:
         refuse_checkpoint(found)
         raise
+
+
+def drafting_by(model: Model, draft: Model | str | None) -> Drafting | None:
+    """What guesses tokens ahead of `model`: a draft model or the name of another way. None: nothing. Raises UsageError."""
+    from rwkvcli.runtime.drafting import Drafting
+
+    return Drafting.by(model, draft)
+
+
+def names_draft_model(name: str | None) -> bool:
+    """Whether `name` is that of a model, rather than of another way to guess."""
+    from rwkvcli.runtime.drafting import LOOKUP, OFF
+
+    return name not in (None, LOOKUP, OFF)
 
 
 def load_state(path: Path, model: Model) -> State:

@@ -56,7 +56,7 @@ class Reading:
                 raise UsageError(f"{self._path} is not a regular file")
             with self._path.open("rb") as file:
                 total = os.fstat(file.fileno()).st_size
-                feed(self._model, self.state, self._counted(file), self._before, fed)
+                feed(self._model, self._model.tokenizer, self.state, self._counted(file), self._before, fed)
         except OSError as error:
             raise SourceNotFound(f"{self._path}: {(error.strerror or str(error)).lower()}") from None
         except Cancelled:

@@ -35,6 +35,7 @@ if sys.platform != "win32":
     import fcntl
 
 if TYPE_CHECKING:
+    from rwkvcli.runtime.drafting import Drafting
     from rwkvcli.runtime.model import Model
 
 FORMAT = "rwkvcli-session"
@@ -178,7 +179,14 @@ class Session:
         """The settings it was left with. Raises FormatError."""
         return Settings.from_json(self.pointer.settings) if self.pointer is not None else Settings()
 
-    def converse(self, model: Model, name: str, settings: Settings, seed: int | None = None) -> Conversation:
+    def converse(
+        self,
+        model: Model,
+        name: str,
+        settings: Settings,
+        seed: int | None = None,
+        drafting: Drafting | None = None,
+    ) -> Conversation:
         """Go on with it on `model`, called `name` on the command line; every change is saved.
 
         Raises StateMismatch for another model than it belongs to, and as Conversation.
@@ -192,7 +200,13 @@ class Session:
         if self.pointer is not None:
             snapshots.clean(self.history.turns.values())
         talk = Conversation(
-            model, snapshots, self.history, settings, seed, lambda: self._save(talk, _absolute(name))
+            model,
+            snapshots,
+            self.history,
+            settings,
+            seed,
+            lambda: self._save(talk, _absolute(name)),
+            drafting,
         )
         return talk
 

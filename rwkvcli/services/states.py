@@ -60,7 +60,7 @@ class Building:
                 self.check()
 
         self.check()
-        logits = feed(self.model, self.state, in_pieces(self.text), [], fed)
+        logits = feed(self.model, self.model.tokenizer, self.state, in_pieces(self.text), [], fed)
         self.state.pause = Pause(logits)
         return self.state
 

@@ -37,7 +37,12 @@ def test_feeding_is_one_forward_and_can_be_stopped(monkeypatch: pytest.MonkeyPat
     state = model.new_state()
     told: list[tuple[int, int]] = []
     fed = prefill.feed(
-        model, state, [text[:70], text[70:]], [], lambda tokens, done: told.append((tokens, done))
+        model,
+        model.tokenizer,
+        state,
+        [text[:70], text[70:]],
+        [],
+        lambda tokens, done: told.append((tokens, done)),
     )
     assert fed is not None
     np.testing.assert_array_equal(fed, logits)
@@ -49,6 +54,6 @@ def test_feeding_is_one_forward_and_can_be_stopped(monkeypatch: pytest.MonkeyPat
 
     state = model.new_state()
     with pytest.raises(Cancelled):
-        prefill.feed(model, state, [text], [0], stop)
+        prefill.feed(model, model.tokenizer, state, [text], [0], stop)
     assert state.tokens_seen == 101
-    assert prefill.feed(model, state, [b""], []) is None
+    assert prefill.feed(model, model.tokenizer, state, [b""], []) is None
