@@ -94,7 +94,8 @@ def serve(
 
     Texts that are asked for at the same time are made together, and each is what it would be alone. States of earlier prompts
     are kept: a conversation is gone on with by reading what is new in it, however long it is. With --state manual.state requests
-    for the model `manual` go on from what that file has seen, which is not read again.
+    for the model `manual` go on from what that file has seen, which is not read again. --draft is for a text that is the only one
+    in the making.
 
     Ctrl-C or SIGTERM ends it; the latter is no error (exit code 0).
     """
@@ -104,7 +105,7 @@ def serve(
         from rwkvcli.server.app import Options, Server
     except ImportError:
         raise MissingExtra("serve", "rwkv serve") from None
-    from rwkvcli.cli.download import default_model, loaded, model_to_run
+    from rwkvcli.cli.download import default_model, drafting_for, loaded, model_to_run
     from rwkvcli.services.loading import check_device, load_state
     from rwkvcli.services.planning import parse_size
     from rwkvcli.services.serving import Texts
@@ -132,7 +133,8 @@ def serve(
             log=console.note,
             fault=lambda error: _tell_fault(console, error),
         )
-        texts = Texts(model, parallel, limit, _WAITING, list(states.values()))
+        drafting = drafting_for(console, model)
+        texts = Texts(model, parallel, limit, _WAITING, list(states.values()), drafting)
         server = Server(model, texts, options)
         with Interruption(raises=False) as interruption:
             _tell(console, running.address(listener), name, open_to_all=options.hosts is None and key is None)

@@ -67,9 +67,13 @@ class Speculation:
         """Those of them that came."""
 
     def read(self, tokens: Sequence[int]) -> None:
-        """Let the drafter know what the state has seen already."""
-        if tokens:
-            self._drafter.read(tokens)
+        """Let the drafter know, when it is to guess, what the state has seen already."""
+        self._unread += tokens
+
+    def was_fed(self, tokens: Sequence[int]) -> None:
+        """A settled state was fed by somebody else."""
+        self._forget()
+        self._unread += tokens
 
     def evaluate(self, tokens: Sequence[int], state: State) -> Logits:
         """Feed tokens; float32 logits [V] of the last. What the engine raises leaves everything as it was."""
@@ -100,6 +104,9 @@ class Speculation:
 
     def _end_pass(self, state: State) -> None:
         self.settle(state)
+        self._forget()
+
+    def _forget(self) -> None:
         self._guesses, self._rows, self._fed = [], [], 0
 
     def _pass(self, token: int, state: State) -> Logits:

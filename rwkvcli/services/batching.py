@@ -239,8 +239,12 @@ def alternatives(
 
 
 def feed_together(model: Model, made: Sequence[Generation]) -> None:
-    """Feed the token of each of `made` that was drawn last: the weights are read once for all of them."""
-    states = [one.state for one in made if one.state is not None]
+    """Feed the token of each of `made` that was drawn last: the weights are read once for all of them, or for what one of them
+    may go on with."""
+    if len(made) == 1:
+        made[0].feed()
+        return
+    states = [one.whole_state() for one in made]
     logits = model.forward_batch([one.unfed for one in made], states)
     for row, one in enumerate(made):
         one.was_fed(logits[row])

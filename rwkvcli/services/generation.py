@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -88,7 +88,9 @@ class Generation:
     read_by: Callable[[], Read] | None = None
     """Reads the prompt, of which nothing is given then: neither `text_given` nor `state`."""
     drafting: Drafting | None = None
-    """What guesses tokens ahead while `parts` makes the text, which is the same without."""
+    """What guesses tokens ahead of those that `feed` feeds; the text is the same without."""
+    before: Sequence[int] = ()
+    """Tokens that the state has seen, for those guesses."""
     check: Callable[[], None] = lambda: None
     """Called between calls of the engine; what it raises ends the run there."""
     on_prompt: Callable[[int, int], None] = lambda done, total: None
@@ -150,22 +152,20 @@ class Generation:
 
     def parts(self) -> Iterator[Part]:
         """The same, thoughts included."""
-        from rwkvcli.runtime.speculation import speculation_for
-
-        self._speculation = speculation_for(self.model, self._sampler, self.drafting)
         self.read()
         assert self.state is not None and self._run is not None
-        run, feeder = self._run, self._speculation or self.model
+        run = self._run
         yield from self._held
         while not self.done:
             self.check()
             if run.unfed and not run.full:
-                self.was_fed(feeder.evaluate(list(run.unfed), self.state))
+                self.feed()
             yield from self.draw()
 
     def read(self) -> None:
         """Evaluate the prompt. What a run before this one held back is in `text` then."""
         begin = time.perf_counter()
+        self._speculate()
         try:
             if self.read_by is not None:
                 self.state, self._logits, self.prompt_tokens = self.read_by()
@@ -178,6 +178,7 @@ class Generation:
     def read_as(self, other: Generation) -> None:
         """Take over what `other`, with the same prompt, has read and drawn nothing from yet."""
         assert other.state is not None
+        self._speculate()
         self.state, self._logits = other.state.copy(), other._logits
         self.prompt_tokens, self.timings.prompt = other.prompt_tokens, other.timings.prompt
         self._open()
@@ -214,9 +215,18 @@ class Generation:
         """Whether no more tokens will be drawn: the unfed one need not be fed."""
         return self._run is not None and self._run.full
 
+    def feed(self) -> None:
+        """Feed the unfed token. `state` may not have seen it afterwards: `whole_state` has."""
+        assert self._run is not None and self.state is not None
+        feeder = self._speculation or self.model
+        self._logits = feeder.evaluate(self._run.unfed, self.state)
+        self._run.was_fed()
+
     def was_fed(self, logits: Logits) -> None:
-        """The unfed token was fed to `state`, and gave float32 `logits` [V]."""
+        """The unfed token was fed to `whole_state` by somebody else, and gave float32 `logits` [V]."""
         assert self._run is not None
+        if self._speculation is not None:
+            self._speculation.was_fed(self._run.unfed)
         self._run.was_fed()
         self._logits = logits
 
@@ -236,7 +246,7 @@ class Generation:
             if self.keep and settled:
                 # the token may begin a stop string, of which the state is to know nothing
                 unsure = stream.matched is not None or not stream.settled
-                self._before = self._whole_state().copy() if unsure else None
+                self._before = self.whole_state().copy() if unsure else None
             self.completion_tokens += 1
         finish = piece.finish
         if finish is not None:
@@ -258,7 +268,7 @@ class Generation:
         was stopped. A stop string is no part of the text."""
         from rwkvcli.runtime.state_file import Pause
 
-        state, run, finish = self._whole_state(), self._run, self._finish
+        state, run, finish = self.whole_state(), self._run, self._finish
         if run is None:  # stopped in the prompt
             return state
         sampler, ended = self._sampler.state(), finish is not None and finish.reason == "stop"
@@ -276,7 +286,14 @@ class Generation:
         self.state = state
         return state
 
-    def _whole_state(self) -> State:
+    def _speculate(self) -> None:
+        from rwkvcli.runtime.speculation import speculation_for
+
+        self._speculation = speculation_for(self.model, self._sampler, self.drafting)
+        if self._speculation is not None and self.drafting is not None:
+            self._speculation.read(self.before[-self.drafting.remembers :])
+
+    def whole_state(self) -> State:
         """The state, which has seen all that was fed."""
         assert self.state is not None
         if self._speculation is not None:

@@ -20,6 +20,7 @@ from rwkvcli.services.generation import Generation, Read, Settings
 from rwkvcli.services.prefixes import Prefixes
 
 if TYPE_CHECKING:
+    from rwkvcli.runtime.drafting import Drafting
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.state import State
     from rwkvcli.runtime.thoughts import Part
@@ -95,15 +96,22 @@ def _tell_nobody(_news: News) -> None:
 
 class Texts:
     """Texts of `model`, at most `size` in the making and `waiting` before them; `cache` bytes of states are kept. Prompts may go
-    on from `starts`.
+    on from `starts`. `drafting`: what guesses tokens of a text that is the only one.
 
     `tell` of a ticket is called in a thread of this object's own; it must not wait.
     """
 
     def __init__(
-        self, model: Model, size: int, cache: int, waiting: int, starts: Sequence[State] = ()
+        self,
+        model: Model,
+        size: int,
+        cache: int,
+        waiting: int,
+        starts: Sequence[State] = (),
+        drafting: Drafting | None = None,
     ) -> None:
         self._model = model
+        self._drafting = drafting
         self._size = size
         self._most_waiting = waiting
         self._prefixes = Prefixes(model, cache, starts)
@@ -181,7 +189,14 @@ class Texts:
     def _begin(self, ticket: Ticket) -> None:
         """Read the prompt, and draw the first token."""
         try:
-            made = Generation(self._model, b"", ticket.asked.settings, read_by=lambda: self._read(ticket))
+            made = Generation(
+                self._model,
+                b"",
+                ticket.asked.settings,
+                read_by=lambda: self._read(ticket),
+                drafting=self._drafting,
+                before=ticket.asked.ids,
+            )
             made.read()
         except _Dropped:
             if self._closing:
@@ -265,5 +280,10 @@ class Texts:
         """Give the place away; the state after a text is kept, if a later prompt may begin with all of it."""
         self._active.remove(ticket)
         made, asked = ticket._made, ticket.asked
-        if asked.lasting is None and made is not None and made.state is not None:
-            self._prefixes.keep([*asked.ids, *made.fed], made.state, start=asked.start)
+        if asked.lasting is not None or made is None or made.state is None:
+            return
+        try:
+            state = made.whole_state()
+        except RwkvError:  # of a device
+            return
+        self._prefixes.keep([*asked.ids, *made.fed], state, start=asked.start)
