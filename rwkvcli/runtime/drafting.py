@@ -196,12 +196,17 @@ class Drafting:
 
 def check_vocabulary(model: Model, draft: Model) -> None:
     """Raise UsageError unless the tokens of both models are the same."""
-    own, other = model.tokenizer, draft.tokenizer
-    kinds = {model.file.tokenizer, draft.file.tokenizer}
-    same = own.vocab_size == other.vocab_size and own.eos_id == other.eos_id
-    if same and ("json" in kinds or len(kinds) > 1):
-        ids = range(own.vocab_size)
-        same = all(own.decode_bytes((token,)) == other.decode_bytes((token,)) for token in ids)
+    own = model.tokenizer
+    try:
+        other = draft.tokenizer
+    except UsageError:  # it names none
+        same = False
+    else:
+        kinds = {model.file.tokenizer, draft.file.tokenizer}
+        same = own.vocab_size == other.vocab_size and own.eos_id == other.eos_id
+        if same and ("json" in kinds or len(kinds) > 1):
+            ids = range(own.vocab_size)
+            same = all(own.decode_bytes((token,)) == other.decode_bytes((token,)) for token in ids)
     if not same:
         raise UsageError(
             f"{draft.file.path.name} has another vocabulary than {model.file.path.name}",
