@@ -87,6 +87,8 @@ class Lookup:
 class Forced:
     """Text that has to come, since a grammar allows no other. The model may write it in other tokens than these."""
 
+    _BYTES = 32  # of a token, mostly more than enough
+
     def __init__(self, sampler: Sampler, tokenizer: Tokenizer) -> None:
         self._sampler, self._tokenizer = sampler, tokenizer
 
@@ -94,7 +96,7 @@ class Forced:
         pass
 
     def guess(self, most: int) -> list[int]:
-        forced = self._sampler.forced
+        forced = self._sampler.forced[: self._BYTES * most]
         return self._tokenizer.encode(forced.decode("utf-8", "ignore"))[:most] if forced else []
 
 
