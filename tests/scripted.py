@@ -37,17 +37,17 @@ class ScriptAhead:
     def __init__(self, model: ScriptModel) -> None:
         self._model = model
         self._tokens: list[int] = []
-        self._kept = 0
+        self.kept = 0
 
     def run(self, tokens: list[int], state: ScriptState) -> list[NDArray[np.float32]]:
-        self._tokens, self._kept = tokens, 0
+        self._tokens, self.kept = tokens, 0
         copy = state.copy()
         return [self._model.evaluate([token], copy) for token in tokens]
 
     def keep(self, state: ScriptState, count: int) -> None:
-        for token in self._tokens[self._kept : count]:
+        for token in self._tokens[self.kept : count]:
             self._model.evaluate([token], state)
-        self._kept = count
+        self.kept = count
 
 
 class ScriptModel:

@@ -49,23 +49,22 @@ class Ahead:
     def __init__(self, model: Model, room: Lookahead) -> None:
         self._model = model
         self._room = room
-        self._kept = 0
+        self.kept = 0
+        """Of the tokens that were run last, how many the state has seen."""
 
     def run(self, tokens: Sequence[int], state: State) -> list[Logits]:
         """Float32 logits [V] after each of the tokens, LARGEST_LOOKAHEAD at most. `state` stays as it is."""
-        self._kept = 0
+        self.kept = 0
         logits: Any = self._room.run(self._model.ids_for(tokens, state), state.inner)
         vocab, flat = self._model.config.vocab_size, memoryview(logits).cast("B").cast("f")
         return [flat[i * vocab : (i + 1) * vocab] for i in range(len(tokens))]
 
     def keep(self, state: State, count: int) -> None:
         """That state has seen the first `count` of the tokens afterwards; it must not have changed but by this."""
-        if count == self._kept:
-            return
         done: list[Any] = []
-        state.begin(count - self._kept, done)
+        state.begin(count - self.kept, done)
         try:
             self._room.keep(state.inner, count, done)
         finally:
             state.end(done)
-        self._kept = count
+        self.kept = count

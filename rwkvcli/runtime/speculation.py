@@ -97,7 +97,7 @@ class Speculation:
 
     def settle(self, state: State) -> None:
         """`state` has seen all that was fed."""
-        if self._fed:
+        if self._fed > self._ahead.kept:
             begin = self._clock()
             self._ahead.keep(state, self._fed)
             self._pace.kept(self._clock() - begin)
