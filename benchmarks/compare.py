@@ -166,11 +166,12 @@ def number(value: float | None, digits: int, before: str = "", after: str = "") 
     return "-" if value is None else f"{before}{value:.{digits}f}{after}"
 
 
-def span(values: dict[str, float] | None) -> str:
+def span(values: dict[str, float] | None, digits: int | None = None) -> str:
     """`12.3 (11.9 to 12.4)`."""
     if values is None:
         return "-"
-    digits = 1 if values["median"] < 200 else 0
+    if digits is None:
+        digits = 1 if values["median"] < 200 else 0
     return f"{values['median']:.{digits}f} ({values['low']:.{digits}f} to {values['high']:.{digits}f})"
 
 
