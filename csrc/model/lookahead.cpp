@@ -7,7 +7,7 @@
 namespace rwkv {
 
 Lookahead::Lookahead(const Config& config, int threads)
-    : config_(config), stride_(size_t(config.n_embd + 15) / 16 * 16) {
+    : config_(config), threads_(threads), stride_(size_t(config.n_embd + 15) / 16 * 16) {
     const size_t n = size_t(config.head_size);
     head_floats_ = config.version == Version::k4 ? 3 * stride_ : n * size_t(cpu::state_stride(int(n)));
     rows_ = AlignedBuffer<float>(size_t(config.n_layer) * size_t(kRows) * kMost * stride_);
@@ -26,6 +26,7 @@ void Model::look_ahead(std::span<const int32_t> tokens, const State& state, Look
     check_tokens(config_, tokens);
     check(state);
     require(ahead.config() == config_, Fault::kArgument, "the room belongs to a model of another shape");
+    require(ahead.threads() >= threads(), Fault::kArgument, "the room belongs to a model with fewer threads");
     require(tokens.size() <= size_t(Lookahead::kMost), Fault::kArgument, "too many tokens to look ahead");
     const Turnstile::Turn turn(turnstile_, poll);
     ahead.tokens = ahead.kept = 0;

@@ -22,6 +22,7 @@ class Lookahead {
     Lookahead(const Config& config, int threads);
 
     const Config& config() const { return config_; }
+    int threads() const { return threads_; } ///< that it has room for
     size_t bytes() const { return (rows_.size() + heads_.size() + out_.size()) * sizeof(float); }
 
     float* row(int layer, Row which, int t) {
@@ -38,6 +39,7 @@ class Lookahead {
 
   private:
     Config config_;
+    int threads_;
     size_t stride_, head_floats_;
     AlignedBuffer<float> rows_, heads_, out_;
 };

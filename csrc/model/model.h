@@ -49,7 +49,7 @@ class Model {
     const InputStatistics& inputs() const { return inputs_; }
 
     /// Returns true to stop. Called on the calling thread, while it waits for another evaluation to end and
-    /// between the layers of a prompt.
+    /// between the layers of a prompt of more than a few tokens.
     using Poll = std::function<bool()>;
 
     /// Feeds `tokens` (at least one) to `state`. Writes the logits of the last token, or of every token when
