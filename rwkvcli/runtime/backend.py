@@ -48,9 +48,9 @@ class Lookahead(Protocol):
         """float32 logits [T, V] of tokens [1 <= T <= LARGEST_LOOKAHEAD] after `state`, which stays as it is."""
         ...
 
-    def keep(self, state: Any, count: int, done: list[Any] | None = None) -> None:
-        """`state`, which stood before those tokens or after fewer of them, has seen the first `count` afterwards. `done` as
-        for `Backend.forward`."""
+    def keep(self, state: Any, kept: int, count: int, done: list[Any] | None = None) -> None:
+        """`state`, which stood before those tokens and has seen the first `kept` of them, has seen `count` > `kept` afterwards.
+        `done` as for `Backend.forward`."""
         ...
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rwkvcli.runtime.native import noted
 
 if TYPE_CHECKING:
     from rwkvcli.runtime.backend import Backend, BackendState, Ids, Logits, Lookahead
@@ -19,28 +21,30 @@ class ReplayedLookahead:
         self._backend = backend
         self._ahead: BackendState | None = None
         self._tokens: Ids | None = None
-        self._kept = 0
 
     def run(self, tokens: Ids, state: Any) -> Logits:
-        self._tokens, self._kept = tokens, 0
+        self._tokens = tokens
         if self._ahead is None:
             self._ahead = state.copy()
         else:
             self._ahead.assign(state)
         return self._backend.forward(tokens, self._ahead, True)
 
-    def keep(self, state: Any, count: int, done: list[Any] | None = None) -> None:
-        tokens, kept = self._tokens, self._kept
-        assert tokens is not None and self._ahead is not None
-        if count == kept:
-            return
-        if count == len(tokens):
-            state.assign(self._ahead)
-            if done is not None:
-                done.append(None)
+    def keep(self, state: Any, kept: int, count: int, done: list[Any] | None = None) -> None:
+        assert self._tokens is not None and self._ahead is not None
+        if count == len(self._tokens):
+            noted(done, state.assign, self._ahead)
         else:
-            self._backend.forward(tokens[kept:count], state, done=done)
-        self._kept = count
+            self._backend.forward(self._tokens[kept:count], state, done=done)
+
+
+class _Kept(NamedTuple):
+    """A call that makes more of the tokens part of the state: one value, so that Ctrl-C cannot come in the middle of a change."""
+
+    before: int
+    after: int
+    done: list[Any]
+    """Holds something once the state has seen them."""
 
 
 class Ahead:
@@ -49,22 +53,29 @@ class Ahead:
     def __init__(self, model: Model, room: Lookahead) -> None:
         self._model = model
         self._room = room
-        self.kept = 0
+        self._last = _Kept(0, 0, [])
+
+    @property
+    def kept(self) -> int:
         """Of the tokens that were run last, how many the state has seen."""
+        return self._last.after if self._last.done else self._last.before
 
     def run(self, tokens: Sequence[int], state: State) -> list[Logits]:
         """Float32 logits [V] after each of the tokens, LARGEST_LOOKAHEAD at most. `state` stays as it is."""
-        self.kept = 0
-        logits: Any = self._room.run(self._model.ids_for(tokens, state), state.inner)
+        ids = self._model.ids_for(tokens, state)
+        self._last = _Kept(0, 0, [])
+        logits: Any = self._room.run(ids, state.inner)
         vocab, flat = self._model.config.vocab_size, memoryview(logits).cast("B").cast("f")
         return [flat[i * vocab : (i + 1) * vocab] for i in range(len(tokens))]
 
     def keep(self, state: State, count: int) -> None:
         """That state has seen the first `count` of the tokens afterwards; it must not have changed but by this."""
-        done: list[Any] = []
-        state.begin(count - self.kept, done)
+        kept = self.kept
+        if count == kept:
+            return
+        self._last = last = _Kept(kept, count, [])
+        state.begin(count - kept, last.done)
         try:
-            self._room.keep(state.inner, count, done)
+            self._room.keep(state.inner, kept, count, last.done)
         finally:
-            state.end(done)
-        self.kept = count
+            state.end(last.done)

@@ -112,9 +112,9 @@ class NativeLookahead:
         with _errors_of_the_engine():
             return self._model.look_ahead(tokens, state, self._room)
 
-    def keep(self, state: Any, count: int, done: list[Any] | None = None) -> None:
-        with _errors_of_the_engine():
-            noted(done, lambda room: self._model.keep(state, room, count), self._room)
+    def keep(self, state: Any, kept: int, count: int, done: list[Any] | None = None) -> None:
+        with _errors_of_the_engine():  # the room knows how many are kept
+            noted(done, self._model.keep, state, self._room, count)
 
 
 def noted(done: list[_T] | None, compute: Callable[..., _T], *given: Any) -> _T:

@@ -11,18 +11,13 @@ import numpy as np
 import pytest
 from cuda_library import LIBRARY, needs_library
 from python_programs import interrupt_a_long_prompt, run_python
-from small_models import ModelMaker
+from small_models import ModelMaker, same
 
 from rwkvcli import Model, State, _kernels
 from rwkvcli.errors import DeviceUnavailable, StateMismatch, UsageError
 from rwkvcli.runtime import cuda
 
 TOKENS = [5, 0, 299, 7, 7, 31, 2, 18, 40, 3, 11, 29, 1]
-
-
-def same(a: State, b: State) -> bool:
-    x, y = a.to_numpy(), b.to_numpy()
-    return x.keys() == y.keys() and all(np.array_equal(x[name], y[name]) for name in x)
 
 
 @pytest.fixture

@@ -14,17 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_models import VERSIONS, ModelMaker
+from small_models import VERSIONS, ModelMaker, same
 
 from rwkvcli import Model, State
 from rwkvcli.errors import DeviceUnavailable, FormatError, ModelNotFound, RwkvError, StateMismatch, UsageError
 from rwkvcli.runtime.native import noted
 from rwkvcli.runtime.state_file import Pause, write_state
-
-
-def same(a: State, b: State) -> bool:
-    x, y = a.to_numpy(), b.to_numpy()
-    return x.keys() == y.keys() and all(np.array_equal(x[name], y[name]) for name in x)
 
 
 @pytest.fixture
