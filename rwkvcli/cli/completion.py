@@ -73,7 +73,7 @@ complete -c rwkv -f -a '(__rwkv_suggest)'
 """
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 _TAKE_MODEL = ("show", "quantize", "export", "doctor", "bench", "verify")
-_MODEL_OPTIONS = ("model", "base")
+_MODEL_OPTIONS = ("model", "base", "draft")
 _ENDINGS = (*SUFFIXES, ".bin")
 
 
@@ -178,6 +178,10 @@ def _values_of(verb: str | None, option: str) -> list[str]:
     match option:
         case "model" | "base":
             return _models()
+        case "draft":
+            from rwkvcli.services.loading import ways_to_guess
+
+            return [*ways_to_guess(), *_models()]
         case "fail_over":
             from rwkvcli.services.evaluation import LIMITS
 

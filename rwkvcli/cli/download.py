@@ -70,10 +70,10 @@ def loaded(console: Console, found: LocalModel) -> Any:
 def drafting_for(console: Console, model: Any) -> Any:
     """What the settings say that guesses tokens ahead of `model`; None: nothing. Raises UsageError for a draft model with
     another vocabulary."""
-    from rwkvcli.services.loading import drafting_by, names_draft_model
+    from rwkvcli.services.loading import drafting_by, ways_to_guess
 
     name, draft = console.settings.draft, None
-    if name and names_draft_model(name):
+    if name and name not in ways_to_guess():
         found = model_to_run(console, name)
         draft = loaded(console, found)
         console.detail(f"draft {found.path}: {draft.backend.description}")

@@ -35,11 +35,11 @@ def drafting_by(model: Model, draft: Model | str | None) -> Drafting | None:
     return Drafting.by(model, draft)
 
 
-def names_draft_model(name: str | None) -> bool:
-    """Whether `name` is that of a model, rather than of another way to guess."""
+def ways_to_guess() -> list[str]:
+    """What may stand in place of a draft model's name."""
     from rwkvcli.runtime.drafting import LOOKUP, OFF
 
-    return name not in (None, LOOKUP, OFF)
+    return [LOOKUP, OFF]
 
 
 def load_state(path: Path, model: Model) -> State:
