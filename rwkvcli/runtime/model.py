@@ -257,6 +257,8 @@ class Model:
                 if piece.finish is not None and piece.finish.unfed and piece.finish.stop is None:
                     feeder.evaluate(piece.finish.unfed, state)
                 if piece.text:
+                    if speculation is not None:
+                        speculation.settle(state)  # the caller may look at it, or leave here
                     yield piece.text
         finally:
             if speculation is not None:

@@ -228,6 +228,28 @@ def test_generate_of_python(demo: Model, small: Model, way: str) -> None:
         assert same(states[0], states[1])
 
 
+@pytest.mark.parametrize("way", ["lookup", "model", "grammar"])
+def test_the_state_of_generate_between_pieces(demo: Model, small: Model, way: str) -> None:
+    """It has seen all that was told but the last token, whenever the caller looks."""
+    ways: dict[str, dict[str, Any]] = {
+        "lookup": {"draft": "lookup"},
+        "model": {"draft": small},
+        "grammar": {},
+    }
+    rules = (
+        {"regex": "(It was the best of times, it was the worst of times, ){3}"} if way == "grammar" else {}
+    )
+    if rules:
+        pytest.importorskip("llguidance")
+    state = demo.new_state()
+    text = PROMPT.decode()
+    for piece in demo.generate(text, 40, state=state, seed=3, **rules, **ways[way]):
+        expected = demo.new_state()
+        demo.forward(demo.tokenizer.encode(text), expected)
+        assert same(state, expected)
+        text += piece
+
+
 def test_what_cannot_guess_is_refused(demo: Model, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"draft is a Model or 'lookup', not 'g1-0\.1b'"):
         demo.generate("It was", draft="g1-0.1b")
