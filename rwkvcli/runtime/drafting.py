@@ -96,7 +96,10 @@ class Forced:
         pass
 
     def guess(self, most: int) -> list[int]:
-        forced = self._sampler.forced[: self._BYTES * most]
+        try:
+            forced = self._sampler.forced[: self._BYTES * most]
+        except UsageError:  # should it end the text, the sampler will say so
+            return []
         return self._tokenizer.encode(forced.decode("utf-8", "ignore"))[:most] if forced else []
 
 
@@ -108,13 +111,15 @@ class DraftModel:
     def __init__(self, model: Model, sampler: Sampler) -> None:
         self._model = model
         self._sampler = sampler
-        self._state = model.new_state()
+        self._state: State | None = None  # a server's text may never need one
         self._logits: Logits | None = None
         self._guesses: list[int] = []
         self._after: list[tuple[State, Logits]] = []  # of the guesses that were fed
         self._spare: list[State] = []
 
     def read(self, tokens: Sequence[int]) -> None:
+        if self._state is None:
+            self._state = self._model.new_state()
         right = 0
         while right < min(len(tokens), len(self._after)) and self._guesses[right] == tokens[right]:
             right += 1
@@ -123,12 +128,13 @@ class DraftModel:
             self._state, self._after[right - 1] = state, (self._state, self._logits)
         self._spare += [state for state, _ in self._after]
         self._guesses, self._after = [], []
-        if rest := list(tokens[right:]):
+        rows = self._model.config.vocab_size  # a prompt of ids may have some that stand for no token
+        if rest := [token for token in tokens[right:] if token < rows]:
             self._logits = self._model.evaluate(rest, self._state)
 
     def guess(self, most: int) -> list[int]:
         logits, state = self._logits, self._state
-        if logits is None:
+        if logits is None or state is None:
             return []
         twin = self._sampler.fork()
         guesses: list[int] = []

@@ -10,9 +10,11 @@ is, and the tokens that came become part of it afterwards.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from rwkvcli.errors import OutOfMemory
 from rwkvcli.runtime.backend import LARGEST_LOOKAHEAD
 from rwkvcli.runtime.drafting import First, Forced
 
@@ -80,8 +82,9 @@ class Speculation:
         if len(tokens) > 1:  # a prompt
             self._end_pass(state)
             logits = self._model.evaluate(tokens, state)
-            self._drafter.read([*self._unread, *tokens])
-            self._unread = []
+            self._unread += tokens
+            with self._room_or_no_guesses():
+                self._read()
             return logits
         (token,) = tokens
         right = self._fed - 1  # guesses that came
@@ -111,23 +114,42 @@ class Speculation:
 
     def _pass(self, token: int, state: State) -> Logits:
         """Feed `token`, and guesses after it."""
-        guesses: list[int] = []
         most, begin = self._pace.most(), self._clock()
         if most:
-            self._drafter.read([*self._unread, token])
-            guesses = self._drafter.guess(most)
-            self._pace.guessed(len(guesses), self._clock() - begin)
-            begin = self._clock()
-        if guesses:
-            self._rows = self._ahead.run([token, *guesses], state)
-            self._guesses, self._fed = guesses, 1
-            self.drafted += len(guesses)
-            logits = self._rows[0]
+            with self._room_or_no_guesses():
+                guesses = self._guess(token, most)
+                begin = self._clock()
+                if guesses:
+                    self._rows = self._ahead.run([token, *guesses], state)
+                    self._guesses, self._fed = guesses, 1
+                    self.drafted += len(guesses)
         else:
-            logits = self._model.evaluate([token], state)
-        self._unread = [] if most else [*self._unread, token]
-        self._pace.passed(1 + len(guesses), self._clock() - begin)
+            self._unread.append(token)
+        logits = self._rows[0] if self._rows else self._model.evaluate([token], state)
+        self._pace.passed(1 + len(self._guesses), self._clock() - begin)
         return logits
+
+    def _guess(self, token: int, most: int) -> list[int]:
+        if len(self._unread) > LARGEST_LOOKAHEAD:
+            self._read()  # what others fed, or was fed without guesses: no part of what guessing takes
+        begin = self._clock()
+        self._unread.append(token)
+        self._read()
+        guesses = self._drafter.guess(most)
+        self._pace.guessed(len(guesses), self._clock() - begin)
+        return guesses
+
+    def _read(self) -> None:
+        unread, self._unread = self._unread, []
+        self._drafter.read(unread)
+
+    @contextmanager
+    def _room_or_no_guesses(self) -> Iterator[None]:
+        """Where a GPU has no memory for guesses, there are none from then on."""
+        try:
+            yield
+        except OutOfMemory:
+            self._drafter = First([])
 
 
 class Pace:
@@ -139,12 +161,14 @@ class Pace:
     _USUAL = 0.7  # the share of right guesses, until it is known
     _SHARE_STEP, _TIME_STEP, _HOPE_STEP = 0.08, 0.2, 0.01
     _PER_TOKEN = 0.06  # by which a pass with one more token is thought to take longer
+    _PATIENCE = 64  # tokens without a guess, after which one is made
 
     def __init__(self) -> None:
         self._share = self._USUAL
         self._seconds: dict[int, float] = {}  # a pass, by its tokens
         self._guess = 0.0  # seconds for one
         self._keep = 0.0  # seconds, when a pass has ended
+        self._without = 0  # tokens since guesses were worth it
 
     def most(self) -> int:
         """Guesses to be asked for."""
@@ -158,9 +182,16 @@ class Pace:
             rate = tokens / (self._expected(1 + guesses) + more)
             if rate > best:
                 best, chosen = rate, guesses
-        if chosen == 0:  # perhaps the text has become easier
-            self._share += self._HOPE_STEP * (self._USUAL - self._share)
-        return chosen
+        if chosen:
+            self._without = 0
+            return chosen
+        self._share += self._HOPE_STEP * (self._USUAL - self._share)  # perhaps the text has become easier
+        self._without += 1
+        if self._without < self._PATIENCE:
+            return 0
+        # perhaps something else took the time
+        self._without, self._guess, self._keep, self._seconds = 0, 0.0, 0.0, {1: self._expected(1)}
+        return 1
 
     def judged(self, *, right: bool) -> None:
         """A guess turned out right, or wrong."""

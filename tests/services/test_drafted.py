@@ -14,8 +14,9 @@ from quant_models import quantized
 from rwkvcli import Model, State
 from rwkvcli.errors import UsageError
 from rwkvcli.runtime.constraint import Constraint
-from rwkvcli.runtime.drafting import Drafting
+from rwkvcli.runtime.drafting import Drafting, DraftModel
 from rwkvcli.runtime.model import demo_path
+from rwkvcli.runtime.sampling import Sampler, SamplingParams
 from rwkvcli.runtime.speculation import Pace
 from rwkvcli.services import batching
 from rwkvcli.services.conversation import Conversation
@@ -248,6 +249,16 @@ def test_the_state_of_generate_between_pieces(demo: Model, small: Model, way: st
         demo.forward(demo.tokenizer.encode(text), expected)
         assert same(state, expected)
         text += piece
+
+
+def test_ids_that_a_draft_model_has_not(small: Model) -> None:
+    """A model may have rows past its vocabulary, and a prompt of ids may have those."""
+    made = []
+    for prompt in ([72, 105], [72, 300, 105]):
+        guesses = DraftModel(small, Sampler(SamplingParams(temperature=0.0), 256))
+        guesses.read(prompt)
+        made.append(guesses.guess(5))
+    assert made[0] == made[1] != []
 
 
 def test_what_cannot_guess_is_refused(demo: Model, tmp_path: Path) -> None:
