@@ -177,9 +177,8 @@ class Generation:
 
     def read_as(self, other: Generation) -> None:
         """Take over what `other`, with the same prompt, has read and drawn nothing from yet."""
-        assert other.state is not None
         self._speculate()
-        self.state, self._logits = other.state.copy(), other._logits
+        self.state, self._logits = other.whole_state().copy(), other._logits
         self.prompt_tokens, self.timings.prompt = other.prompt_tokens, other.timings.prompt
         self._open()
 

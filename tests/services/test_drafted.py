@@ -149,6 +149,21 @@ def test_what_a_grammar_forces_is_guessed_by_itself(demo: Model) -> None:
     assert run.draft["came"] >= 7
 
 
+def test_alternatives_of_a_prompt_that_was_read_with_guesses(demo: Model) -> None:
+    pytest.importorskip("llguidance")
+    constraint = Constraint.of_regex(r"nce upon a time there (was|were) [a-z ]{1,20}\.")
+    asked = Settings(60, {"seed": 1}, constraint=constraint)
+    alone = [
+        made(demo, b"O", Settings(60, {"seed": seed}, constraint=constraint), keep=True) for seed in (1, 2, 3)
+    ]
+    together = batching.alternatives(demo, b"O", asked, 3)
+    assert [one.text for one in together] == [one.text for one in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert one.state is not None
+        assert other.state is not None
+        assert same(one.whole_state(), other.whole_state())
+
+
 def test_alone_and_together_in_turns(demo: Model, small: Model) -> None:
     """A text that is fed by itself and with others, as a server does."""
     wanted = [Settings(80, {"seed": seed}) for seed in (1, 2)]
