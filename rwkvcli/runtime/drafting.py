@@ -218,5 +218,5 @@ def check_vocabulary(model: Model, draft: Model) -> None:
     if not same:
         raise UsageError(
             f"{draft.file.path.name} has another vocabulary than {model.file.path.name}",
-            hint="a draft model is a smaller one of the same family",
+            hint="a draft model is a smaller one of the same family; `--draft off` goes without",
         )

@@ -78,7 +78,7 @@ def test_a_draft_model_that_cannot_be(tmp_path: Path) -> None:
     assert (asked.code, asked.out) == (2, "")
     assert asked.err == (
         "error: other.safetensors has another vocabulary than demo.safetensors\n"
-        "hint: a draft model is a smaller one of the same family\n"
+        "hint: a draft model is a smaller one of the same family; `--draft off` goes without\n"
     )
     missing = rwkv_inside(*GENERATE, "--draft", "g1-0.1b", "--offline", PROMPT)
     assert (missing.code, missing.out) == (3, "")

@@ -211,5 +211,5 @@ def test_speculation_refuses_a_draft_model_of_another_vocabulary(
     assert told.out == ""
     assert told.err == (
         "script: draft.safetensors has another vocabulary than demo.safetensors "
-        "(a draft model is a smaller one of the same family)\n"
+        "(a draft model is a smaller one of the same family; `--draft off` goes without)\n"
     )
