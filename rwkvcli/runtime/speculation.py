@@ -38,7 +38,10 @@ def speculation_for(model: Model, sampler: Sampler, drafting: Drafting | None) -
     drafters: list[Drafter] = [Forced(sampler, model.tokenizer)] if sampler.conforms else []
     if drafting is not None:
         drafters.append(drafting.drafter(sampler))
-    return Speculation(model, ahead, First(drafters))
+    made = Speculation(model, ahead, First(drafters))
+    if drafting is not None:
+        made.remembers = drafting.remembers
+    return made
 
 
 class Speculation:
@@ -63,6 +66,8 @@ class Speculation:
         self._rows: list[Logits] = []  # after the token that it began with, and after each guess
         self._fed = 0  # tokens of the pass
         self._unread: list[int] = []  # by the drafter
+        self.remembers = 1 << 15
+        """How many tokens that it has missed the drafter reads at most."""
         self.drafted = 0
         """Tokens that were guessed."""
         self.accepted = 0
@@ -131,6 +136,7 @@ class Speculation:
 
     def _guess(self, token: int, most: int) -> list[int]:
         if len(self._unread) > LARGEST_LOOKAHEAD:
+            del self._unread[: -self.remembers]
             self._read()  # what others fed, or was fed without guesses: no part of what guessing takes
         begin = self._clock()
         self._unread.append(token)
@@ -161,14 +167,15 @@ class Pace:
     _USUAL = 0.7  # the share of right guesses, until it is known
     _SHARE_STEP, _TIME_STEP, _HOPE_STEP = 0.08, 0.2, 0.01
     _PER_TOKEN = 0.06  # by which a pass with one more token is thought to take longer
-    _PATIENCE = 64  # tokens without a guess, after which one is made
+    _PATIENCE, _LONGEST_PATIENCE = 64, 4096  # tokens without a guess, after which one is made
 
     def __init__(self) -> None:
         self._share = self._USUAL
         self._seconds: dict[int, float] = {}  # a pass, by its tokens
         self._guess = 0.0  # seconds for one
         self._keep = 0.0  # seconds, when a pass has ended
-        self._without = 0  # tokens since guesses were worth it
+        self._without = 0  # tokens since guesses were worth it, or tried
+        self._patience = self._PATIENCE
 
     def most(self) -> int:
         """Guesses to be asked for."""
@@ -183,14 +190,15 @@ class Pace:
             if rate > best:
                 best, chosen = rate, guesses
         if chosen:
-            self._without = 0
+            self._without, self._patience = 0, self._PATIENCE
             return chosen
         self._share += self._HOPE_STEP * (self._USUAL - self._share)  # perhaps the text has become easier
         self._without += 1
-        if self._without < self._PATIENCE:
+        if self._without < self._patience:
             return 0
         # perhaps something else took the time
-        self._without, self._guess, self._keep, self._seconds = 0, 0.0, 0.0, {1: self._expected(1)}
+        self._without, self._patience = 0, min(2 * self._patience, self._LONGEST_PATIENCE)
+        self._guess, self._keep, self._seconds = 0.0, 0.0, {1: self._expected(1)}
         return 1
 
     def judged(self, *, right: bool) -> None:
