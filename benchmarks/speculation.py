@@ -211,7 +211,7 @@ def pass_times(model: Model, draft: Model | None, rounds: int) -> dict[str, list
                 timed("draft", draft.backend.forward, ids[:1], aside)
             for size in sizes if turn % 2 else sizes[::-1]:
                 timed(f"pass {size}", room.run, ids[:size], state)
-                timed(f"keep {size}", room.keep, state, size)
+                timed(f"keep {size}", room.keep, state, 0, size)
         for name, times in calls.items() if turn else ():
             found.setdefault(name, []).append(statistics.median(times))
     return found

@@ -235,9 +235,11 @@ class Model:
         matcher = constraint.matcher(self.tokenizer) if constraint is not None else None
         sampler = Sampler(params, self.tokenizer.vocab_size, self.tokenizer, matcher)
         speculation = speculation_for(self, sampler, Drafting.by(self, draft))
+        shared = state is not None
         state = state if state is not None else self.new_state()
         self._check(state)
-        return self._generate(self._ids_of(prompt, state), state, sampler, max_tokens, stop, speculation)
+        ids = self._ids_of(prompt, state)
+        return self._generate(ids, state, sampler, max_tokens, stop, speculation, shared)
 
     def _generate(
         self,
@@ -247,6 +249,7 @@ class Model:
         max_tokens: int,
         stop: Sequence[str],
         speculation: Speculation | None,
+        shared: bool,
     ) -> Iterator[str]:
         from rwkvcli.runtime.decoding import decode
 
@@ -257,11 +260,11 @@ class Model:
                 if piece.finish is not None and piece.finish.unfed and piece.finish.stop is None:
                     feeder.evaluate(piece.finish.unfed, state)
                 if piece.text:
-                    if speculation is not None:
-                        speculation.settle(state)  # the caller may look at it, or leave here
+                    if speculation is not None and shared:
+                        speculation.settle(state)  # the caller may look at it
                     yield piece.text
         finally:
-            if speculation is not None:
+            if speculation is not None and shared:
                 speculation.settle(state)
 
     def score(self, prompt: str, choices: Sequence[str], *, state: State | None = None) -> list[float]:

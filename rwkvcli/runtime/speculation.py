@@ -38,10 +38,7 @@ def speculation_for(model: Model, sampler: Sampler, drafting: Drafting | None) -
     drafters: list[Drafter] = [Forced(sampler, model.tokenizer)] if sampler.conforms else []
     if drafting is not None:
         drafters.append(drafting.drafter(sampler))
-    made = Speculation(model, ahead, First(drafters))
-    if drafting is not None:
-        made.remembers = drafting.remembers
-    return made
+    return Speculation(model, ahead, First(drafters), drafting.remembers if drafting is not None else 0)
 
 
 class Speculation:
@@ -55,8 +52,10 @@ class Speculation:
         model: Model,
         ahead: Ahead,
         drafter: Drafter,
+        remembers: int = 1 << 15,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """`remembers`: how many tokens that it has missed the drafter reads at most."""
         self._model = model
         self._drafter = drafter
         self._clock = clock
@@ -66,8 +65,7 @@ class Speculation:
         self._rows: list[Logits] = []  # after the token that it began with, and after each guess
         self._fed = 0  # tokens of the pass
         self._unread: list[int] = []  # by the drafter
-        self.remembers = 1 << 15
-        """How many tokens that it has missed the drafter reads at most."""
+        self._remembers = remembers
         self.drafted = 0
         """Tokens that were guessed."""
         self.accepted = 0
@@ -136,7 +134,7 @@ class Speculation:
 
     def _guess(self, token: int, most: int) -> list[int]:
         if len(self._unread) > LARGEST_LOOKAHEAD:
-            del self._unread[: -self.remembers]
+            del self._unread[: max(0, len(self._unread) - self._remembers)]
             self._read()  # what others fed, or was fed without guesses: no part of what guessing takes
         begin = self._clock()
         self._unread.append(token)

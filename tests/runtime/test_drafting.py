@@ -304,7 +304,9 @@ def test_a_draft_has_the_same_vocabulary(kind: str, tokenizer: Any, same: bool) 
     with pytest.raises(UsageError) as refused:
         check_vocabulary(model, draft)
     assert str(refused.value) == "small.safetensors has another vocabulary than large.safetensors"
-    assert refused.value.hint == "a draft model is a smaller one of the same family"
+    assert (
+        refused.value.hint == "a draft model is a smaller one of the same family; `--draft off` goes without"
+    )
 
 
 def test_models_over_bytes_have_the_same_vocabulary(model: Model) -> None:

@@ -90,8 +90,7 @@ def test_guesses_that_are_never_worth_it_are_seldom_tried() -> None:
 def test_what_others_fed_is_no_part_of_what_guessing_takes() -> None:
     now = 0.0
     given = Given([1, 1])
-    made = Speculation(given, given, given, lambda: now)  # type: ignore[arg-type]
-    made.remembers = 50
+    made = Speculation(given, given, given, 50, lambda: now)  # type: ignore[arg-type]
     state: Any = None
     made.evaluate([5], state)
     made.was_fed([6] * 100)

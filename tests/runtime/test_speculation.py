@@ -342,7 +342,7 @@ def test_it_is_told_what_the_clock_says(model: Model, monkeypatch: pytest.Monkey
 
     text = [*PROMPT, *range(1, 41)]
     drafter = Told(text, 1)
-    speculation = Speculation(model, ahead_of(model), drafter, clock)
+    speculation = Speculation(model, ahead_of(model), drafter, clock=clock)
     state = model.new_state()
     speculation.evaluate(PROMPT, state)
     room: Any = speculation._ahead._room
