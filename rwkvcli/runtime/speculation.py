@@ -165,6 +165,9 @@ class Pace:
     _USUAL = 0.7  # the share of right guesses, until it is known
     _SHARE_STEP, _TIME_STEP, _HOPE_STEP = 0.08, 0.2, 0.01
     _PER_TOKEN = 0.06  # by which a pass with one more token is thought to take longer
+    _WORTH = 1.05  # what guesses must bring
+    _FIRST = 3  # plain tokens before any guess: the first of them takes longer than those to come
+    _AGAIN = 128  # passes with guesses, after which one without tells what that takes now
     _PATIENCE, _LONGEST_PATIENCE = 64, 4096  # tokens without a guess, after which one is made
 
     def __init__(self) -> None:
@@ -172,19 +175,23 @@ class Pace:
         self._seconds: dict[int, float] = {}  # a pass, by its tokens
         self._guess = 0.0  # seconds for one
         self._keep = 0.0  # seconds, when a pass has ended
+        self._plain = 0  # passes without guesses
+        self._guessing = 0  # passes with guesses since one without
         self._without = 0  # tokens since guesses were worth it, or tried
         self._patience = self._PATIENCE
 
     def most(self) -> int:
         """Guesses to be asked for."""
-        if not self._seconds:
-            return 0  # the first pass tells what a plain token takes
+        if self._plain < self._FIRST or self._guessing >= self._AGAIN:
+            return 0
         best, chosen, tokens, chance = 0.0, 0, 0.0, 1.0
         for guesses in range(LARGEST_LOOKAHEAD):
             tokens += chance
             chance *= self._share
-            more = self._keep + guesses * self._guess if guesses else 0.0
-            rate = tokens / (self._expected(1 + guesses) + more)
+            seconds = self._expected(1 + guesses)
+            if guesses:
+                seconds = (seconds + self._keep + guesses * self._guess) * self._WORTH
+            rate = tokens / seconds
             if rate > best:
                 best, chosen = rate, guesses
         if chosen:
@@ -214,7 +221,14 @@ class Pace:
 
     def passed(self, tokens: int, seconds: float) -> None:
         """A pass over `tokens` tokens took so long."""
-        self._seconds[tokens] = _nearer(self._seconds.get(tokens, 0.0), seconds, self._TIME_STEP)
+        old = self._seconds.get(tokens, 0.0)
+        if tokens == 1:
+            self._plain, self._guessing = self._plain + 1, 0
+            if self._plain <= self._FIRST:
+                old = min(old or seconds, seconds)
+        else:
+            self._guessing += 1
+        self._seconds[tokens] = _nearer(old, seconds, self._TIME_STEP)
 
     def _expected(self, tokens: int) -> float:
         """Seconds for a pass."""

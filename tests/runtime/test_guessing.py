@@ -75,7 +75,7 @@ def test_what_took_long_once_is_tried_again(slow: str) -> None:
     for tokens in range(2, 9) if slow == "pass" else ():
         pace.passed(tokens, 100.0)
     assert pace.most() == 0
-    assert asked_for(pace, 200, 0.05)[-10:] == [7] * 10
+    assert asked_for(pace, 200, 0.05)[-50:].count(7) >= 49  # one tells what a plain token takes
 
 
 def test_guesses_that_are_never_worth_it_are_seldom_tried() -> None:

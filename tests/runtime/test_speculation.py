@@ -288,15 +288,27 @@ def flat(tokens: int) -> float:
     return 1 + 0.03 * tokens
 
 
-def test_the_first_pass_is_plain() -> None:
-    assert Pace().most() == 0
-    assert guesses_of(lambda _: 1.0, flat)[0] == 0
+def test_plain_passes_come_first_and_now_and_then() -> None:
+    asked = guesses_of(lambda _: 1.0, flat)
+    assert [i for i, guesses in enumerate(asked) if not guesses] == [0, 1, 2, 131, 260, 389, 518]
+
+
+def test_a_slow_first_pass_misleads_nobody() -> None:
+    """Its time is no measure of a plain token: beside that, a pass of two would seem to be worth it."""
+    pace, slow = Pace(), iter([3.0, 2.0, 1.0])
+    for seconds in slow:
+        assert pace.most() == 0
+        pace.passed(1, seconds)
+    pace.passed(2, 1.4)
+    for _ in range(10):
+        pace.judged(right=False)
+    assert pace.most() == 0
 
 
 def test_guesses_that_are_always_right_are_made_as_many_as_there_may_be() -> None:
     asked = guesses_of(lambda _: 1.0, flat)
     assert max(asked) == LARGEST_LOOKAHEAD - 1
-    assert set(asked[50:]) == {LARGEST_LOOKAHEAD - 1}
+    assert set(asked[50:131]) == {LARGEST_LOOKAHEAD - 1}
 
 
 @pytest.mark.parametrize(("more", "plain"), [(0.03, 0.35), (0.1, 0.5), (0.2, 0.7), (0.4, 0.85)])
@@ -311,13 +323,14 @@ def test_guesses_that_are_never_right_cost_little(more: float, plain: float) -> 
 def test_a_text_that_becomes_easier_or_harder_is_noticed() -> None:
     asked = guesses_of(lambda i: 1.0 if 200 <= i < 400 else 0.0, lambda n: 0.8 + 0.2 * n)
     assert asked[150:200].count(0) > 35
-    assert set(asked[350:400]) == {LARGEST_LOOKAHEAD - 1}
+    assert set(asked[350:400]) - {0} == {LARGEST_LOOKAHEAD - 1}
+    assert asked[350:400].count(0) <= 1
     assert asked[450:].count(0) > 100
 
 
 def test_fewer_are_made_where_passes_of_many_tokens_are_slow() -> None:
     slow = guesses_of(lambda _: 0.9, lambda n: 1.0 if n <= 4 else 4.0)
-    assert max(slow[100:]) == min(slow[100:]) == 3
+    assert set(slow[100:131]) == {3}
     steep = guesses_of(lambda _: 0.9, float)
     assert steep[100:].count(0) > 400
 
@@ -326,7 +339,7 @@ def test_none_are_made_where_guessing_costs_more_than_it_brings() -> None:
     assert guesses_of(lambda _: 0.9, flat, guess=1.5)[100:].count(0) > 450
     assert guesses_of(lambda _: 0.5, flat, keep=2.0)[100:].count(0) > 450
     cheap = guesses_of(lambda _: 0.9, flat, guess=0.05, keep=0.1)[100:]
-    assert cheap.count(0) == 0
+    assert cheap.count(0) == 4  # to see what a plain token takes
 
 
 def test_it_is_told_what_the_clock_says(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,9 +375,9 @@ def test_it_is_told_what_the_clock_says(model: Model, monkeypatch: pytest.Monkey
         monkeypatch.setattr(pace, name, noted)
     for token in text[len(PROMPT) :]:
         speculation.evaluate([token], state)
-    assert said[0] == ("passed", (1, 1.0))
+    assert said[:3] == [("passed", (1, 1.0))] * 3
     assert {given for name, given in said if name == "kept"} == {(0.125,)}
-    counts = [*counts_of(iter(said[1:]))]
+    counts = [*counts_of(iter(said[3:]))]
     assert sum(counts) == speculation.drafted == speculation.accepted > 30
 
 
