@@ -81,7 +81,8 @@ class Speculation:
         self._unread += tokens
 
     def evaluate(self, tokens: Sequence[int], state: State) -> Logits:
-        """Feed tokens; float32 logits [V] of the last. What the engine raises leaves everything as it was."""
+        """Feed tokens; float32 logits [V] of the last. What the engine raises leaves the state, and what it has yet to see, as they
+        were; only the drafter may read the token twice then."""
         if len(tokens) > 1:  # a prompt
             self._end_pass(state)
             logits = self._model.evaluate(tokens, state)
