@@ -7,9 +7,9 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
     set(RWKV_FLAGS_avx2 /arch:AVX2)
     set(RWKV_FLAGS_avx512 /arch:AVX512)
   else()
-    set(RWKV_FLAGS_avx2 -mavx2 -mfma -mf16c)
-    set(RWKV_FLAGS_avxvnni -mavx2 -mfma -mf16c -mavxvnni)
-    set(RWKV_FLAGS_avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
+    set(RWKV_FLAGS_avx2 -mavx2 -mfma -mf16c -mpopcnt)
+    set(RWKV_FLAGS_avxvnni -mavx2 -mfma -mf16c -mpopcnt -mavxvnni)
+    set(RWKV_FLAGS_avx512 -mavx2 -mfma -mf16c -mpopcnt -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
                           -mprefer-vector-width=512)
     check_cxx_compiler_flag(-mavxvnni RWKV_HAVE_AVXVNNI)
     if(NOT RWKV_HAVE_AVXVNNI)
