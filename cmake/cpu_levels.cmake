@@ -3,22 +3,21 @@
 include(CheckCXXCompilerFlag)
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-  if(MSVC)
-    set(RWKV_FLAGS_avx2 /arch:AVX2)
-    set(RWKV_FLAGS_avx512 /arch:AVX512)
-  else()
-    set(RWKV_FLAGS_avx2 -mavx2 -mfma -mf16c -mpopcnt)
-    set(RWKV_FLAGS_avxvnni -mavx2 -mfma -mf16c -mpopcnt -mavxvnni)
-    set(RWKV_FLAGS_avx512 -mavx2 -mfma -mf16c -mpopcnt -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
-                          -mprefer-vector-width=512)
-    check_cxx_compiler_flag(-mavxvnni RWKV_HAVE_AVXVNNI)
-    if(NOT RWKV_HAVE_AVXVNNI)
-      unset(RWKV_FLAGS_avxvnni)
-    endif()
+  set(RWKV_FLAGS_avx2 -mavx2 -mfma -mf16c -mpopcnt)
+  set(RWKV_FLAGS_avxvnni -mavx2 -mfma -mf16c -mpopcnt -mavxvnni)
+  set(RWKV_FLAGS_avx512 -mavx2 -mfma -mf16c -mpopcnt -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
+                        -mprefer-vector-width=512)
+  check_cxx_compiler_flag(-mavxvnni RWKV_HAVE_AVXVNNI)
+  if(NOT RWKV_HAVE_AVXVNNI)
+    unset(RWKV_FLAGS_avxvnni)
   endif()
-elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$" AND NOT MSVC)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
   set(RWKV_FLAGS_neon "") # every such processor has it
-  set(RWKV_FLAGS_dotprod -march=armv8.2-a+dotprod)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    set(RWKV_FLAGS_dotprod -march=armv8.2-a+dotprod)
+  else() # Zig takes a processor alone, Clang both
+    set(RWKV_FLAGS_dotprod -mcpu=generic+dotprod)
+  endif()
 endif()
 
 # rwkv_add_cpu_levels(TARGET STEM): adds STEM_scalar.cpp, and STEM_<level>.cpp for every level that this compiler knows

@@ -158,7 +158,9 @@ function(rwkv_cuda_compiled target)
 endfunction()
 
 set(RWKV_HAVE_CUDA FALSE)
-if(RWKV_CUDA) # AUTO counts as true
+if(WIN32 AND RWKV_CUDA STREQUAL "AUTO")
+  message(STATUS "CUDA engine: not built, nvcc would need Microsoft's compiler; GPUs are used from within WSL")
+elseif(RWKV_CUDA) # AUTO counts as true
   file(REMOVE ${CMAKE_BINARY_DIR}/cuda_probe/output.txt)
   rwkv_find_cuda(RWKV_HAVE_CUDA why)
   if(NOT RWKV_HAVE_CUDA AND RWKV_CUDA STREQUAL "AUTO")
@@ -195,6 +197,6 @@ if(CMAKE_SYSTEM_NAME STREQUAL "Linux") # what the emulator's fibers are written 
   rwkv_cuda_library(rwkv_cuda_emulated csrc/cuda/emulated.cpp csrc/cuda/emulator.cpp csrc/cuda/emulator_runtime.cpp)
   # Clang knows `#pragma unroll`, and says where it did not unroll; GCC does not know it.
   target_compile_options(rwkv_cuda_emulated PRIVATE
-    $<$<CXX_COMPILER_ID:Clang,AppleClang>:-Wno-pass-failed> $<$<NOT:$<CXX_COMPILER_ID:MSVC>>:-Wno-unknown-pragmas>)
+    $<$<CXX_COMPILER_ID:Clang,AppleClang>:-Wno-pass-failed> -Wno-unknown-pragmas)
   set_target_properties(rwkv_cuda_emulated PROPERTIES EXCLUDE_FROM_ALL TRUE)
 endif()

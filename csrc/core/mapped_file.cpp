@@ -31,7 +31,8 @@ void MappedFile::populate() {
     try {
         std::thread([pages = mapping_] {
             for (size_t at = 0; at < pages->size && !pages->unwanted; at += kAtOnce)
-                os::populate(pages->data + at, std::min(kAtOnce, pages->size - at));
+                if (!os::populate(pages->data + at, std::min(kAtOnce, pages->size - at)))
+                    break;
         }).detach();
     } catch (const std::system_error&) { // no thread to be had: pages are met when they are read
     }

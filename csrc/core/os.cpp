@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <system_error>
 #include <thread>
 
 #include "core/check.h"
@@ -22,29 +23,43 @@
 #include <unistd.h>
 #endif
 
-#if defined(__x86_64__) || defined(_M_X64)
+#ifdef __x86_64__
 #include <immintrin.h>
 #endif
 
 namespace rwkv::os {
 
+/// Pieces of so many bytes are not the heap's. The address sanitizer watches all of them.
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kOwnPages = SIZE_MAX;
+#else
+constexpr size_t kOwnPages = size_t(1) << 20;
+#endif
+
 #ifdef _WIN32
 
+std::wstring widened(const std::string& text) {
+    const int size = MultiByteToWideChar(CP_UTF8, 0, text.data(), int(text.size()), nullptr, 0);
+    std::wstring wide(size_t(size), L'\0');
+    MultiByteToWideChar(CP_UTF8, 0, text.data(), int(text.size()), wide.data(), size);
+    return wide;
+}
+
+std::string last_error() { return std::system_category().message(int(GetLastError())); }
+
 Mapping map_file(const std::string& path) {
-    const int wide_size = MultiByteToWideChar(CP_UTF8, 0, path.c_str(), -1, nullptr, 0);
-    std::wstring wide(size_t(wide_size), L'\0');
-    MultiByteToWideChar(CP_UTF8, 0, path.c_str(), -1, wide.data(), wide_size);
-    const HANDLE file = CreateFileW(wide.c_str(), GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_DELETE, nullptr,
-                                    OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
-    require(file != INVALID_HANDLE_VALUE, Fault::kFormat, path + ": cannot be opened");
-    LARGE_INTEGER size;
-    const bool sized = GetFileSizeEx(file, &size) && size.QuadPart > 0;
+    const HANDLE file = CreateFileW(widened(path).c_str(), GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_DELETE,
+                                    nullptr, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
+    require(file != INVALID_HANDLE_VALUE, Fault::kFormat, path + ": " + last_error());
+    LARGE_INTEGER size{};
+    const bool sized = GetFileSizeEx(file, &size) != 0;
     const HANDLE section = sized ? CreateFileMappingW(file, nullptr, PAGE_READONLY, 0, 0, nullptr) : nullptr;
     const void* data = section ? MapViewOfFile(section, FILE_MAP_READ, 0, 0, 0) : nullptr;
+    const std::string why = data ? std::string() : last_error(); // an empty file cannot be mapped either
     if (section)
         CloseHandle(section);
     CloseHandle(file);
-    require(data != nullptr, Fault::kFormat, path + ": cannot be mapped");
+    require(data != nullptr, Fault::kFormat, path + ": cannot be mapped: " + why);
     return {static_cast<const uint8_t*>(data), size_t(size.QuadPart)};
 }
 
@@ -53,7 +68,7 @@ void unmap_file(Mapping mapping) noexcept {
         UnmapViewOfFile(mapping.data);
 }
 
-void populate(const uint8_t*, size_t) noexcept {}
+bool populate(const uint8_t*, size_t) noexcept { return false; }
 
 size_t physical_memory() noexcept {
     MEMORYSTATUSEX status{};
@@ -63,15 +78,22 @@ size_t physical_memory() noexcept {
 
 int process_id() noexcept { return _getpid(); }
 
-// The heap asks the system for large pieces itself.
 void* allocate_zeroed(size_t bytes) {
-    void* p = _aligned_malloc(bytes ? bytes : 64, 64);
+    const bool own = bytes >= kOwnPages;
+    void* p = own ? VirtualAlloc(nullptr, bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE)
+                  : _aligned_malloc(bytes ? bytes : 64, 64);
     if (!p)
         throw std::bad_alloc();
-    return std::memset(p, 0, bytes);
+    return own ? p : std::memset(p, 0, bytes);
 }
 
-void free_zeroed(void* p, size_t) noexcept { _aligned_free(p); }
+void free_zeroed(void* p, size_t bytes) noexcept {
+    if (bytes >= kOwnPages)
+        (void)VirtualFree(p, 0, MEM_RELEASE);
+    else
+        _aligned_free(p);
+}
+
 void prefer_large_pages(void*, size_t) noexcept {}
 
 #else
@@ -93,11 +115,11 @@ void unmap_file(Mapping mapping) noexcept {
         ::munmap(const_cast<uint8_t*>(mapping.data), mapping.size);
 }
 
-void populate(const uint8_t* begin, size_t bytes) noexcept {
+bool populate(const uint8_t* begin, size_t bytes) noexcept {
 #ifdef MADV_POPULATE_READ // Linux 5.14
-    (void)::madvise(const_cast<uint8_t*>(begin), bytes, MADV_POPULATE_READ);
+    return ::madvise(const_cast<uint8_t*>(begin), bytes, MADV_POPULATE_READ) == 0;
 #else
-    (void)begin, (void)bytes;
+    return (void)begin, (void)bytes, false;
 #endif
 }
 
@@ -107,13 +129,6 @@ size_t physical_memory() noexcept {
 }
 
 int process_id() noexcept { return int(::getpid()); }
-
-/// Pieces of so many bytes are not the heap's. The address sanitizer watches all of them.
-#ifdef __SANITIZE_ADDRESS__
-constexpr size_t kOwnPages = SIZE_MAX;
-#else
-constexpr size_t kOwnPages = size_t(1) << 20;
-#endif
 
 void* allocate_zeroed(size_t bytes) {
     if (bytes >= kOwnPages) {
@@ -147,14 +162,14 @@ void prefer_large_pages(void* p, size_t bytes) noexcept {
 
 #endif
 
-#if defined(__x86_64__) || defined(_M_X64)
+#ifdef __x86_64__
 
 // MXCSR: bit 15 flushes results to zero, bit 6 reads subnormal operands as zero.
 FlushDenormals::FlushDenormals() noexcept : saved_(_mm_getcsr()) { _mm_setcsr(unsigned(saved_) | 0x8040u); }
 FlushDenormals::~FlushDenormals() { _mm_setcsr(unsigned(saved_)); }
 void spin_pause() noexcept { _mm_pause(); }
 
-#elif defined(__aarch64__) && !defined(_MSC_VER)
+#elif defined(__aarch64__)
 
 FlushDenormals::FlushDenormals() noexcept {
     asm volatile("mrs %0, fpcr" : "=r"(saved_));

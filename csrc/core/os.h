@@ -16,9 +16,8 @@ struct Mapping {
 /// Maps a whole file read-only and shared. Throws Error(kFormat) with the system's reason.
 Mapping map_file(const std::string& path);
 void unmap_file(Mapping mapping) noexcept;
-/// Reads a part of a mapping that begins at a page into the page table, where the system can; else nothing
-/// happens.
-void populate(const uint8_t* begin, size_t bytes) noexcept;
+/// Reads a part of a mapping that begins at a page into the page table. False where the system cannot.
+bool populate(const uint8_t* begin, size_t bytes) noexcept;
 
 /// Bytes of memory in this machine; 0: not known.
 size_t physical_memory() noexcept;
@@ -27,6 +26,13 @@ int process_id() noexcept;
 
 /// Until the process ends.
 [[noreturn]] void sleep_forever() noexcept;
+
+#ifdef _WIN32
+/// The text in UTF-8 as the system takes it.
+std::wstring widened(const std::string& text);
+/// What the system says of a failed call.
+std::string last_error();
+#endif
 
 /// Loads a shared library, which stays. Throws Error(kDevice) with the system's reason.
 void* load_library(const std::string& path);

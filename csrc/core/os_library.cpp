@@ -16,14 +16,10 @@ namespace rwkv::os {
 #ifdef _WIN32
 
 void* load_library(const std::string& path) {
-    const int wide_size = MultiByteToWideChar(CP_UTF8, 0, path.c_str(), -1, nullptr, 0);
-    std::wstring wide(size_t(wide_size), L'\0');
-    MultiByteToWideChar(CP_UTF8, 0, path.c_str(), -1, wide.data(), wide_size);
     // what the library itself needs is looked for beside it
     const HMODULE library = LoadLibraryExW(
-        wide.c_str(), nullptr, LOAD_LIBRARY_SEARCH_DLL_LOAD_DIR | LOAD_LIBRARY_SEARCH_DEFAULT_DIRS);
-    require(library != nullptr, Fault::kDevice,
-            path + ": cannot be loaded, error " + std::to_string(GetLastError()));
+        widened(path).c_str(), nullptr, LOAD_LIBRARY_SEARCH_DLL_LOAD_DIR | LOAD_LIBRARY_SEARCH_DEFAULT_DIRS);
+    require(library != nullptr, Fault::kDevice, path + ": cannot be loaded: " + last_error());
     return reinterpret_cast<void*>(library);
 }
 

@@ -12,29 +12,13 @@ constexpr int kBatchPrefetchBytes = 16384;     // and of more
 constexpr size_t kPageBytes = 4096;            // at the least, and on Linux always where a file is mapped
 constexpr size_t kPageAhead = 16 * kPageBytes; // of a stream
 
-inline void prefetch(const uint8_t* p) {
-#ifdef _MSC_VER
-    (void)p;
-#else
-    __builtin_prefetch(p);
-#endif
-}
+inline void prefetch(const uint8_t* p) { __builtin_prefetch(p); }
 
 /// Into the second-level cache only.
-inline void prefetch_far(const uint8_t* p) {
-#ifdef _MSC_VER
-    (void)p;
-#else
-    __builtin_prefetch(p, 0, 2);
-#endif
-}
+inline void prefetch_far(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
 
 /// To be called in loops that only fetch: GCC takes them for loops without effect and leaves them out.
-inline void keep_loop() {
-#ifndef _MSC_VER
-    asm volatile("");
-#endif
-}
+inline void keep_loop() { asm volatile(""); }
 
 /// To be called at every `step` bytes of a stream: once per page asks for one line `ahead` bytes further on.
 /// Finding a page takes about as long as a read from memory, and the lines fetched just ahead would all wait
@@ -46,11 +30,7 @@ inline void meet_page(const void* at, size_t step, size_t ahead = kPageAhead) {
 
 /// Keeps the inner loops of products to themselves: where GCC puts several into one function, it runs out of
 /// registers for their sums.
-#ifdef _MSC_VER
-#define RWKV_BY_ITSELF __declspec(noinline)
-#else
 #define RWKV_BY_ITSELF __attribute__((noinline))
-#endif
 
 /// Before a loop over arrays that stay in registers; its limit is known.
 #if defined(__GNUC__) && !defined(__clang__)

@@ -1,20 +1,14 @@
 #include "cpu/features.h"
 
-#if defined(__x86_64__) || defined(_M_X64)
-#define RWKV_X86 1
-#ifdef _MSC_VER
-#include <immintrin.h>
-#include <intrin.h>
-#else
+#ifdef __x86_64__
 #include <cpuid.h>
-#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
 
 namespace rwkv::cpu {
 
-#ifdef RWKV_X86
+#ifdef __x86_64__
 namespace {
 
 struct Registers {
@@ -23,26 +17,16 @@ struct Registers {
 
 Registers cpuid(unsigned leaf, unsigned subleaf) noexcept {
     Registers r;
-#ifdef _MSC_VER
-    int v[4];
-    __cpuidex(v, int(leaf), int(subleaf));
-    r = {unsigned(v[0]), unsigned(v[1]), unsigned(v[2]), unsigned(v[3])};
-#else
     if (!__get_cpuid_count(leaf, subleaf, &r.a, &r.b, &r.c, &r.d))
         r = {};
-#endif
     return r;
 }
 
 /// Register sets that the operating system saves (XCR0).
 unsigned long long saved_registers() noexcept {
-#ifdef _MSC_VER
-    return _xgetbv(0);
-#else
     unsigned low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return (static_cast<unsigned long long>(high) << 32) | low;
-#endif
 }
 
 bool bit(unsigned value, int position) noexcept { return (value >> position) & 1u; }

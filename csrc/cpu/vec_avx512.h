@@ -1,7 +1,7 @@
 // Sixteen lanes in AVX-512 (F, BW, VL, DQ, VNNI). The names are described in vec_scalar.h.
 #pragma once
 
-#if !defined(__AVX512VNNI__) && !defined(_MSC_VER)
+#ifndef __AVX512VNNI__
 #error "compile with the AVX-512 flags of cmake/cpu_levels.cmake"
 #endif
 

@@ -13,13 +13,8 @@ constexpr int kAtOnce = 16; ///< tokens of a head that stay in a cache from its 
 
 /// Brings n floats near: rows of a chunk lie pages apart, where no processor foresees them.
 inline void fetch(const float* x, int n) {
-#ifndef _MSC_VER
     for (int i = 0; i < n; i += 16)
         __builtin_prefetch(x + i);
-#else
-    (void)x;
-    (void)n;
-#endif
 }
 
 } // namespace
