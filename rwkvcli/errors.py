@@ -66,7 +66,7 @@ class MissingExtra(UsageError):
     """`what` needs the optional dependencies `extra`, which are not installed."""
 
     def __init__(self, extra: str, what: str) -> None:
-        super().__init__(f"{what} needs packages that are not installed: pip install 'rwkvcli[{extra}]'")
+        super().__init__(f'{what} needs packages that are not installed: pip install "rwkvcli[{extra}]"')
         self.extra = extra
 
 

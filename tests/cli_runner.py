@@ -6,16 +6,17 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 from unittest import mock
 
-import pexpect
-import pyte
+import pytest
 
 RWKV = [sys.executable, "-P", "-m", "rwkvcli"]  # -P: not the checkout that happens to be the current folder
 ROWS, COLUMNS = 30, 100
@@ -23,6 +24,16 @@ _NOWHERE = "/nowhere/of/the/tests"
 """Where nothing was downloaded; a test that downloads names a folder of its own."""
 _OURS = ("RWKV_", "HF_", "NO_COLOR", "COLUMNS", "PYTHONPATH", "PYTHONUTF8", "LC_", "LANG", "PYTHONDONTWRITE")
 """Beginnings of names. The last is Python's own: without compiled files every start compiles the program anew."""
+
+
+ENDING = [
+    (getattr(signal, name), code)
+    for name, code in (("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129))
+    if hasattr(signal, name)
+]
+"""The signals that end a program, and the exit codes then."""
+READER_GONE = -signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 141
+"""The exit code when nobody reads stdout any more."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,8 @@ def environment(**extra: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(_OURS)}
     root = str(Path(__file__).parent.parent)
     here = {} if _is_installed() else {"PYTHONPATH": root}
+    if sys.platform == "win32":
+        here["HF_HUB_DISABLE_SYMLINKS"] = "1"  # which take a privilege
     return {**kept, **here, "COLUMNS": "80", "LC_ALL": "C.UTF-8", "HF_HUB_OFFLINE": "1",
             "RWKV_CUDA_LIBRARY": "", "RWKV_CONFIG": os.devnull, "HF_HOME": _NOWHERE, "RWKV_MODELS": f"{_NOWHERE}/models",
             **extra}  # fmt: skip
@@ -52,6 +65,7 @@ def rwkv(
     **more: Any,
 ) -> Outcome:
     """Run the command with `stdin` in a pipe, stdout and stderr in pipes."""
+    _check_system(more)
     data = stdin.encode() if isinstance(stdin, str) else stdin
     done = subprocess.run(
         [*RWKV, *map(str, args)],
@@ -97,13 +111,40 @@ def rwkv_inside(
         return Outcome(code, out.getvalue().decode(), err.getvalue().decode())
 
 
-def start(*args: str | Path, cwd: Path | None = None, **more: Any) -> subprocess.Popen[bytes]:
+class Running(subprocess.Popen[bytes]):
+    """A process; the test that sends it a signal ends there as skipped on Windows, where that ends it as `kill` does."""
+
+    def send_signal(self, number: int) -> None:
+        """Send it."""
+        if sys.platform == "win32":
+            self.kill()
+            self.communicate()
+            pytest.skip("Windows sends one process no signal")
+        super().send_signal(number)
+
+
+def start(*args: str | Path, cwd: Path | None = None, **more: Any) -> Running:
     """Start the command and leave it running. Pipes have no buffer, whose bytes `communicate` would not see."""
+    _check_system(more)
     more.setdefault("stdout", subprocess.PIPE)
     more.setdefault("stderr", subprocess.PIPE)
     more.setdefault("stdin", subprocess.DEVNULL)
     more.setdefault("env", environment())
-    return subprocess.Popen([*RWKV, *map(str, args)], cwd=cwd, bufsize=0, **more)
+    return Running([*RWKV, *map(str, args)], cwd=cwd, bufsize=0, **more)
+
+
+def small_files(size: int) -> Callable[[], None]:
+    """What, done in a process before it begins, keeps it from writing files of more bytes."""
+    if sys.platform == "win32":
+        pytest.skip("Windows does not limit how large a file of a process may be")
+    import resource
+
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def _check_system(more: dict[str, Any]) -> None:
+    if sys.platform == "win32" and "preexec_fn" in more:
+        pytest.skip("Windows does nothing in a process before it begins")
 
 
 def receive(pipe: IO[bytes], count: int) -> bytes:
@@ -114,13 +155,22 @@ def receive(pipe: IO[bytes], count: int) -> bytes:
     return data
 
 
+def pseudo_terminals() -> Any:
+    """The package pexpect. It knows no pseudo-terminals of Windows: a test that needs one is skipped there."""
+    if sys.platform == "win32":
+        pytest.skip("pexpect makes no pseudo-terminals on Windows")
+    import pexpect
+
+    return pexpect
+
+
 class Terminal:
     """The command in a pseudo-terminal, and the screen that a person would see."""
 
     def __init__(self, *args: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
         everything = environment(**{"TERM": "xterm-256color", **(env or {})})
         everything.pop("COLUMNS")
-        self.child = pexpect.spawn(
+        self.child = pseudo_terminals().spawn(
             sys.executable,
             [*RWKV[1:], *map(str, args)],
             cwd=cwd,
@@ -137,7 +187,7 @@ class Terminal:
 
     def finish(self) -> Outcome:
         """Wait for the end; `out` is the screen without empty lines at its end."""
-        self.child.expect(pexpect.EOF)
+        self.child.expect(pseudo_terminals().EOF)
         self.raw += self.child.before or b""
         self.child.close()
         code = self.child.exitstatus if self.child.exitstatus is not None else -(self.child.signalstatus or 0)
@@ -145,6 +195,8 @@ class Terminal:
 
     def screen(self) -> str:
         """What stands on the screen."""
+        import pyte
+
         screen = pyte.Screen(COLUMNS, ROWS)
         pyte.ByteStream(screen).feed(self.raw)
         return "\n".join(line.rstrip() for line in screen.display).rstrip("\n")

@@ -7,9 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pexpect
-import pyte
-from cli_runner import RWKV, environment
+from cli_runner import RWKV, environment, pseudo_terminals
 
 
 class LiveTerminal:
@@ -30,7 +28,10 @@ class LiveTerminal:
         words = [*RWKV, *map(str, args)]
         self.command = shlex.join(words) + "\r"
         program, *rest = words if shell is None else shlex.split(shell)
-        self.child = pexpect.spawn(
+        self._package = pseudo_terminals()
+        import pyte
+
+        self.child = self._package.spawn(
             program, rest, cwd=cwd, env=everything, dimensions=(rows, columns), timeout=30,  # type: ignore[arg-type]
         )  # fmt: skip
         self.child.delaybeforesend = None
@@ -52,9 +53,9 @@ class LiveTerminal:
         """Draw what has come; False at the end of the program."""
         try:
             data = self.child.read_nonblocking(65536, timeout=seconds)
-        except pexpect.TIMEOUT:
+        except self._package.TIMEOUT:
             return True
-        except pexpect.EOF:
+        except self._package.EOF:
             return False
         self.raw += data
         self._stream.feed(data)

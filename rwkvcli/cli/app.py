@@ -13,7 +13,8 @@
 | 124 | it took longer than --timeout allows |
 | 130 | interrupted |
 
-A closed stdout ends the process by SIGPIPE, with nothing on stderr; a closed stderr changes nothing.
+A closed stdout ends the process by SIGPIPE (where there is none, with exit code 141), with nothing on stderr; a closed
+stderr changes nothing.
 Everything but the standard library is imported inside `main`, so that Ctrl-C in the middle of an import is
 handled too.
 """
@@ -29,7 +30,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rwkvcli.cli.signals import die_by_sigpipe, discard, end_tidily, interrupt_once
+from rwkvcli.cli.signals import die_by_sigpipe, discard, end_tidily, interrupt_once, reader_is_gone
 
 if TYPE_CHECKING:
     from rwkvcli.cli.settings import Settings
@@ -80,8 +81,7 @@ def _run(line: _Line) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        die_by_sigpipe()
-        return INTERRUPTED
+        return die_by_sigpipe()
     except Exception as error:
         interruption = _interruption(error)
         return _report(error, line) if interruption is None else interruption
@@ -149,8 +149,10 @@ def _describe(error: OSError) -> str:
 
 def _prepare_streams() -> None:
     """Pipes and files are UTF-8 whatever the locale; a terminal that cannot show a character gets `?`. A stdin that cannot
-    be read from is none: `nohup` gives one that is open for writing only.
+    be read from is none: `nohup` gives one that is open for writing only. A console that cannot draw is like TERM=dumb.
     """
+    from rwkvcli.cli.console import is_terminal
+
     if _is_for_writing_only(sys.stdin):
         sys.stdin = None
     if isinstance(getattr(sys.stdout, "buffer", None), io.FileIO):  # python -u, PYTHONUNBUFFERED
@@ -160,10 +162,16 @@ def _prepare_streams() -> None:
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if stream is None or reconfigure is None:
             continue
-        if not stream.isatty():
+        if not is_terminal(stream):
             errors = "surrogateescape" if stream is sys.stdout else "backslashreplace"
             reconfigure(encoding="utf-8", errors=errors, newline="\n")
-        elif (stream.encoding or "").lower().replace("-", "") == "utf8":
+            continue
+        if sys.platform == "win32":
+            from rwkvcli.cli.windows import let_draw
+
+            if not let_draw(stream.fileno()):
+                os.environ["TERM"] = "dumb"
+        if (stream.encoding or "").lower().replace("-", "") == "utf8":
             reconfigure(errors="surrogateescape")
         else:
             reconfigure(errors="replace")
@@ -187,9 +195,9 @@ def _finish(code: int, line: _Line) -> int:
         return code
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        die_by_sigpipe()
     except OSError as error:
+        if reader_is_gone(error):
+            return die_by_sigpipe()
         code = _report(error, line) if code == 0 else code
         discard(sys.stdout)
     return code

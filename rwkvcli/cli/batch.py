@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from rwkvcli.cli.console import Console, is_terminal
 from rwkvcli.cli.options import Misuse
-from rwkvcli.cli.prompt import STDIN
+from rwkvcli.cli.pipes import can_read
+from rwkvcli.cli.prompt import STDIN, opened
 from rwkvcli.cli.signals import stopping_between
 from rwkvcli.errors import Cancelled, LinesFailed, SourceNotFound, TimedOut
 
@@ -67,9 +65,7 @@ class LineReader:
 
     def _is_ready(self, wait: bool) -> bool:
         """Whether reading will not block."""
-        if sys.platform == "win32":  # select knows sockets only there
-            return True
-        while not select.select([self._files[0]], [], [], _PATIENCE if wait else 0)[0]:
+        while not can_read(self._files[0], _PATIENCE if wait else 0):
             if not wait:
                 return False
             self.check()
@@ -148,10 +144,8 @@ def _opened(name: str) -> int:
             return os.open(os.devnull, os.O_RDONLY)
         return os.dup(sys.stdin.fileno())
     try:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        return os.open(path, os.O_RDONLY)
+        with opened(name) as file:
+            return os.dup(file.fileno())
     except RuntimeError:  # expanduser's
         raise SourceNotFound(f"{name}: there is no such home folder") from None
     except OSError as error:

@@ -170,6 +170,6 @@ def _is_model(name: str) -> bool:
     try:
         return of_models and not sessions.exists(name)
     except UsageError:  # no name of a session at all
-        if of_models or "/" in name:
+        if of_models or "/" in name or os.sep in name:
             return True
         raise

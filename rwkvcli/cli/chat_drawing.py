@@ -115,13 +115,17 @@ def _width() -> int:
 
 @contextmanager
 def terminal_restored() -> Iterator[list[Any] | None]:
-    """Whatever happens inside, the terminal is afterwards as it was. Yields how it is; None: stdin is none."""
+    """Whatever happens inside, the terminal is afterwards as it was. Yields how it is; None: stdin is none, or a console of
+    Windows, which is never changed for longer than it is read from."""
+    if sys.platform == "win32":
+        yield None
+        return
     try:
         import termios
 
         handle = sys.stdin.fileno()
         before: list[Any] = termios.tcgetattr(handle)
-    except (ImportError, OSError, ValueError):
+    except (OSError, ValueError):
         yield None
         return
     try:
@@ -133,12 +137,13 @@ def terminal_restored() -> Iterator[list[Any] | None]:
 
 @contextmanager
 def no_echo(*, in_lines: bool) -> Iterator[None]:
-    """What is typed meanwhile is not shown in the middle of the answer; it is there for the next message.
+    """What is typed meanwhile is not shown in the middle of the answer (a console of Windows shows it only while it is read
+    from); it is there for the next message.
 
     `in_lines`: that is read as lines, as the terminal itself edits them; else key by key, Ctrl-D too.
     """
     with terminal_restored() as before:
-        if before is None:
+        if sys.platform == "win32" or before is None:
             yield
             return
         import signal

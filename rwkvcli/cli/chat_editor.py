@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,7 @@ class Editor:
             )
         finally:
             self._signals.notify = None
-        return unquoted(text)
+        return unquoted(text.replace("\r\n", "\n"))  # as an editor of Windows writes it
 
     def _wake(self) -> None:
         """Called at the signal, at any moment."""
@@ -135,6 +137,8 @@ def _keys() -> KeyBindings:
 
     @keys.add("c-g")
     def _(event: KeyPressEvent) -> None:
+        if sys.platform == "win32" and "VISUAL" not in os.environ:
+            os.environ.setdefault("EDITOR", "notepad")  # others are looked for on POSIX only
         event.current_buffer.open_in_editor()
 
     return keys

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any, BinaryIO
+from typing import Any
 
+from rwkvcli.cli.batch import LineReader
 from rwkvcli.cli.console import Console
-from rwkvcli.cli.prompt import normalized
+from rwkvcli.cli.prompt import STDIN, normalized
 from rwkvcli.cli.render import TextBar
 from rwkvcli.cli.signals import Interruption
 from rwkvcli.services.conversation import Conversation
@@ -17,10 +17,12 @@ def answer_lines(console: Console, talk: Conversation) -> None:
 
     A signal ends the answer, which is kept as far as it came, and the program.
     """
-    stream: BinaryIO | None = getattr(sys.stdin, "buffer", None)
-    if stream is None:
-        return
-    while line := stream.readline():
+    with LineReader([STDIN]) as reader:
+        _answer(console, talk, reader)
+
+
+def _answer(console: Console, talk: Conversation, reader: LineReader) -> None:
+    while line := reader(True):
         text = normalized(line).decode("utf-8", "surrogateescape").strip()
         if not text:
             continue

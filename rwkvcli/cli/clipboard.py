@@ -9,14 +9,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+_CLIP = ["clip.exe"]
+"""Windows' own, which takes UTF-16, or bytes in the code page of the console."""
+
 
 def copy(text: str, write: Callable[[str], None]) -> str:
     """Copy `text`; how it was done, in words. `write` reaches the terminal."""
     data = text.encode("utf-8", "replace")
     program = _program()
     if program is not None:
+        given = text.encode("utf-16", "replace") if program == _CLIP else data
         try:
-            subprocess.run(program, input=data, check=True, timeout=5, stdout=subprocess.DEVNULL)
+            subprocess.run(program, input=given, check=True, timeout=5, stdout=subprocess.DEVNULL)
             return f"by {program[0]}"
         except (OSError, subprocess.SubprocessError):
             pass
@@ -33,4 +37,4 @@ def _program() -> list[str] | None:
     ):
         if os.environ.get(needed) and shutil.which(words[0]):
             return words
-    return ["pbcopy"] if sys.platform == "darwin" else None
+    return {"darwin": ["pbcopy"], "win32": _CLIP}.get(sys.platform)

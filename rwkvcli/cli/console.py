@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from rwkvcli.cli.settings import Color, Settings
-from rwkvcli.cli.signals import discard
+from rwkvcli.cli.signals import discard, reader_is_gone
 
 _BOLD_RED = "\x1b[1;31m"
 _BOLD = "\x1b[1m"
@@ -20,11 +20,17 @@ _LONGEST = 300
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether `stream` is a terminal; a closed stream is none."""
+    """Whether `stream` is a terminal; a closed stream is none, and neither is NUL on Windows."""
     # While Rich draws a bar, stderr is a stand-in of its own, which before Rich 15 says that it is no terminal.
     stream = getattr(stream, "rich_proxied_file", stream)
     try:
-        return stream is not None and stream.isatty()
+        if stream is None or not stream.isatty():
+            return False
+        if sys.platform == "win32":
+            from rwkvcli.cli.windows import console_mode
+
+            return console_mode(stream.fileno()) is not None
+        return True
     except ValueError:
         return False
 
@@ -81,10 +87,7 @@ class Console:
 
     def write(self, text: str) -> None:
         """Write a part of the answer, at once. A reader that has gone raises BrokenPipeError."""
-        if sys.stdout is None:
-            raise BrokenPipeError
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        write_answer(text)
 
     def line(self, text: str) -> None:
         """Write one line of the answer."""
@@ -105,6 +108,19 @@ class Console:
         """Tell something on stderr with -v only."""
         if self.settings.verbose:
             write_error_stream(text + "\n")
+
+
+def write_answer(text: str) -> None:
+    """Write to stdout, at once. A reader that has gone raises BrokenPipeError."""
+    if sys.stdout is None:
+        raise BrokenPipeError
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        if reader_is_gone(error):
+            raise BrokenPipeError from None
+        raise
 
 
 def write_error_stream(text: str) -> None:

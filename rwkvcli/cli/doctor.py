@@ -79,7 +79,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         missing = ", ".join(name for name, version in packages.items() if not version)
         told = [have] if have else []
         if missing:
-            told.append(f"{missing} not installed: pip install 'rwkvcli[{extra}]'")
+            told.append(f'{missing} not installed: pip install "rwkvcli[{extra}]"')
         yield f"extra {extra}", "; ".join(told)
     yield from found["folders"].items()
     if "model" in found:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, overload
 
 import typer
 
+from rwkvcli.cli.console import write_answer
 from rwkvcli.cli.settings import Color, Settings
 
 GLOBAL_PANEL = "Global options"
@@ -124,13 +125,13 @@ def _print_version(wanted: bool | None) -> None:
     if wanted:
         from rwkvcli import __version__
 
-        typer.echo(f"rwkv {__version__}")
+        write_answer(f"rwkv {__version__}\n")
         raise typer.Exit(0)
 
 
 def _print_help(ctx: typer.Context, wanted: bool | None) -> None:
     if wanted:
-        typer.echo(ctx.get_help())
+        write_answer(ctx.get_help() + "\n")
         raise typer.Exit(0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rwkvcli.cli.console import is_terminal
+from rwkvcli.cli.pipes import can_read
 from rwkvcli.errors import SourceNotFound
 
 STDIN = "-"
 _BOM = b"\xef\xbb\xbf"
 _PIECE = 1 << 20
+_PATIENCE = 1.0
 
 
 def gather_prompt(
@@ -76,13 +79,22 @@ def _read_stdin(keep_newline: bool, asked: bool = False) -> bytes:
     stream: BinaryIO | None = getattr(sys.stdin, "buffer", None)
     if stream is None or (is_terminal(sys.stdin) and not asked):
         return b""
-    return normalized(_read_all(stream), keep_newline)
+    return normalized(_read_all(stream, waits=sys.platform == "win32"), keep_newline)
+
+
+def opened(name: str) -> BinaryIO:
+    """The file `name`, to be read. Raises OSError, of a folder IsADirectoryError (Windows says that it may not be read), and
+    RuntimeError for a home folder that is not there."""
+    path = Path(name).expanduser()
+    if sys.platform == "win32" and path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    return path.open("rb")
 
 
 def read_file(name: str, hint: str, most: int = -1) -> bytes:
     """The file `name`, or its first `most` bytes. Raises SourceNotFound with `hint`."""
     try:
-        with Path(name).expanduser().open("rb") as file:
+        with opened(name) as file:
             return _read_all(file) if most < 0 else file.read(most)
     except RuntimeError:  # expanduser's
         raise SourceNotFound(f"{name}: there is no such home folder") from None
@@ -90,10 +102,13 @@ def read_file(name: str, hint: str, most: int = -1) -> bytes:
         raise SourceNotFound(f"{name}: {(error.strerror or str(error)).lower()}", hint=hint) from None
 
 
-def _read_all(stream: BinaryIO) -> bytes:
+def _read_all(stream: BinaryIO, *, waits: bool = False) -> bytes:
     """All of it, in pieces: Python looks at signals between two calls, and in one only while that has to wait, which an
-    endless stream may never make it do."""
-    pieces = [stream.read(_PIECE)]
-    while len(pieces[-1]) == _PIECE:
-        pieces.append(stream.read(_PIECE))
-    return b"".join(pieces)
+    endless stream may never make it do. On Windows it does not in a call that waits for a pipe (`waits`) either."""
+    pieces = []
+    while True:
+        while waits and not can_read(stream.fileno(), _PATIENCE):
+            pass
+        pieces.append(stream.read1(_PIECE))  # type: ignore[attr-defined]
+        if not pieces[-1]:
+            return b"".join(pieces)

@@ -7,10 +7,10 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from rwkvcli.cli.console import harmless
+from rwkvcli.cli.prompt import opened
 from rwkvcli.cli.render import is_number, table
 from rwkvcli.errors import SourceNotFound
 
@@ -30,7 +30,7 @@ def opened_text(name: str, what: str = "FILE") -> Iterator[tuple[BinaryIO, int]]
         yield sys.stdin.buffer, _size(sys.stdin.buffer)
         return
     try:
-        stream = Path(name).expanduser().open("rb")
+        stream = opened(name)
     except RuntimeError:  # expanduser's
         raise SourceNotFound(f"{name}: there is no such home folder") from None
     except (OSError, ValueError) as error:  # a NUL character

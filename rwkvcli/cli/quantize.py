@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -310,9 +309,10 @@ def quantize(
 def _summary(result: Result) -> str:
     """Both sizes, and what to type next."""
     from rwkvcli.cli.render import size
+    from rwkvcli.services.store import quoted
 
     sizes = f"{size(result.source_bytes)} -> {size(result.nbytes)}"
-    return f'{sizes}; try: rwkv generate -m {shlex.quote(str(result.path))} "Once upon a time"'
+    return f'{sizes}; try: rwkv generate -m {quoted(str(result.path))} "Once upon a time"'
 
 
 def _tell_forecast(console: Console, target: Path, found: Forecast, told: bool) -> None:

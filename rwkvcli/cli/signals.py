@@ -3,6 +3,7 @@ process."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -13,9 +14,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TextIO
 
-_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_TIDY = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
+"""What ends a program. SIGBREAK is Windows' alone: Ctrl-Break, which programs can send as well, and a closed console."""
+_ENDING = (signal.SIGINT, *_TIDY)
 _RAISING = (*((signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()), *_ENDING)
 
+_READER_GONE = 141
+"""The exit code that shells make of SIGPIPE, where there is none."""
 _MORE_TIME = "--timeout gives it more time"
 
 
@@ -40,6 +45,11 @@ def _once(error: Callable[[int], BaseException]) -> Callable[[int, FrameType | N
     return handler
 
 
+def exit_code(signum: int) -> int:
+    """The exit code of a program that a signal ended; Ctrl-Break is one more way to interrupt it."""
+    return 128 + (signal.SIGINT if signum == getattr(signal, "SIGBREAK", None) else signum)
+
+
 def interrupt_once() -> Any:
     """Make one Ctrl-C raise one KeyboardInterrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started with & by a shell: stays ignored
@@ -50,10 +60,9 @@ def interrupt_once() -> Any:
 def end_tidily() -> None:
     """Make SIGTERM and SIGHUP unwind the program, so that half-written files are removed. When a terminal is closed,
     both its shell and the system say so."""
-    handler = _once(lambda signum: SystemExit(128 + signum))
-    for name in ("SIGTERM", "SIGHUP"):
-        signum = getattr(signal, name, None)
-        if signum is not None and signal.getsignal(signum) is signal.SIG_DFL:
+    handler = _once(lambda signum: SystemExit(exit_code(signum)))
+    for signum in _TIDY:
+        if signal.getsignal(signum) is signal.SIG_DFL:
             signal.signal(signum, handler)
 
 
@@ -80,7 +89,7 @@ def held_signals() -> Iterator[Callable[[], bool]]:
             raise
         if caught[0] == signal.SIGINT:
             raise KeyboardInterrupt from None
-        raise SystemExit(128 + caught[0]) from None
+        raise SystemExit(exit_code(caught[0])) from None
     finally:
         for signum, old in before.items():
             signal.signal(signum, old)
@@ -135,8 +144,6 @@ def stopping_between(limit: float | None = None, begin: float = 0.0) -> Iterator
 def time_limit(seconds: float | None) -> Iterator[None]:
     """Raise TimedOut inside when `seconds` are over, also in the middle of a prompt; None: never. A library that calls Python
     may make another error of it on the way: outside it is TimedOut all the same.
-
-    Where there is no alarm (Windows) a timer interrupts as Ctrl-C does, and that becomes TimedOut.
     """
     from rwkvcli.errors import RwkvError, TimedOut
 
@@ -145,39 +152,74 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         return
     error = TimedOut(_late(seconds), hint=_MORE_TIME)
     over = threading.Event()
-    if hasattr(signal, "setitimer"):
 
-        def handler(_signum: int, _frame: FrameType | None) -> None:
-            over.set()
-            raise error
+    def ring() -> None:
+        over.set()
+        raise error
 
-        before = signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+    if sys.platform == "win32":
+        limit = _timer(seconds, ring)
+    else:
+        limit = _alarm(seconds, ring)
+    with limit:
         try:
             yield
         except RwkvError:
             if over.is_set():
                 raise error from None
             raise
+
+
+if sys.platform != "win32":
+
+    @contextmanager
+    def _alarm(seconds: float, ring: Callable[[], None]) -> Iterator[None]:
+        """Call `ring` in the main thread after `seconds`, unless it has ended by then."""
+        before = signal.signal(signal.SIGALRM, lambda *_: ring())
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-        return
+
+
+@contextmanager
+def _timer(seconds: float, ring: Callable[[], None]) -> Iterator[None]:
+    """The same where there is no alarm (Windows): a timer sends what Ctrl-C does. What notes that for later, or asks work to
+    stop, meanwhile, is not told which it was; what comes of it is an interruption, and then `ring` is called."""
+    lock = threading.Lock()
+    late = ended = False
+    before = signal.getsignal(signal.SIGINT)
 
     def interrupt() -> None:
-        over.set()
-        signal.raise_signal(signal.SIGINT)
+        nonlocal late
+        with lock:
+            if not ended:
+                late = True
+                signal.raise_signal(signal.SIGINT)
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        if late:
+            ring()
+        elif callable(before):
+            before(signum, frame)
 
     timer = threading.Timer(seconds, interrupt)
+    timer.daemon = True
+    signal.signal(signal.SIGINT, handler)
     timer.start()
     try:
         yield
     except KeyboardInterrupt:
-        if over.is_set():
-            raise error from None
+        if late:
+            ring()
         raise
     finally:
+        with lock:
+            ended = True
         timer.cancel()
+        signal.signal(signal.SIGINT, before)
 
 
 class Interruption:
@@ -222,7 +264,7 @@ class Interruption:
             if ctrl_c:
                 raise KeyboardInterrupt
         elif caught is not None:
-            raise SystemExit(128 + caught)
+            raise SystemExit(exit_code(caught))
 
     def __enter__(self) -> Interruption:
         for signum in _ENDING:
@@ -246,12 +288,20 @@ class Interruption:
             raise KeyboardInterrupt
 
 
-def die_by_sigpipe() -> None:
-    """End the process the way a C program ends when the reader of its output has gone."""
+def reader_is_gone(error: OSError) -> bool:
+    """Whether a write failed because nobody reads any more. Windows has two errors for it: a write to stdout is never invalid
+    for another reason."""
+    return isinstance(error, BrokenPipeError) or (sys.platform == "win32" and error.errno == errno.EINVAL)
+
+
+def die_by_sigpipe() -> int:
+    """End the process the way a C program ends when the reader of its output has gone. Returns the exit code for where
+    there is no such signal."""
     discard(sys.stdout)
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGPIPE)
+    return _READER_GONE
 
 
 def discard(stream: TextIO | None) -> None:

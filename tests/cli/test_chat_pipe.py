@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runner import Outcome, environment, rwkv, rwkv_inside, start
+from cli_runner import ENDING, Outcome, environment, rwkv, rwkv_inside, start
 
 SHORT = ["--max-tokens", "24"]
 
@@ -94,9 +94,7 @@ def test_the_second_process_on_a_session_is_told(place: dict[str, str]) -> None:
     assert chat(place, "Hello\n", "trip").code == 0
 
 
-@pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
+@pytest.mark.parametrize(("signum", "code"), ENDING)
 def test_a_signal_keeps_the_answer_as_far_as_it_came(
     place: dict[str, str], signum: signal.Signals, code: int
 ) -> None:

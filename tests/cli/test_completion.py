@@ -5,11 +5,12 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
-import pexpect
 import pytest
-from cli_runner import RWKV, environment, rwkv_inside
+from cli_runner import RWKV, environment, pseudo_terminals, rwkv_inside
+from links import link
 
 from rwkvcli.cli.completion import SCRIPTS, model_files, suggestions
 from rwkvcli.cli.root import VERBS
@@ -103,7 +104,7 @@ def here(cache: Path) -> Path:
     ):
         (here / name).write_text("")
     (here / "tab\there.pth").write_text("")
-    (here / "gone.pth").symlink_to("nowhere")
+    link(here / "gone.pth", "nowhere")
     return here
 
 
@@ -188,7 +189,7 @@ def in_shell(tmp_path: Path, shell: str, program: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.skipif(sys.platform == "win32" or shutil.which("bash") is None, reason="no bash")
 def test_bash(cache: Path, tmp_path: Path) -> None:
     expected = {
         "rwkv tok": ["tokenize"],
@@ -239,7 +240,9 @@ def test_the_tab_key(here: Path, tmp_path: Path, shell: str) -> None:
     env = environment(TERM="xterm", HOME=str(here), HF_HUB_CACHE=str(tmp_path / "hub"))
     env["PATH"] = f"{tmp_path / 'bin'}:{env['PATH']}"
     program, begin = _LIVE[shell]
-    child = pexpect.spawn(program, cwd=here, env=env, timeout=20, encoding="utf-8", dimensions=(50, 200))  # type: ignore[arg-type]
+    child = pseudo_terminals().spawn(
+        program, cwd=here, env=env, timeout=20, encoding="utf-8", dimensions=(50, 200)
+    )  # type: ignore[arg-type]
     child.delaybeforesend = None
     child.sendline(begin)
     child.sendline("rwkv is; rwkv ready")

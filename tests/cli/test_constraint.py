@@ -33,7 +33,7 @@ def is_right(text: str) -> bool:
 def test_without_the_package(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     (tmp_path / "f").write_text("{}")
-    line = f"error: {option} needs packages that are not installed: pip install 'rwkvcli[grammar]'\n"
+    line = f'error: {option} needs packages that are not installed: pip install "rwkvcli[grammar]"\n'
     given = "f" if option in ("--schema", "--grammar") else "a"
     assert rwkv_inside(*DEMO, option, given, "x", cwd=tmp_path) == Outcome(2, "", line)
     assert rwkv_inside("generate", "-m", "owner/repo:x.pth", option, given, "x", cwd=tmp_path).code == 2
@@ -43,7 +43,7 @@ def test_without_the_package(option: str, tmp_path: Path, monkeypatch: pytest.Mo
         else {"prompt": "x", option[2:]: ["a"] if option == "--choices" else "a"}
     )
     done = rwkv_inside(*DEMO, "--jsonl", stdin=json.dumps(asked))
-    told = f"{option[2:]} needs packages that are not installed: pip install 'rwkvcli[grammar]'"
+    told = f'{option[2:]} needs packages that are not installed: pip install "rwkvcli[grammar]"'
     assert (done.code, json.loads(done.out)) == (7, {"id": 0, "error": told})
 
 

@@ -386,4 +386,4 @@ def test_torch_without_torch_names_the_line_that_installs_it(folder: Path) -> No
     arguments = ("generate", "-m", "small.safetensors", "--device", "torch", "x")
     done = rwkv(*arguments, cwd=folder, env={"PYTHONPATH": path})
     assert (done.code, done.out) == (2, "")
-    assert "pip install 'rwkvcli[torch]'" in done.err
+    assert 'pip install "rwkvcli[torch]"' in done.err

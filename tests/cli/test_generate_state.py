@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-from cli_runner import Terminal, receive, rwkv, rwkv_inside, start
+from cli_runner import ENDING, READER_GONE, Terminal, receive, rwkv, rwkv_inside, small_files, start
 
 from rwkvcli import Model, State
 
@@ -56,9 +55,7 @@ def test_new_text_after_a_state(tmp_path: Path) -> None:
 ENDLESS = [*DEMO, "--max-tokens", "-1", "--logit-bias", "0=-inf"]
 
 
-@pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
+@pytest.mark.parametrize(("signum", "code"), ENDING)
 def test_a_run_that_was_ended_goes_on_token_for_token(
     tmp_path: Path, signum: signal.Signals, code: int
 ) -> None:
@@ -111,7 +108,8 @@ def test_a_state_is_refused_by_name(folder: Path) -> None:
     data[-20] ^= 1
     (folder / "damaged.state").write_bytes(data)
     (folder / "old.state").write_bytes(data.replace(b'"format_version":"1"', b'"format_version":"0"'))
-    os.mkfifo(folder / "pipe")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(folder / "pipe")
     for name, code, message in (
         (
             "demo.state",
@@ -126,6 +124,8 @@ def test_a_state_is_refused_by_name(folder: Path) -> None:
         ("pipe", 4, "pipe is not a regular file"),
     ):
         (folder / "bin").mkdir(exist_ok=True)
+        if name == "pipe" and not (folder / name).exists():
+            continue
         done = rwkv_inside(*model, "--state", name, "hello", cwd=folder)
         assert (done.code, done.out) == (code, ""), done.err
         assert done.err.splitlines()[0] == f"error: {message}"
@@ -163,7 +163,7 @@ def test_a_disk_that_is_full_leaves_the_old_state(tmp_path: Path) -> None:
     before = (tmp_path / "s").read_bytes()
     done = rwkv(
         *DEMO, "--max-tokens", "3", "--state", "s", "--update", cwd=tmp_path,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        preexec_fn=small_files(100_000),
     )  # fmt: skip
     assert (done.code, done.err) == (5, "error: s: file too large\n")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"s": before}
@@ -177,6 +177,6 @@ def test_nothing_read_is_nothing_written(tmp_path: Path) -> None:
     assert process.stdout is not None and process.stderr is not None
     assert len(receive(process.stdout, 20)) == 20
     process.stdout.close()
-    assert process.wait(30) == -signal.SIGPIPE
+    assert process.wait(30) == READER_GONE
     process.stderr.close()
     assert (tmp_path / "s").read_bytes() == before

@@ -33,7 +33,7 @@ def caused(by: BaseException) -> ImportError:
         (
             MissingExtra("torch", "this"),
             2,
-            "error: this needs packages that are not installed: pip install 'rwkvcli[torch]'\n",
+            'error: this needs packages that are not installed: pip install "rwkvcli[torch]"\n',
         ),
         (ModelNotFound("gone", hint="look"), 3, "error: gone\nhint: look\n"),
         (NetworkError("off"), 3, "error: off\n"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runner import Outcome, Terminal, environment, start
+from cli_runner import Outcome, Terminal, environment, small_files, start
 from hub_client import ANSWER, G1, NEW, OLD, Client
 from hub_server import COMMIT, Hub, HubFile, Repo
 
@@ -411,15 +411,13 @@ def test_a_download_that_another_process_removed_when_it_was_done(
 
 
 def test_a_full_disk_leaves_nothing_half_made(hub: Hub, client: Client) -> None:
-    import resource
-
     client("pull", "g1-0.1b")
     done = subprocess.run(
         [sys.executable, "-P", "-m", "rwkvcli", "pull", "g1-0.1b", "--quantize", "int8"],
         env=environment(**client.env),
         capture_output=True,
         stdin=subprocess.DEVNULL,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
+        preexec_fn=small_files(300_000),
         check=False,
     )
     assert (done.returncode, done.stdout) == (5, b""), done.stderr

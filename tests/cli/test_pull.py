@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_runner import RWKV, Outcome, Terminal, environment, rwkv, start
+from cli_runner import RWKV, Outcome, Terminal, environment, rwkv, small_files, start
 from hub_server import COMMIT, TOKEN, Hub, HubFile, Repo
 
 MB = 1_000_000
@@ -346,14 +346,12 @@ def test_a_part_of_something_else_is_noticed(hub: Hub, client: Client) -> None:
 
 
 def test_a_disk_without_room(hub: Hub, client: Client) -> None:
-    import resource
-
     hub.repos["a/b"] = Repo({"m.pth": HubFile(SMALL)})
     done = subprocess.run(
         [*RWKV, "pull", "a/b:m.pth"],
         env={**environment(), **client.env},
         capture_output=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (MB, MB)),
+        preexec_fn=small_files(MB),
         check=False,
     )
     assert (done.returncode, done.stdout) == (5, b"")

@@ -6,14 +6,14 @@ import errno
 import json
 import os
 import re
-import resource
 import struct
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runner import Terminal, rwkv, rwkv_inside
+from cli_runner import Terminal, rwkv, rwkv_inside, small_files
+from links import link
 from vocabularies import word_level_json
 
 from quant.atomic import Replacement
@@ -209,9 +209,11 @@ def test_a_traceback_comes_with_v_only(folder: Path) -> None:
     ],
 )
 def test_bad_requests(folder: Path, args: list[str], code: int, message: str) -> None:
-    (folder / "linked.pth").symlink_to("small.pth")
+    if "linked.pth" in args:
+        link(folder / "linked.pth", "small.pth")
     (folder / "hard.pth").hardlink_to(folder / "small.pth")
-    (folder / "circle").symlink_to("circle")
+    if "circle" in args:
+        link(folder / "circle", "circle")
     (folder / "t.json").write_text("{}")
 
     def contents() -> dict[Path, bytes]:
@@ -223,11 +225,13 @@ def test_bad_requests(folder: Path, args: list[str], code: int, message: str) ->
     assert f"error: {message}" in done.err or message in done.err
     assert rwkv("quantize", "small.pth", "--to", "int8", "--dry-run", *args, cwd=folder) == done
     assert contents() == before
-    assert (folder / "circle").is_symlink()
+    assert (folder / "circle").is_symlink() == ("circle" in args)
 
 
 @pytest.mark.parametrize("args", [["-o", "pipe"], ["--report", "pipe"]])
 def test_what_is_no_regular_file_is_not_replaced(folder: Path, args: list[str]) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("Windows has no pipes in folders")
     os.mkfifo(folder / "pipe")
     done = rwkv("quantize", "small.pth", "--to", "int8", "--force", *args, cwd=folder)
     assert (done.code, done.out) == (2, "")
@@ -239,7 +243,7 @@ def test_what_is_no_regular_file_is_not_replaced(folder: Path, args: list[str]) 
 def test_a_link_stays_and_what_it_leads_to_is_replaced(folder: Path) -> None:
     (folder / "elsewhere").mkdir()
     for name, target in (("out.st", "elsewhere/model.st"), ("r.json", "elsewhere/report.json")):
-        (folder / name).symlink_to(target)
+        link(folder / name, target)
     (folder / "elsewhere" / "report.json").write_text("old")
     args = ["quantize", "small.pth", "--to", "int8", "-o", "out.st", "--report", "r.json", "-q"]
     assert rwkv(*args, cwd=folder).err.startswith("error: r.json exists already\n")
@@ -304,11 +308,8 @@ def test_a_folder_that_may_not_be_written(folder: Path) -> None:
 
 
 def test_a_file_larger_than_the_system_allows(folder: Path) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
     before = sorted(folder.iterdir())
-    done = rwkv("quantize", "small.pth", "--to", "int8", cwd=folder, preexec_fn=limit)
+    done = rwkv("quantize", "small.pth", "--to", "int8", cwd=folder, preexec_fn=small_files(300_000))
     assert (done.code, done.out) == (5, "")
     assert re.fullmatch(
         r"error: small-int8.safetensors needs \d+ kB: more than a file may have here\n", done.err

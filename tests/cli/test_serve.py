@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -163,6 +162,8 @@ def test_it_answers_at_the_address_that_it_was_given(host: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of open files are set as there")
 def test_more_connections_than_the_system_has_room_for() -> None:
+    import resource
+
     with served() as (process, url):
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (30, 30))
         port = int(url.split(":")[2].partition("/")[0])
@@ -271,7 +272,7 @@ def test_the_packages_it_needs_are_named() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.decode() == (
-        "error: rwkv serve needs packages that are not installed: pip install 'rwkvcli[serve]'\n"
+        'error: rwkv serve needs packages that are not installed: pip install "rwkvcli[serve]"\n'
     )
 
 

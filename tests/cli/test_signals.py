@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import math
 import os
-import resource
 import signal
 import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cli_runner
 import pytest
-from cli_runner import Terminal, environment, receive, rwkv, rwkv_inside, start
+from cli_runner import (
+    ENDING,
+    READER_GONE,
+    Terminal,
+    environment,
+    receive,
+    rwkv,
+    rwkv_inside,
+    small_files,
+    start,
+)
 from quant_models import checkpoint
 
 from quant.arch import expected
 from quant.synthetic import synthetic_arch
 from rwkvcli.cli.prompt import gather_prompt
-from rwkvcli.cli.signals import end_tidily, time_limit, uncut
+from rwkvcli.cli.signals import _TIDY, end_tidily, time_limit, uncut
 from rwkvcli.errors import TimedOut, UsageError
 
 ENDLESS = ["generate", "-m", "demo", "--max-tokens", "1000000", "--seed", "1", "It was"]
@@ -77,6 +84,9 @@ def wait_until(process: subprocess.Popen[bytes], happens: Callable[[], bool]) ->
 
 def waiting(pipe: int) -> int:
     """Bytes in a pipe."""
+    import fcntl
+    import termios
+
     return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4))[0])
 
 
@@ -85,7 +95,7 @@ def test_a_reader_that_goes_ends_the_process_by_sigpipe() -> None:
     assert process.stdout is not None and process.stderr is not None
     assert len(receive(process.stdout, 20)) == 20
     process.stdout.close()
-    assert process.wait(30) == -signal.SIGPIPE
+    assert process.wait(30) == READER_GONE
     assert process.stderr.read() == b""
     process.stderr.close()
 
@@ -99,7 +109,7 @@ def test_a_reader_that_was_never_there(args: list[str]) -> None:
     process = start(*args, stdout=writer)
     os.close(writer)
     _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (-signal.SIGPIPE, b"")
+    assert (process.returncode, err) == (READER_GONE, b"")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
@@ -117,21 +127,20 @@ def test_a_full_disk_under_stdout(args: list[str]) -> None:
 def test_an_answer_that_is_written_in_part_is_an_error(tmp_path: Path, unbuffered: str) -> None:
     whole = rwkv_inside("show", "demo").out.encode()
 
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-
     with (tmp_path / "answer").open("wb") as file:
         # Python before 3.13 would leave compiled files cut by the limit as well
         env = environment(PYTHONUNBUFFERED=unbuffered, PYTHONDONTWRITEBYTECODE="1")
-        process = start("show", "demo", stdout=file, env=env, preexec_fn=limited)
+        process = start("show", "demo", stdout=file, env=env, preexec_fn=small_files(100))
         _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (5, b"error: file too large\n")
     assert (tmp_path / "answer").read_bytes() == whole[:100]
 
 
-@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="needs a pipe of a known size")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a pipe of a known size")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_signal_while_the_reader_is_waited_for_cuts_no_line(unbuffered: str) -> None:
+    import fcntl
+
     reader, writer = os.pipe()
     size = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     process = start(
@@ -218,7 +227,7 @@ def test_ctrl_c_during_quantization_leaves_the_folder_as_it_was(
     assert left == ({"out.st": b"the old file"} if force else {})
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("signum", [signum for signum, _ in ENDING[1:]])
 def test_being_told_to_end_during_quantization_leaves_nothing(
     tmp_path: Path, huge: Path, signum: signal.Signals
 ) -> None:
@@ -267,10 +276,9 @@ def test_ctrl_c_at_any_moment(
 def test_a_file_that_may_not_grow_is_removed(tmp_path: Path, large: Path, existing: bool) -> None:
     if existing:
         (tmp_path / "out.st").write_bytes(b"the old file")
-    limit = 1_000_000
     done = rwkv(
         "quantize", large, "--to", "int8", "-o", "out.st", "--force", cwd=tmp_path,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        preexec_fn=small_files(1_000_000),
     )  # fmt: skip
     assert (done.code, done.out) == (5, "")
     assert done.err.startswith("error: ")
@@ -305,8 +313,10 @@ def test_a_reader_of_stderr_that_goes_changes_nothing(args: list[str], code: int
     assert (process.returncode, out.decode()) == (code, whole.out)
 
 
-@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="needs a pipe of a known size")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a pipe of a known size")
 def test_ignored_interrupts_stay_ignored() -> None:
+    import fcntl
+
     reader, writer = os.pipe()
     filling = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096) - 20
     os.write(writer, bytes(filling))
@@ -328,7 +338,7 @@ def test_a_signal_ends_the_reading_of_an_endless_prompt(
     args: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Endless(io.BytesIO):
-        def read(self, size: int | None = -1) -> bytes:
+        def read1(self, size: int | None = -1) -> bytes:
             assert size is not None and size > 0, "a signal that comes in a call without end is never seen"
             signal.raise_signal(signal.SIGINT)
             return b"y" * size
@@ -367,6 +377,8 @@ def test_ctrl_c_in_the_first_imports_prints_nothing(module: str) -> None:
     def ignored() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    if sys.platform == "win32":
+        pytest.skip("Windows does nothing in a process before it begins")
     for prepare, code in ((default, -signal.SIGINT), (ignored, 0)):
         done = subprocess.run(
             [sys.executable, "-P", "-c", EARLY, module],
@@ -392,12 +404,13 @@ def test_a_time_limit_that_a_library_makes_another_error_of() -> None:
 @pytest.fixture
 def defaults() -> Iterator[None]:
     """What signals do where nothing was said."""
-    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in _TIDY}
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP")
 def test_a_terminal_that_is_closed_may_say_so_twice(defaults: None) -> None:
     end_tidily()
     with pytest.raises(SystemExit, match=r"^129$"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import subprocess
 import sys
 import time
@@ -327,7 +326,7 @@ def test_a_state_is_written_whole_or_not_at_all(built: Path) -> None:
         assert process.stdout is not None
         process.stdout.read(1)
         time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.communicate(timeout=30)
         if (built / "manual.state").read_bytes() != before:
             assert rwkv_inside("state", "verify", "manual.state", cwd=built).code == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,8 @@ GIGABYTE = 1 << 30
 
 def few_threads() -> None:
     """In the child: room for about three threads. A stack is as large as its limit says, root or not."""
+    import resource
+
     for limit, size in ((resource.RLIMIT_STACK, GIGABYTE), (resource.RLIMIT_AS, 4 * GIGABYTE)):
         hard = resource.getrlimit(limit)[1]
         resource.setrlimit(limit, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))

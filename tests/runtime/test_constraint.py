@@ -419,7 +419,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         (Constraint.of_grammar, ""),
     ):
         with pytest.raises(
-            MissingExtra, match=r" needs packages that are not installed: pip install 'rwkvcli\[grammar\]'$"
+            MissingExtra, match=r' needs packages that are not installed: pip install "rwkvcli\[grammar\]"$'
         ):
             make(given)  # type: ignore[operator]
 

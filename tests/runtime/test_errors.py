@@ -55,5 +55,5 @@ def test_message_and_hint() -> None:
 
 def test_a_missing_extra_says_how_to_install_it() -> None:
     error = errors.MissingExtra("torch", "--device torch")
-    assert "pip install 'rwkvcli[torch]'" in str(error)
+    assert 'pip install "rwkvcli[torch]"' in str(error)
     assert str(error).startswith("--device torch ")
