@@ -32,6 +32,12 @@ ENDING = [
     if hasattr(signal, name)
 ]
 """The signals that end a program, and the exit codes then."""
+KNOWS_HOMES = pytest.mark.skipif(
+    sys.platform == "win32", reason="Python on Windows only guesses the home folders of others"
+)
+HUB_LINKS = pytest.mark.skipif(
+    sys.platform == "win32", reason="the Hub's cache has files in place of links on Windows"
+)
 READER_GONE = -signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 141
 """The exit code when nobody reads stdout any more."""
 

@@ -77,7 +77,7 @@ class Editor:
             )
         finally:
             self._signals.notify = None
-        return unquoted(text.replace("\r\n", "\n"))  # as an editor of Windows writes it
+        return unquoted(text)
 
     def _wake(self) -> None:
         """Called at the signal, at any moment."""
@@ -139,7 +139,13 @@ def _keys() -> KeyBindings:
     def _(event: KeyPressEvent) -> None:
         if sys.platform == "win32" and "VISUAL" not in os.environ:
             os.environ.setdefault("EDITOR", "notepad")  # others are looked for on POSIX only
-        event.current_buffer.open_in_editor()
+        buffer = event.current_buffer
+
+        def mend(_: object) -> None:
+            if "\r\n" in buffer.text:  # as editors of Windows write it
+                buffer.document = Document(buffer.text.replace("\r\n", "\n"))
+
+        buffer.open_in_editor().add_done_callback(mend)
 
     return keys
 

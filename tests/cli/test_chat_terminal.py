@@ -75,7 +75,7 @@ def test_a_conversation_and_its_opening_and_closing_lines(place: dict[str, str])
 
 def test_messages_of_several_lines(place: dict[str, str], tmp_path: Path) -> None:
     editor = tmp_path / "editor"
-    editor.write_text('#!/bin/sh\nprintf "written\\nin the editor" > "$1"\n')
+    editor.write_text('#!/bin/sh\nprintf "written\\r\\nin the editor" > "$1"\n')
     editor.chmod(0o755)
     terminal = opened({**place, "EDITOR": str(editor)}, "-m", "demo", "--max-tokens", "3")
     for typed, seen, sent in (

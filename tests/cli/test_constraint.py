@@ -49,7 +49,9 @@ def test_without_the_package(option: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 @needed
 def test_a_schema_from_a_file_and_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "s.json").write_text("\ufeff" + json.dumps(SCHEMA, indent=2).replace("\n", "\r\n"))
+    (tmp_path / "s.json").write_text(
+        "\ufeff" + json.dumps(SCHEMA, indent=2).replace("\n", "\r\n"), "utf-8", newline=""
+    )
     found = rwkv_inside(*DEMO, "--schema", "s.json", "It was", cwd=tmp_path)
     assert (found.code, found.err) == (0, "") and is_right(found.out)
     assert rwkv_inside(*DEMO, "--schema", f"\n {json.dumps(SCHEMA)}", "It was") == found

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runner import RWKV, Terminal, environment, rwkv, rwkv_inside, start
+from cli_runner import KNOWS_HOMES, RWKV, Terminal, environment, rwkv, rwkv_inside, start
 
 from quant.container.reader import ModelFile
 from rwkvcli import Model
@@ -305,11 +305,17 @@ def test_threads_change_nothing(folder: Path) -> None:
         ),
         (["--device", "cuda:x"], 2, "error: unknown device 'cuda:x'\n"),
         (["-f", "nowhere.txt"], 3, "error: nowhere.txt: no such file or directory\n"),
-        (["-f", "~no-such-user/x.txt"], 3, "error: ~no-such-user/x.txt: there is no such home folder\n"),
-        (
+        pytest.param(
+            ["-f", "~no-such-user/x.txt"],
+            3,
+            "error: ~no-such-user/x.txt: there is no such home folder\n",
+            marks=KNOWS_HOMES,
+        ),
+        pytest.param(
             ["-m", "~no-such-user/x.pth"],
             3,
             "error: ~no-such-user/x.pth does not exist\nhint: there is no such home folder\n",
+            marks=KNOWS_HOMES,
         ),
         (["-f", "."], 3, "error: .: is a directory\n"),
         (["-m", "small.pth"], 4, "error: small.pth is a checkpoint, not a model file\n"),

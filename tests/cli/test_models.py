@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -127,16 +126,19 @@ def test_the_same_bytes_under_two_names_are_two_models(hub: Hub, client: Client,
 def test_a_conversation_stays_with_the_file_it_began_with(
     hub: Hub, client: Client, second: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def chat(line: bytes, *args: str) -> Outcome:
+        (client.home / "said").write_bytes(line)
+        with (client.home / "said").open() as stdin:
+            monkeypatch.setattr("sys.stdin", stdin)
+            return client("chat", *args, "--max-tokens", "3")
+
     client("pull", "g1-0.1b-int8")
-    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"Hello\n")))
-    assert client("chat", "trip", "-m", "g1-0.1b", "--max-tokens", "3").code == 0
+    assert chat(b"Hello\n", "trip", "-m", "g1-0.1b").code == 0
     hub.repos[G1].files[NEW] = HubFile(second)
     client("pull", "g1-0.1b-int8")
-    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"Hello\n")))
-    newest = client("chat", "g1-0.1b", "--max-tokens", "3")
+    newest = chat(b"Hello\n", "g1-0.1b")
     assert (newest.code, newest.err) == (0, "")
-    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"And?\n")))
-    assert client("chat", "trip", "--max-tokens", "3").code == 0
+    assert chat(b"And?\n", "trip").code == 0
     assert json.loads(client("sessions", "list", "--json").out)[0]["model"] == "g1-0.1b-int8@20260110"
 
 

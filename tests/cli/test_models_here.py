@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from cli_runner import Outcome
+from cli_runner import HUB_LINKS, KNOWS_HOMES, Outcome
 from hub_client import ANSWER, G1, OLD, Client
 from hub_server import COMMIT, Hub, HubFile, Repo
 from quant_models import quantized
@@ -92,6 +92,7 @@ def test_downloads_need_no_place_for_what_is_made_of_them(
     )
 
 
+@KNOWS_HOMES
 def test_a_cache_below_no_home_folder_is_none(
     hub: Hub, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +132,7 @@ def test_a_blob_that_another_name_has_stays(hub: Hub, client: Client, pth: Path)
     assert client.files() == []
 
 
+@HUB_LINKS
 def test_bytes_that_repositories_share_go_with_the_last(hub: Hub, client: Client, pth: Path) -> None:
     shared = pytest.importorskip(
         "huggingface_hub.utils._shared_blobs"
@@ -169,6 +171,7 @@ def flip(path: Path) -> None:
         file.write(bytes([byte[0] ^ 1]))
 
 
+@HUB_LINKS
 def test_damage_is_found_and_never_made_into_anything(hub: Hub, client: Client) -> None:
     path = Path(client("pull", "g1-0.1b", "--quantize", "int8").out.strip())
     done = client("verify")
@@ -315,6 +318,7 @@ def test_what_was_pulled_at_a_revision_has_the_name_that_is_listed(
     assert (told["path"], told["source"]["revision"]) == (path, COMMIT)
 
 
+@HUB_LINKS
 def test_one_download_of_several_commits_is_of_each(hub: Hub, client: Client, pth: Path) -> None:
     repo = Repo({"x.pth": HubFile(pth.read_bytes())})
     hub.repos["a/b"] = repo
@@ -348,7 +352,7 @@ def test_a_disk_without_links_holds_a_download_once(
     assert client.files() == []
 
 
-@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("links", [pytest.param(True, marks=HUB_LINKS), False])
 def test_half_a_copy_of_a_cache_is_brought_whole(
     hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
@@ -360,6 +364,7 @@ def test_half_a_copy_of_a_cache_is_brought_whole(
     assert path.read_bytes() == hub.repos[G1].files[OLD].data
 
 
+@HUB_LINKS
 def test_bytes_without_a_snapshot_are_here(hub: Hub, client: Client) -> None:
     path = Path(client("pull", "g1-0.1b").out.strip())
     path.unlink()  # copied without its links

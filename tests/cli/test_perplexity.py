@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_runner import Terminal, rwkv, start
+from cli_runner import KNOWS_HOMES, Terminal, rwkv, start
 from quant_models import checkpoint, quantized
 from vocabularies import byte_level_json
 
@@ -140,7 +140,9 @@ def test_fail_over(place: Path) -> None:
             "'nan' is no limit for perplexity",
         ),
         ((".", "-m", "small.safetensors"), 3, "error: .: is a directory"),
-        (("~nobody-here/x", "-m", "small.safetensors"), 3, "no such home folder"),
+        pytest.param(
+            ("~nobody-here/x", "-m", "small.safetensors"), 3, "no such home folder", marks=KNOWS_HOMES
+        ),
         (("text.txt", "-m", "nowhere.safetensors"), 3, "nowhere.safetensors does not exist"),
         (("text.txt", "-m", "small.safetensors", "--base", "small.pth"), 4, "small.pth is a checkpoint"),
     ],
@@ -163,6 +165,7 @@ def test_a_model_that_computes_no_numbers(place: Path) -> None:
     assert done.err.startswith("error: the logits are not finite numbers")
 
 
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="Windows does not tell the peak of a process that ended")
 def test_memory_does_not_depend_on_the_text(place: Path) -> None:
     """Ten times the text (whose logits are 60 MB), hardly more memory: neither its logits nor its tokens are held."""
 

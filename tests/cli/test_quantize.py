@@ -452,7 +452,7 @@ def test_gptq_without_torch_says_what_to_install(
         str(text),
     ]
     assert main([*args, "-o", str(folder / "o.st")]) == 2
-    assert "pip install 'rwkvcli[torch]'" in capsys.readouterr().err
+    assert 'pip install "rwkvcli[torch]"' in capsys.readouterr().err
     assert not (folder / "o.st").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,8 @@ def test_bytes_that_are_not_utf8_come_through(tmp_path: Path) -> None:
     table = rwkv_inside(*ask, cwd=tmp_path)
     assert table.out.splitlines()[1].startswith(r'"\udcff\udcfe"')
     assert r'"text": "\udcff\udcfe"' in rwkv_inside(*ask, "--json", cwd=tmp_path).out
+    if sys.platform == "win32":
+        return  # arguments are characters there
     process = start(*DEMO, PROMPT, "--choices", "\udcff\udcfe", "--best")
     assert process.communicate(timeout=30) == (b"\xff\xfe\n", b"")
 

@@ -222,10 +222,12 @@ def test_a_state_whose_name_is_no_text_is_a_model(tmp_path: Path) -> None:
 def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
+        with socket.socket() as another, pytest.raises(OSError) as refused:
+            another.bind(("127.0.0.1", port))
         done = rwkv_inside("serve", "-m", "demo", "--port", str(port))
     assert (done.code, done.out) == (2, "")
     assert done.err == (
-        f"error: cannot listen on port {port} of 127.0.0.1: Address already in use\n"
+        f"error: cannot listen on port {port} of 127.0.0.1: {refused.value.strerror}\n"
         "hint: --port 0 takes one that is free\n"
     )
 

@@ -250,7 +250,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, large: Path) -> tupl
     return (folder / "out.st").read_bytes(), time.monotonic() - begin
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("moment", [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
 def test_ctrl_c_at_any_moment(
     tmp_path: Path, large: Path, uninterrupted: tuple[bytes, float], moment: float
@@ -337,7 +337,12 @@ def test_ignored_interrupts_stay_ignored() -> None:
 def test_a_signal_ends_the_reading_of_an_endless_prompt(
     args: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    nothing = os.open(os.devnull, os.O_RDONLY)
+
     class Endless(io.BytesIO):
+        def fileno(self) -> int:
+            return nothing
+
         def read1(self, size: int | None = -1) -> bytes:
             assert size is not None and size > 0, "a signal that comes in a call without end is never seen"
             signal.raise_signal(signal.SIGINT)
@@ -347,8 +352,10 @@ def test_a_signal_ends_the_reading_of_an_endless_prompt(
     monkeypatch.setattr(Path, "open", lambda *_: Endless())
     with pytest.raises(KeyboardInterrupt):
         gather_prompt(None, args[1:])
+    os.close(nothing)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="nohup is of POSIX")
 def test_a_stdin_that_cannot_be_read_from_is_none() -> None:
     with open(os.devnull, "wb") as unreadable:  # as nohup gives it
         process = start("generate", "-m", "demo", "--max-tokens", "5", "--seed", "1", "x", stdin=unreadable)

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cli_runner import Terminal, rwkv_inside, start
+from cli_runner import KNOWS_HOMES, Terminal, rwkv_inside, start
 from quant_models import checkpoint
 from vocabularies import byte_level_json
 
@@ -100,10 +100,11 @@ def test_a_tokenizer_json_in_the_model_file(tmp_path: Path) -> None:
         (["detokenize", *WORLD, "9" * 30], 2, "is not a token id"),
         (["tokenize", "--tokenizer", "nowhere.json", "x"], 3, "error: nowhere.json: no such file"),
         (["tokenize", "--tokenizer", ".", "x"], 3, "error: .: is a directory"),
-        (
+        pytest.param(
             ["tokenize", "--tokenizer", "~nobody-here/t", "x"],
             3,
             "~nobody-here/t: there is no such home folder",
+            marks=KNOWS_HOMES,
         ),
     ],
 )
