@@ -97,7 +97,7 @@ def serve(
     for the model `manual` go on from what that file has seen, which is not read again. --draft is for a text that is the only one
     in the making.
 
-    Ctrl-C or SIGTERM ends it; the latter is no error (exit code 0).
+    Ctrl-C or SIGTERM (Ctrl-Break on Windows) ends it; the latter is no error (exit code 0).
     """
     console = Console(settings)
     try:
