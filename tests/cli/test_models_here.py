@@ -23,6 +23,7 @@ def made_of(repo: str, client: Client) -> Path:
     return found
 
 
+@HUB_LINKS
 def test_percent_signs_and_folders_in_names(hub: Hub, client: Client, pth: Path) -> None:
     file = "sub/RWKV-4-Raven-x-Eng98%-Other2%25.pth"
     hub.repos["a/b"] = Repo({file: HubFile(pth.read_bytes())})
