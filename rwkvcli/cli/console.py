@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import sys
@@ -29,7 +30,10 @@ def is_terminal(stream: TextIO | None) -> bool:
         if sys.platform == "win32":
             from rwkvcli.cli.windows import console_mode
 
-            return console_mode(stream.fileno()) is not None
+            try:
+                return console_mode(stream.fileno()) is not None
+            except io.UnsupportedOperation:  # a stand-in, which knows best
+                return True
         return True
     except ValueError:
         return False

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
+from pathlib import Path
 
 import pyte
 import pytest
@@ -100,7 +100,7 @@ def test_a_terminal_that_is_gone_ends_nothing() -> None:
 
 @pytest.mark.parametrize("where", ["terminal", "pipe"])
 def test_a_long_message_is_read_below_a_bar(
-    where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told: list[tuple[int, int] | str] = []
 
@@ -128,8 +128,10 @@ def test_a_long_message_is_read_below_a_bar(
     if where == "terminal":
         Chat(console, talk, None).answer(lambda stopped: talk.send(text, stopped))
     else:
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode() + b"\n")))
-        chat_pipe.answer_lines(console, talk)
+        (tmp_path / "said").write_text(text)
+        with (tmp_path / "said").open() as stdin:
+            monkeypatch.setattr("sys.stdin", stdin)
+            chat_pipe.answer_lines(console, talk)
     assert (told[0], told[-1]) == ("begun", "hidden")
     assert len(told) > 4 and told[-2] == (size, size)
     assert len(talk.history.path()) == 1
