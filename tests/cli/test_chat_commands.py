@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +13,6 @@ from cli_runner import rwkv_inside
 from live_terminal import LiveTerminal
 
 from rwkvcli.cli.chat_commands import perform
-
-if sys.platform == "win32":
-    pytest.skip("needs a pseudo-terminal", allow_module_level=True)
 
 SHORT = ["--max-tokens", "24", "--seed", "1"]
 

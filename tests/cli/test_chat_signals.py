@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import termios
 from pathlib import Path
 
 import live_terminal
@@ -16,6 +15,8 @@ from live_terminal import LiveTerminal
 
 if sys.platform == "win32":
     pytest.skip("needs a pseudo-terminal", allow_module_level=True)
+
+import termios
 
 SHORT = ["--max-tokens", "30", "--seed", "1"]
 ENDLESS = ["--max-tokens", "-1", "--logit-bias", "0=-inf", "--logit-bias", "10=-inf", "--seed", "1"]

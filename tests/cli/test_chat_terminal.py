@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from live_terminal import LiveTerminal
 
 if sys.platform == "win32":
     pytest.skip("needs a pseudo-terminal", allow_module_level=True)
+
+import termios
 
 ENDLESS = ["--max-tokens", "-1", "--logit-bias", "0=-inf", "--logit-bias", "10=-inf", "--seed", "1"]
 SHORT = ["--max-tokens", "30", "--seed", "1"]

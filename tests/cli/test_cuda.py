@@ -23,10 +23,18 @@ def run(*args: str | Path, stdin: str = "", **env: str) -> Outcome:
 
 
 def test_a_library_that_cannot_be_loaded(model: Path) -> None:
-    done = run("generate", "-m", model, "--device", "cuda", "x", RWKV_CUDA_LIBRARY="/nowhere/lib.so")
+    done = run(
+        "generate",
+        "-m",
+        model,
+        "--device",
+        "cuda",
+        "x",
+        RWKV_CUDA_LIBRARY=str(Path("/nowhere/lib.so").absolute()),
+    )
     assert (done.code, done.out) == (5, "")
     first, second = done.err.splitlines()
-    assert first.startswith("error: CUDA: ") or "/nowhere/lib.so" in first
+    assert first.startswith("error: CUDA: ") or str(Path("/nowhere/lib.so").absolute()) in first
     assert second == "hint: use `--device cpu`; `rwkv doctor` tells what is here"
 
 
@@ -164,9 +172,11 @@ def test_doctor(model: Path) -> None:
 
 
 def test_doctor_tells_why_there_is_none(model: Path) -> None:
-    found = json.loads(run("doctor", "--json", RWKV_CUDA_LIBRARY="/nowhere/lib.so").out)["gpu"]
-    assert (found["kernels"], found["devices"]) == ("/nowhere/lib.so", [])
-    assert "/nowhere/lib.so" in found["why"]
+    found = json.loads(
+        run("doctor", "--json", RWKV_CUDA_LIBRARY=str(Path("/nowhere/lib.so").absolute())).out
+    )["gpu"]
+    assert (found["kernels"], found["devices"]) == (str(Path("/nowhere/lib.so").absolute()), [])
+    assert str(Path("/nowhere/lib.so").absolute()) in found["why"]
     found = json.loads(run("doctor", "--json", RWKV_CUDA_LIBRARY="").out)["gpu"]
     if found["kernels"] is None:
         assert found["why"].startswith("this build has no CUDA kernels")

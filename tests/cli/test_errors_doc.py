@@ -132,6 +132,7 @@ def test_the_document_is_true(
     if "cannot be used" in expected:
         pytest.importorskip("llguidance")
     out, err, returned = run(command, place)
+    expected = expected.replace("posix.system", f"{os.name}.system")  # whose name is the system's
     pattern = ".*".join(map(re.escape, expected.split("[...]")))
     assert re.fullmatch(pattern, err), err
     assert (out, returned) == ("", code)
