@@ -69,7 +69,7 @@ def _decoder_of_the_package(kind: str) -> Callable[[U8], F32]:
         from gguf.quants import dequantize
     except ImportError:
         raise InvalidRequest(
-            f"decoding {kind} needs packages that are not installed: pip install 'rwkvcli[gguf]'"
+            f'decoding {kind} needs packages that are not installed: pip install "rwkvcli[gguf]"'
         ) from None
 
     def decode(blocks: U8) -> F32:

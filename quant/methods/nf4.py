@@ -115,4 +115,4 @@ def _alone() -> Iterator[None]:
 
 
 def _missing() -> InvalidRequest:
-    return InvalidRequest("NF4 needs packages that are not installed: pip install 'rwkvcli[torch]'")
+    return InvalidRequest('NF4 needs packages that are not installed: pip install "rwkvcli[torch]"')

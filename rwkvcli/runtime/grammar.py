@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,8 +33,9 @@ _END = b"<|end|>"
 """What llguidance calls the token that ends a text; a grammar that names no such token needs none of its own."""
 _IDS = 1 << 16
 """Of the vocabulary that a grammar is tried with: a grammar may name ids of the model's own."""
-_STACK, _STACK_PER_BYTE, _LARGEST_STACK = 8 << 20, 2048, 512 << 20
-"""Bytes. llguidance goes down a chain of rules by recursion, at up to 16 KB a rule, and a rule has 30 bytes or more there."""
+_STACK, _STACK_PER_BYTE, _LARGEST_STACK = 8 << 20, 2048, (512 if sys.platform != "win32" else 255) << 20
+"""Bytes. llguidance goes down a chain of rules by recursion, at up to 16 KB a rule, and a rule has 30 bytes or more there.
+Python gives threads less than 256 MB on Windows."""
 _LONGEST = 160
 """Characters that are told of what llguidance says."""
 

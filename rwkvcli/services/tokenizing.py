@@ -45,7 +45,10 @@ def tokenizer_named(name: str) -> Tokenizer:
         return ByteTokenizer()
     hint = "--tokenizer takes world, bytes or a tokenizer.json file"
     try:
-        data = Path(name).expanduser().read_bytes()
+        path = Path(name).expanduser()
+        if path.is_dir():  # Windows says that it may not be read
+            raise SourceNotFound(f"{name}: is a directory", hint=hint)
+        data = path.read_bytes()
     except RuntimeError:  # expanduser's
         raise SourceNotFound(f"{name}: there is no such home folder", hint=hint) from None
     except OSError as e:

@@ -126,6 +126,6 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
         monkeypatch.setitem(sys.modules, "gguf", None)
         from quant.errors import InvalidRequest
 
-        with pytest.raises(InvalidRequest, match=r"pip install 'rwkvcli\[gguf\]'$") as caught:
+        with pytest.raises(InvalidRequest, match=r'pip install "rwkvcli\[gguf\]"$') as caught:
             opened.read("emb.weight")
     assert caught.value.exit_code == 2

@@ -108,7 +108,7 @@ def test_without_the_extra_the_line_that_installs_it_is_told(
         said = capsys.readouterr()
         assert (said.out, said.err) == (
             "",
-            "error: NF4 needs packages that are not installed: pip install 'rwkvcli[torch]'\n",
+            'error: NF4 needs packages that are not installed: pip install "rwkvcli[torch]"\n',
         )
     assert sorted(file.name for file in folder.iterdir()) == ["small.pth", "small.safetensors"]
 

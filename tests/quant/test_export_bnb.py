@@ -233,4 +233,4 @@ def test_what_is_refused(sources: dict[str, Path], tmp_path: Path, monkeypatch: 
         exported(tmp_path / "nf4", out)
     assert not out.exists()
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    refused(sources["7"], r"pip install 'rwkvcli\[torch\]'$")
+    refused(sources["7"], r'pip install "rwkvcli\[torch\]"$')

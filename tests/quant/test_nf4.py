@@ -281,10 +281,10 @@ def test_a_file_with_another_table_is_refused(source: Path, tmp_path: Path) -> N
 
 def test_without_bitsandbytes(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(InvalidRequest, match=r"pip install 'rwkvcli\[torch\]'$") as caught:
+    with pytest.raises(InvalidRequest, match=r'pip install "rwkvcli\[torch\]"$') as caught:
         quantized(source, tmp_path / "o", "nf4")
     assert caught.value.exit_code == 2 and not list(tmp_path.iterdir())
-    with pytest.raises(InvalidRequest, match=r"pip install 'rwkvcli\[torch\]'$"):
+    with pytest.raises(InvalidRequest, match=r'pip install "rwkvcli\[torch\]"$'):
         method.quantized(np.zeros((1, 64), np.float32))
     with ModelFile.open(quantized(source, tmp_path / "o", "int8").path):
         pass
