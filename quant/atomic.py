@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,17 +16,21 @@ from types import TracebackType
 from typing import IO
 
 from quant.errors import InvalidRequest
+from quant.locking import lock, open_lockable, try_lock
 
-if sys.platform != "win32":
-    import fcntl
+if sys.platform == "win32":
+    from quant import windows
 
 _NAME_BYTES = 255
 """What file systems allow a name to have."""
 _TRIES = 100
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The errors of a disk, or a file, that takes no more."""
-_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
-_FLAGS |= getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+_NOT_ON_WINDOWS = re.compile(
+    r'[<>:"/\\|?*\x00-\x1f]|[. ]\Z|\A(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])[ ]*(\.|\Z)',
+    re.IGNORECASE,
+)
+"""What is in no name of a file there; some names stand for devices, whatever comes after a dot."""
 
 
 @contextlib.contextmanager
@@ -58,7 +63,7 @@ class Replacement:
     """What `path` is to become: a file `.NAME.part` beside it until `commit`. Use it as a context manager.
 
     Leaving the block without a commit removes it. It is locked meanwhile: one that a killed process left
-    behind is taken over, one that is being written is not (systems without such locks take any).
+    behind is taken over, one that is being written is not (file systems without locks take any).
     """
 
     file: io.FileIO
@@ -85,7 +90,7 @@ class Replacement:
     def __enter__(self) -> Replacement:
         """Raises InvalidRequest (somebody is writing the same file; `.NAME.part` is no file) and OSError."""
         for _ in range(_TRIES):
-            handle = os.open(self.temporary, _FLAGS, 0o600)
+            handle = open_lockable(self.temporary, mode=0o600)
             try:
                 if self._take(handle):
                     self.file = io.FileIO(handle, "r+b")
@@ -97,14 +102,15 @@ class Replacement:
         raise self._busy()
 
     def commit(self) -> None:
-        """Sync the file, and the folder once it is at `path`. Raises OSError; what was there then stays."""
+        """Sync the file, and the folder once it is at `path`.
+
+        Raises OSError, and on Windows InvalidRequest for a file that another program has open; what was there then stays.
+        """
         mask = os.umask(0)
         os.umask(mask)
         self.temporary.chmod(0o666 & ~mask)  # it was private until now
         os.fsync(self.file.fileno())
-        if sys.platform == "win32":
-            self.file.close()  # nothing open is renamed there; elsewhere the lock lasts beyond the renaming
-        os.replace(self.temporary, self.path)
+        self._rename()  # the file is open still: the lock lasts beyond the renaming
         self._committed = True
         _sync_folder(self.path.parent)
 
@@ -113,34 +119,43 @@ class Replacement:
     ) -> None:
         if not self._committed and not self._keep:
             with contextlib.suppress(FileNotFoundError):
-                if sys.platform == "win32":
-                    self.file.close()
                 self.temporary.unlink()
         self.file.close()
+
+    def _rename(self) -> None:
+        if sys.platform == "win32":
+            try:
+                windows.replace(self.temporary, self.path)
+            except PermissionError:
+                if not self.path.exists():
+                    raise
+                raise _irreplaceable(self.path, self._told) or _in_use(self._told) from None
+        else:
+            os.replace(self.temporary, self.path)
 
     def _take(self, handle: int) -> bool:
         """Whether the open file is now ours, and empty or to be kept; if not, it is to be opened again."""
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise InvalidRequest(f"{self.temporary} is in the way: not a regular file", hint="remove it")
-        if sys.platform == "win32":
-            if not self._keep:
-                os.ftruncate(handle, 0)
-            return True
+            raise self._in_the_way()
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise self._busy() from None
-            # a file system without locks: as before there were any
+            (lock if self._wait else try_lock)(handle)
+        except BlockingIOError:
+            raise self._busy() from None
         info = os.fstat(handle)
         try:
-            same = os.path.samestat(info, os.lstat(self.temporary))
+            there = os.lstat(self.temporary)
         except FileNotFoundError:
-            same = False
+            return False
+        if not stat.S_ISREG(there.st_mode):  # a link, where opening does not tell
+            raise self._in_the_way()
+        same = os.path.samestat(info, there)
         if same and info.st_size and not (self._keep and info.st_nlink == 1):
             os.unlink(self.temporary)  # not emptied: a link to something that matters would be emptied too
             return False
         return same
+
+    def _in_the_way(self) -> InvalidRequest:
+        return InvalidRequest(f"{self.temporary} is in the way: not a regular file", hint="remove it")
 
     def _busy(self) -> InvalidRequest:
         return InvalidRequest(
@@ -157,11 +172,44 @@ def part_name(name: str) -> str:
     return f".{begin}.{hashlib.sha256(raw).hexdigest()[:16]}.part"
 
 
+def _irreplaceable(path: Path, told: str | os.PathLike[str]) -> InvalidRequest | None:
+    """The error for a file that cannot be replaced, on Windows; None if nothing is known against it."""
+    if sys.platform == "win32" and path.exists():
+        if not os.access(path, os.W_OK):
+            return InvalidRequest(f"{os.fspath(told)} is read-only", hint="name another file")
+        if windows.is_held(path):
+            return _in_use(told)
+    return None
+
+
+def _in_use(path: str | os.PathLike[str]) -> InvalidRequest:
+    return InvalidRequest(
+        f"{os.fspath(path)} cannot be replaced: another program has it open",
+        hint="end that one (a running `rwkv` has its model open), then give the same command again",
+    )
+
+
+def make_sparse(handle: int) -> None:
+    """Have what is not written of an open file take no room on the disk, as it does by itself on other systems."""
+    if sys.platform == "win32":
+        windows.make_sparse(handle)
+
+
+def is_name_on_windows(name: str) -> bool:
+    """Whether a file may be called `name` there."""
+    return _NOT_ON_WINDOWS.search(name) is None
+
+
 def replaceable(path: str | os.PathLike[str]) -> Path:
     """Where the new file for `path` goes: to the end of its links, so that they stay.
 
-    Raises InvalidRequest if anything but a regular file is there: renaming over a device would destroy it.
+    Raises InvalidRequest if anything but a regular file is there: renaming over a device would destroy it. On Windows also
+    for a name that no file can have.
     """
+    if sys.platform == "win32" and not is_name_on_windows(Path(path).name):
+        raise InvalidRequest(
+            f"{os.fspath(path)} cannot be written: Windows allows no such name", hint="name another file"
+        )
     final = Path(os.path.realpath(path))
     try:
         mode = os.stat(path).st_mode
@@ -182,7 +230,8 @@ def new_file(
     """`replaceable(path)`, if a file may be written there.
 
     `kept`: {what it is called: a file that is not to be replaced}. Raises InvalidRequest also for one of
-    those, for a file that exists (unless `force`), and for a folder that does not exist or takes no files.
+    those, for a file that exists (unless `force`), and for a folder that does not exist or takes no files; on Windows
+    for a file that another program has open, or that is read-only.
     """
     final = replaceable(path)
     folder = Path(path).parent
@@ -200,6 +249,8 @@ def new_file(
             raise InvalidRequest(f"{os.fspath(path)} is {name}", hint="choose another file")
     if final.exists() and not force:
         raise InvalidRequest(f"{os.fspath(path)} exists already", hint="use --force to replace it")
+    if error := _irreplaceable(final, path):
+        raise error
     return final
 
 

@@ -158,7 +158,7 @@ def quantize(
             metadata["report"] = dumps({**report, "quality": quality})
         progress.check()
         writer.finish(metadata)
-        Journal.remove(final)
+    Journal.remove(final)  # which is closed now
     return Result(
         out,
         weights.arch,

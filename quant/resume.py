@@ -82,10 +82,11 @@ class Journal:
     def remove(target: Path) -> None:
         """The file is complete, in one run or several: what an interrupted one noted is of no use any more."""
         path = _path(target)
+        begin = b""
         with contextlib.suppress(OSError), path.open("rb") as file:
-            if not _IDENTITY.fullmatch(file.read(_DIGITS + 1)):
-                return  # a stranger's
-        path.unlink(missing_ok=True)
+            begin = file.read(_DIGITS + 1)
+        if _IDENTITY.fullmatch(begin):  # not a stranger's
+            path.unlink(missing_ok=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from links import link
 
 from rwkvcli import _kernels
 from rwkvcli.runtime import cuda
 
 _named = os.environ.get("RWKV_CUDA_LIBRARY")
 LIBRARY = str(Path(_named).absolute()) if _named else ""
+NAME = "rwkv_cuda.dll" if sys.platform == "win32" else "librwkv_cuda.so"
 needs_library = pytest.mark.skipif(
     not LIBRARY, reason="RWKV_CUDA_LIBRARY is not set; scripts/test-cpp builds a library that needs no GPU"
 )
@@ -34,5 +36,4 @@ def put_beside(monkeypatch: pytest.MonkeyPatch, folder: Path, library: str | Non
     monkeypatch.setattr(cuda, "automatic_library", cuda.library_beside)
     monkeypatch.setattr(_kernels, "__file__", str(folder / "_kernels.so"))
     if library is not None:
-        name = "rwkv_cuda.dll" if sys.platform == "win32" else "librwkv_cuda.so"
-        (folder / name).symlink_to(library)
+        link(folder / NAME, library)

@@ -101,6 +101,8 @@ def _remove_left_behind(folder: Path) -> None:
         with left_behind(old / _LOCK) as is_free, contextlib.suppress(OSError):
             if is_free and {item.name for item in old.iterdir()} <= {_LOCK, _BASE, part_name(_BASE)}:
                 shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):  # on Windows the lock was in it until now; others are not empty
+            old.rmdir()
 
 
 def _lossless(source: Checkpoint | ModelFile) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,9 @@ from rwkvcli.services.names import Alias, Reference
 CHECKPOINT, MODEL, INTERRUPTED, BUILT_IN = "checkpoint", "model", "interrupted", "built in"
 SHARE = 4
 """A model that is offered takes at most one SHAREth of the free memory: answers are quick, and others have memory too."""
+
+_SHARING_VIOLATION = 32
+"""The error of Windows for a file that is open."""
 
 
 @dataclass(frozen=True)
@@ -279,7 +283,19 @@ def _at(parsed: Reference, entry: Entry) -> bool:
 
 
 def remove(entry: Entry) -> None:
-    """Remove what an entry of `removable` is. Raises UsageError (it is being made), OSError."""
+    """Remove what an entry of `removable` is. Raises UsageError (it is being made, or, on Windows, in use), OSError."""
+    try:
+        _remove(entry)
+    except OSError as error:
+        if sys.platform == "win32" and error.winerror == _SHARING_VIOLATION:
+            raise UsageError(
+                f"{error.filename} cannot be removed: another program has it open",
+                hint="end that one (a running `rwkv` has its model open), then give the same command again",
+            ) from None
+        raise
+
+
+def _remove(entry: Entry) -> None:
     if isinstance(entry.item, Kept):
         kept.remove(entry.item)
     elif isinstance(entry.item, Download):

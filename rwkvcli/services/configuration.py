@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,6 +211,11 @@ def _text(path: Path) -> str:
     absent = (FileNotFoundError, *(() if os.environ.get(PLACE.variable) else (NotADirectoryError,)))
     try:
         with PLACE.in_use(), contextlib.suppress(*absent):
+            if sys.platform == "win32":  # which has other words for both
+                if path.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+                if path.parent.is_file():
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
             return path.read_bytes().decode("utf-8")
         return ""
     except UnicodeDecodeError:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import re
 import struct
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from quant.atomic import is_name_on_windows, make_sparse
 from rwkvcli.errors import FormatError, NetworkError, RwkvError, UsageError
 from rwkvcli.services import hub_cache
 from rwkvcli.services.hub_blobs import fetch
@@ -133,6 +135,7 @@ def header_only(reference: Reference, watcher: Watcher | None = None) -> Iterato
     with tempfile.TemporaryDirectory(prefix="rwkv-") as folder:
         path = Path(folder) / Path(reference.file).name
         with path.open("wb") as file:
+            make_sparse(file.fileno())
             file.write(struct.pack("<Q", length) + header)
             file.truncate(about.size)
         try:
@@ -169,6 +172,10 @@ def _check_name(reference: Reference, file: str) -> None:
         raise UsageError(
             f"{reference} has a name that huggingface_hub keeps no file under",
             hint="its owner would have to rename it",
+        )
+    if sys.platform == "win32" and not all(map(is_name_on_windows, steps)):
+        raise UsageError(
+            f"{reference} has a name that Windows allows no file", hint="its owner would have to rename it"
         )
 
 

@@ -125,7 +125,7 @@ def commit_of(repo: str, revision: str | None, kind: str = "model") -> str:
     """The commit that a revision was at when it was last looked at; what is no known branch is taken as it is."""
     revision = revision or "main"
     with contextlib.suppress(OSError, ValueError):
-        return (repository_folder(repo, kind) / "refs" / revision).read_text().strip()
+        return (repository_folder(repo, kind) / "refs" / revision).read_text("utf-8").strip()
     return revision
 
 
@@ -201,7 +201,7 @@ def cached_path(reference: Reference) -> Path | None:
     folder = repository_folder(reference.repo, reference.kind) / "snapshots"
     snapshot = folder / commit_of(reference.repo, reference.revision, reference.kind)
     path = snapshot / reference.file
-    if ".." in Path(reference.file).parts:  # leads out of the cache
+    if ".." in Path(reference.file).parts or Path(reference.file).anchor:  # leads out of the cache
         return None
     try:
         return path if path.is_file() else None

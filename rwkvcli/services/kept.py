@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkvcli.errors import UsageError
-from rwkvcli.services.locks import locked
+from rwkvcli.services.locks import clear, locked
 from rwkvcli.services.names import KINDS, Reference
 from rwkvcli.services.parts import stem
 from rwkvcli.services.places import Place
@@ -82,8 +82,13 @@ class Origin:
     @contextlib.contextmanager
     def locked(self, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
         """Be the only process that makes or removes something of it; see `locks.locked`."""
-        with locked(PLACE.made(self.folder) / _LOCK, on_wait):
-            yield
+        try:
+            with locked(PLACE.made(self.folder) / _LOCK, on_wait):
+                yield
+        finally:
+            with contextlib.suppress(OSError):  # there is something in it, or in the one above
+                self.folder.rmdir()
+                self.folder.parent.rmdir()
 
 
 @dataclass(frozen=True)
@@ -143,14 +148,10 @@ def sweep(repo: str) -> None:
 
 
 def tidy(origin: Origin) -> None:
-    """Remove the folder of `origin`, which is locked, if no model file is in it. Raises OSError."""
+    """Remove all that is in the folder of `origin`, which is locked, if no model file is; the folder goes with the lock. Raises OSError."""
     if any(origin.target(kind).is_file() for kind in KINDS):
         return
-    import shutil
-
-    shutil.rmtree(origin.folder)
-    with contextlib.suppress(OSError):  # there are others
-        origin.folder.parent.rmdir()
+    clear(origin.folder)
 
 
 def _origins(repo: str | None) -> Iterator[Origin]:

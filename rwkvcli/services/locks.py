@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import io
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-if sys.platform != "win32":
-    import fcntl
+from quant.locking import open_lockable, try_lock
 
 _PAUSE = 0.1
 """Seconds between two tries."""
@@ -22,15 +20,16 @@ def locked(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator
     """Hold the lock file `path` inside the block; its folder is made.
 
     While another process holds it, `on_wait` is called every 0.1 s with that process's number ("" if it is not
-    known); what it raises ends the wait. Without `on_wait` nothing is waited for: BlockingIOError. Systems without such locks (Windows,
-    some network file systems) have none.
+    known); what it raises ends the wait. Without `on_wait` nothing is waited for: BlockingIOError. File systems without
+    such locks (some network file systems) have none. Inside the block the lock file may be removed; on Windows the folder that
+    it is in can be removed after the block only.
     """
     with contextlib.ExitStack() as stack:
         while True:
             path.parent.mkdir(parents=True, exist_ok=True)  # its last holder may have removed it
-            file = stack.enter_context(open(path, "a+b", buffering=0))
+            file = stack.enter_context(_opened(path))
             try:
-                _take(file.fileno())
+                try_lock(file.fileno())
             except BlockingIOError:
                 file.seek(0)
                 who = file.read(20).decode("ascii", "replace").strip()
@@ -56,26 +55,28 @@ def locked(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator
 def left_behind(path: Path) -> Iterator[bool]:
     """Whether the lock file `path` is there and the process that held it is gone; it is held inside the block then.
 
-    False also on systems without such locks, where nobody can tell.
+    False also on file systems without such locks, where nobody can tell.
     """
     with contextlib.ExitStack() as stack:
         is_free = False
         with contextlib.suppress(OSError):
-            is_free = _take(stack.enter_context(open(path, "r+b", buffering=0)).fileno())
+            is_free = try_lock(stack.enter_context(_opened(path, create=False)).fileno())
         yield is_free
 
 
-def _take(handle: int) -> bool:
-    """Whether it is ours now; False on systems without such locks. Raises BlockingIOError if another process has it."""
-    if sys.platform == "win32":
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise BlockingIOError(error.errno, error.strerror) from None
-        return False  # a file system without locks
-    return True
+def clear(folder: Path) -> None:
+    """Remove all that is in a folder whose lock file is held; the folder itself can go when it is released. Raises OSError."""
+    import shutil
+
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _opened(path: Path, *, create: bool = True) -> io.FileIO:
+    return io.FileIO(open_lockable(path, create=create), "r+b")
 
 
 def _is_at(handle: int, path: Path) -> bool:

@@ -16,10 +16,13 @@ _WRONG_PLACE = (
     *_NO_FOLDER, errno.EISDIR, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG,
 )  # fmt: skip
 
+_INVALID_NAME = 123
+"""The error of Windows for a name with `?` or the like."""
+
 
 def is_wrong_place(error: OSError) -> bool:
     """Whether another place would do: a full disk, for one, is not that."""
-    return error.errno in _WRONG_PLACE
+    return error.errno in _WRONG_PLACE or getattr(error, "winerror", None) == _INVALID_NAME
 
 
 @dataclass(frozen=True)

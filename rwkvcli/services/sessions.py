@@ -12,27 +12,23 @@ session.json names is there, and the turn in the making is lost at most.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quant.atomic import named, whole_file
+from quant.atomic import is_name_on_windows, named, whole_file
 from rwkvcli.errors import FormatError, ModelNotFound, StateMismatch, UsageError
 from rwkvcli.services.conversation import Conversation, Settings
 from rwkvcli.services.json_text import json_text
+from rwkvcli.services.locks import clear, locked
 from rwkvcli.services.places import Place
 from rwkvcli.services.snapshots import Snapshots
 from rwkvcli.services.turns import MAIN, Branch, History, Turn, checked_name
-
-if sys.platform != "win32":
-    import fcntl
 
 if TYPE_CHECKING:
     from rwkvcli.runtime.drafting import Drafting
@@ -58,10 +54,20 @@ def sessions_path() -> Path:
     return PLACE.path()
 
 
+def _folder(name: str) -> Path:
+    """Where a session of this name is, or would be. Raises UsageError for what is no name."""
+    checked_name(name, "session")
+    if sys.platform == "win32" and not is_name_on_windows(name):
+        raise UsageError(
+            f"{name!r} is no name for a session: Windows allows no such folder", hint="name another"
+        )
+    return sessions_path() / name
+
+
 def exists(name: str) -> bool:
     """Whether there is a session of this name."""
     with PLACE.in_use():
-        return (sessions_path() / checked_name(name, "session") / _POINTER).is_file()
+        return (_folder(name) / _POINTER).is_file()
 
 
 def fresh_name() -> str:
@@ -129,13 +135,15 @@ def transcript(name: str) -> History:
 def remove(name: str) -> None:
     """Remove a session. Raises ModelNotFound, and UsageError while it is open."""
     folder = _existing(name)
-    with _Lock(folder, name):
+    with _locked(folder, name):
         (folder / _POINTER).unlink()  # from here on there is none
-        shutil.rmtree(folder)
+        clear(folder)
+    with contextlib.suppress(OSError):  # another process has begun one of this name
+        folder.rmdir()
 
 
 def _existing(name: str) -> Path:
-    folder = sessions_path() / checked_name(name, "session")
+    folder = _folder(name)
     if not (folder / _POINTER).is_file():
         raise ModelNotFound(f"no session {name}", hint="`rwkv sessions list` shows all")
     return folder
@@ -151,13 +159,11 @@ class Session:
     def __init__(self, name: str | None) -> None:
         """Raises UsageError (the name, open elsewhere, a place that cannot be written to), FormatError (damaged)."""
         self._called = fresh_name() if name is None else None
-        self.name = (
-            _free(self._called, 1) if self._called is not None else checked_name(name or "", "session")
-        )
-        self.folder = sessions_path() / self.name
+        self.name = _free(self._called, 1) if self._called is not None else name or ""
+        self.folder = _folder(self.name)
         self.pointer: _Pointer | None = None
         self.history = History()
-        self._lock: _Lock | None = None
+        self._lock: contextlib.ExitStack | None = None
         self._written = 0  # bytes of the journal that count
         self._last = 0  # number of the last turn in it
         if exists(self.name):
@@ -213,7 +219,7 @@ class Session:
     def close(self) -> None:
         """Let another process have it."""
         if self._lock is not None:
-            self._lock.release()
+            self._lock.close()
             self._lock = None
 
     def __enter__(self) -> Session:
@@ -224,7 +230,7 @@ class Session:
 
     def _open(self) -> None:
         with PLACE.in_use():
-            self._lock = _Lock(self.folder, self.name)
+            self._lock_folder()
         try:
             self.pointer = _Pointer.read(self.folder)
             turns, self._written = _read_journal(self.folder)
@@ -233,6 +239,11 @@ class Session:
         except BaseException:
             self.close()
             raise
+
+    def _lock_folder(self) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_locked(self.folder, self.name))
+            self._lock = stack.pop_all()
 
     def _save(self, talk: Conversation, model: str) -> None:
         """Write what is new. Raises OSError, and UsageError for a session that another process has begun."""
@@ -269,7 +280,8 @@ class Session:
         """Make the folder, and take it. Raises OSError, and UsageError for one that another process has."""
         while True:
             try:
-                self._lock = _Lock(PLACE.made(self.folder, 0o700), self.name)
+                PLACE.made(self.folder, 0o700)
+                self._lock_folder()
                 if (self.folder / _POINTER).is_file():
                     self.close()
                     raise UsageError(f"session {self.name} was begun by another process")
@@ -377,34 +389,15 @@ def _absolute(name: str) -> str:
     return os.path.abspath(name) if not is_name and os.path.exists(name) else name  # noqa: PTH100, PTH110
 
 
-class _Lock:
+@contextlib.contextmanager
+def _locked(folder: Path, name: str) -> Iterator[None]:
     """A session that no other process may open. Raises UsageError if one has."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self._file = open(folder / _LOCK, "a+b", buffering=0)  # noqa: SIM115  (open as long as the session)
-        try:
-            if sys.platform != "win32":
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                self._file.seek(0)
-                who = self._file.read(20).decode("ascii", "replace").strip()
-                self._file.close()
-                raise UsageError(
-                    f"session {name} is open in another process" + (f" ({who})" if who.isdigit() else ""),
-                    hint="end that one, or begin another session",
-                ) from None
-            # a file system without locks
-        with named(folder / _LOCK):
-            self._file.truncate(0)
-            self._file.write(b"%d\n" % os.getpid())
+    def refuse(who: str) -> None:
+        raise UsageError(
+            f"session {name} is open in another process" + (f" ({who})" if who else ""),
+            hint="end that one, or begin another session",
+        )
 
-    def release(self) -> None:
-        """Give it up."""
-        self._file.close()
-
-    def __enter__(self) -> _Lock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
+    with locked(folder / _LOCK, refuse):
+        yield

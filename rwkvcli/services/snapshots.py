@@ -79,8 +79,7 @@ class Snapshots:
     def clean(self, turns: Iterable[Turn]) -> None:
         """Remove files of turns that are not among `turns`: of one that was in the making at a crash."""
         for number in self._files - {turn.id for turn in turns}:
-            self._path(number).unlink(missing_ok=True)
-            self._files.discard(number)
+            self._remove(number)
 
     def prune(self, turns: Iterable[Turn], wanted: set[int]) -> None:
         """Remove files until they are within bounds.
@@ -94,8 +93,7 @@ class Snapshots:
         able = [t for t in turns if t.replayable and t.id in self._files and t.id not in wanted]
         able.sort(key=lambda turn: (turn.depth & -turn.depth, turn.id))
         for turn in able[: len(self._files) - self._on_disk]:
-            self._path(turn.id).unlink(missing_ok=True)
-            self._files.discard(turn.id)
+            self._remove(turn.id)
 
     @property
     def state_bytes(self) -> int:
@@ -117,6 +115,11 @@ class Snapshots:
         self._held.move_to_end(number)
         while len(self._held) > self._in_memory:
             self._held.popitem(last=False)
+
+    def _remove(self, number: int) -> None:
+        with contextlib.suppress(PermissionError):  # on Windows while somebody looks at it: another time
+            self._path(number).unlink(missing_ok=True)
+            self._files.discard(number)
 
     def _path(self, number: int) -> Path:
         assert self.folder is not None

@@ -6,6 +6,7 @@ Nothing here touches the network; `services.pulling` brings what is not here.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -139,7 +140,9 @@ def quoted(name: str) -> str:
     """`name` as a shell takes it for one word; the percent signs of some files need no quotes."""
     import shlex
 
-    return name if all(c.isalnum() or c in "._-/:@%+=~" for c in name) else shlex.quote(name)
+    if all(c.isalnum() or c in "._-/:@%+=~" or c == os.sep for c in name):
+        return name
+    return f'"{name}"' if sys.platform == "win32" else shlex.quote(name)
 
 
 def parse(name: str) -> Path | Alias | Reference:
@@ -283,7 +286,7 @@ def _what_else(name: str, path: Path) -> str:
     near = difflib.get_close_matches(path.name, here, n=1)
     if near:
         return f"did you mean {parent / near[0]}?"
-    if "/" not in name and not parts.is_weights(name):
+    if not {os.sep, os.altsep, "/"} & set(name) and not parts.is_weights(name):
         short = names.near(name)
         if short:
             return f"did you mean {' or '.join(short)}?"

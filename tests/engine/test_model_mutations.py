@@ -31,7 +31,7 @@ def content(path: Path) -> tuple[Any, ...]:
 
 
 def test_damaged_model_files(tmp_path: Path) -> None:
-    whole, path = tmp_path / "whole.safetensors", tmp_path / "damaged.safetensors"
+    whole = tmp_path / "whole.safetensors"
     arch = synthetic_arch("7", 1, 8, 6, 4, n_ffn=8, ranks=(2, 3, 1, 2))
     quantized(checkpoint(tmp_path / "m.pth", arch), whole, "int4", ffn_value="kn")
     model = Model.load(whole, threads=1)
@@ -39,6 +39,7 @@ def test_damaged_model_files(tmp_path: Path) -> None:
     data, random = whole.read_bytes(), np.random.default_rng(13)
     ran = right = 0
     for case in range(CASES):
+        path = tmp_path / f"{case}.safetensors"  # that of the case before may still be mapped
         path.write_bytes(damaged_header(data, random) if case % 2 else damaged_bytes(data, random, 0.3))
         try:
             damaged = Model.load(path, threads=1)

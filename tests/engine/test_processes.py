@@ -206,7 +206,10 @@ def test_memory_does_not_grow_with_the_prompt(make_model: ModelMaker) -> None:
     assert grown < 512  # kB
 
 
-@pytest.mark.skipif(not LARGE_PAGES.exists(), reason="this system has no large pages for whoever asks")
+@pytest.mark.skipif(
+    sys.platform != "linux" or not LARGE_PAGES.exists(),
+    reason="this system has no large pages for whoever asks",
+)
 def test_the_rows_of_a_prompt_ask_for_large_pages(make_model: ModelMaker) -> None:
     result = run_python(
         """

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from links import link
 from quant_models import (
     VERSIONS,
     BareEncoder,
@@ -241,15 +242,15 @@ def as_itself(path: Path) -> Path:
 
 
 def through_symlink(path: Path) -> Path:
-    link = path.with_name("link")
-    link.symlink_to(path)
-    return link
+    name = path.with_name("link")
+    link(name, path)
+    return name
 
 
 def through_hardlink(path: Path) -> Path:
-    link = path.with_name("link")
-    os.link(path, link)
-    return link
+    name = path.with_name("link")
+    os.link(path, name)
+    return name
 
 
 @pytest.mark.parametrize("other_name", [as_itself, through_symlink, through_hardlink])

@@ -94,7 +94,7 @@ def test_what_an_evaluation_returns_is_kept(small: Path, tmp_path: Path) -> None
 
     def evaluate(path: Path) -> dict[str, Any]:
         with ModelFile.open(path) as model:
-            seen.append({name: model.decode(name) for name in model.plan})
+            seen.append({name: model.decode(name).copy() for name in model.plan})
         return {"kl": {"mean": 0.5}, "text": "x" * 8000}
 
     result = quantized(small, tmp_path / "o", "int4", evaluate=evaluate)

@@ -111,8 +111,8 @@ def test_a_damaged_line_of_the_journal_ends_it(small: Path, tmp_path: Path, line
     with pytest.raises(KeyboardInterrupt):
         quantized(small, tmp_path / "o", "int4", encoder=CountingEncoder(6), resume=True)
     journal = tmp_path / ".o.journal"
-    lines = journal.read_text().split("\n")
-    journal.write_text("\n".join([lines[0], lines[1], line, *lines[2:]]))
+    lines = journal.read_bytes().split(b"\n")
+    journal.write_bytes(b"\n".join([lines[0], lines[1], line.encode(), *lines[2:]]))
     whole, rest = CountingEncoder(), CountingEncoder()
     quantized(small, tmp_path / "whole", "int4", encoder=whole)
     quantized(small, tmp_path / "o", "int4", encoder=rest, resume=True)

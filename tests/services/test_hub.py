@@ -70,7 +70,8 @@ def test_interruptions_at_random_bytes(
             except (NetworkError, FormatError, RwkvError):
                 assert not blob.exists()
         assert done is not None and done.read_bytes() == data
-        assert [path.name for path in blob.parent.iterdir()] == [file.etag]
+        # without links the file of the snapshot is the only one
+        assert [path.name for path in blob.parent.iterdir()] == ([file.etag] if done.is_symlink() else [])
 
 
 def test_a_failure_after_the_last_byte(
@@ -83,8 +84,11 @@ def test_a_failure_after_the_last_byte(
         hub.repos["a/b"].statuses = [200, 200, 502]  # its facts, its bytes, its facts for the library
         assert service.download(Reference("a/b", "m.pth")).read_bytes() == b"1234"
         hub.repos["a/b"].statuses = [200, 200, *[502] * 30]
-        with pytest.raises(NetworkError, match=r"the Hub answered 502 for a/b:n\.pth"):
-            service.download(Reference("a/b", "n.pth"))
+        if client.path(
+            "a/b", "m.pth"
+        ).is_symlink():  # else the library asks no more: the file is in its place
+            with pytest.raises(NetworkError, match=r"the Hub answered 502 for a/b:n\.pth"):
+                service.download(Reference("a/b", "n.pth"))
         hub.repos["a/b"].statuses = []
         hub.requests.clear()
         assert service.download(Reference("a/b", "n.pth")) == client.path("a/b", "n.pth")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import sys
 from pathlib import Path
 
 import pytest
 
 from rwkvcli.errors import ModelNotFound
+from rwkvcli.services.hub_cache import cached_path
 from rwkvcli.services.store import Reference, find_model, parse
 
 
@@ -37,8 +39,31 @@ def test_what_exists_is_a_path(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert (found.path, found.name, found.reference) == (Path(name), name, None)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        r"C:\models\x.pth",
+        "C:/models/x.pth",
+        "c:x.pth",
+        r"models\x.pth",
+        r"\\server\share\x.pth",
+        r".\a\x.pth",
+    ],
+)
+def test_a_path_of_windows_is_no_reference(name: str) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        parse(name)
+    assert str(caught.value) == f"{name} does not exist"
+
+
+def test_a_name_on_the_hub_leads_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "m.pth").touch()
+    for file in ("../m.pth", str(tmp_path / "m.pth"), "/m.pth"):
+        assert cached_path(Reference("a/b", file)) is None
+
+
 def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE" if sys.platform == "win32" else "HOME", str(tmp_path))
     (tmp_path / "m.pth").touch()
     assert parse("~/m.pth") == tmp_path / "m.pth"
 
@@ -65,11 +90,11 @@ def test_demo_is_the_built_in_model_whatever_lies_here(
         ("small.pt", "small.pt does not exist", "did you mean small.pth?"),
         ("sub/nowhere.safetensors", "sub/nowhere.safetensors does not exist", "there is no folder sub"),
         ("./a/b", "./a/b does not exist", "there is no folder a"),
-        ("a/b/c", "a/b/c does not exist", "there is no folder a/b"),
+        ("a/b/c", "a/b/c does not exist", f"there is no folder {Path('a/b')}"),
         ("folder", "folder is a folder", "name the model file inside it"),
         ("some/folder", "some/folder is a folder here", "`some/folder:FILE` is a file on the Hub"),
         ("nul\0.pth", "nul\0.pth does not exist", None),
-        ("x" * 5000, "xxx: file name too long", None),
+        ("x" * 5000, "xxx does not exist" if sys.platform == "win32" else "xxx: file name too long", None),
     ],
 )
 def test_what_is_nothing(
