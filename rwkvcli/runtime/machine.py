@@ -15,7 +15,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+if sys.platform == "win32":
+    from rwkvcli.runtime import windows
+
 _ROOT = Path("/")
+_NO_CACHE = 32 << 20
 
 
 class Processors(NamedTuple):
@@ -51,6 +55,8 @@ def default_threads() -> int:
 
 def processors(root: Path = _ROOT) -> Processors:
     """Count the processors."""
+    if sys.platform == "win32":
+        return Processors(*windows.processors(), quota=None)
     allowed = _allowed_processors()
     cores, slower = _physical_cores(allowed, root)
     return Processors(len(allowed), cores, cpu_quota(root), slower)
@@ -61,15 +67,15 @@ def cpu_quota(root: Path = _ROOT) -> float | None:
     found = []
     for folder in _groups(root, "cpu"):
         try:
-            quota, period = (folder / "cpu.max").read_text().split()
+            quota, period = (folder / "cpu.max").read_text("utf-8").split()
             if quota != "max":
                 found.append(int(quota) / int(period))
         except (OSError, ValueError, ZeroDivisionError):
             pass
         try:
-            micros = int((folder / "cpu.cfs_quota_us").read_text())
+            micros = int((folder / "cpu.cfs_quota_us").read_text("utf-8"))
             if micros > 0:
-                found.append(micros / int((folder / "cpu.cfs_period_us").read_text()))
+                found.append(micros / int((folder / "cpu.cfs_period_us").read_text("utf-8")))
         except (OSError, ValueError, ZeroDivisionError):
             pass
     return min(found, default=None)
@@ -78,10 +84,10 @@ def cpu_quota(root: Path = _ROOT) -> float | None:
 def memory(root: Path = _ROOT) -> Memory:
     """The memory of the machine, or what the control group leaves of it."""
     if sys.platform == "win32":
-        return _windows_memory()
+        return Memory(*windows.memory())
     total = available = None
     try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
+        lines = (root / "proc/meminfo").read_text("utf-8").splitlines()
         fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if len(line.split()) > 1}
         total, available = fields.get("MemTotal"), fields.get("MemAvailable")
     except (OSError, ValueError, IndexError):
@@ -98,25 +104,29 @@ def memory(root: Path = _ROOT) -> Memory:
 
 def last_level_cache() -> int:
     """Bytes of the largest cache that the system reports for the first processor; 32 MB if it reports none."""
+    if sys.platform == "win32":
+        return windows.cache() or _NO_CACHE
     sizes = []
     for entry in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         try:
-            sizes.append(_cache_size(entry.read_text().strip()))
+            sizes.append(_cache_size(entry.read_text("utf-8").strip()))
         except (OSError, ValueError):
             continue
-    return max(sizes, default=32 << 20)
+    return max(sizes, default=_NO_CACHE)
 
 
 def processor_name(root: Path = _ROOT) -> str:
     """What the processor calls itself, or else the board that it is on; the architecture where they say nothing."""
     with contextlib.suppress(OSError):
-        for line in (root / "proc/cpuinfo").read_text().splitlines():
+        for line in (root / "proc/cpuinfo").read_text("utf-8", "replace").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name" and value.strip():
                 return value.strip()
     with contextlib.suppress(OSError):  # of ARM systems: "Raspberry Pi 5 Model B Rev 1.0", ended by a zero
-        if board := (root / "proc/device-tree/model").read_text().strip("\0\n "):
+        if board := (root / "proc/device-tree/model").read_text("utf-8", "replace").strip("\0\n "):
             return board
+    if sys.platform == "win32" and (name := windows.processor_name()):
+        return name
     if sys.platform == "darwin" and (name := _sysctl("machdep.cpu.brand_string")):
         return name
     return platform.processor() or platform.machine()
@@ -162,7 +172,7 @@ def _physical_cores(allowed: set[int], root: Path) -> tuple[int, int]:
         for cpu in allowed:
             folder = root / f"sys/devices/system/cpu/cpu{cpu}"
             try:
-                cores[(folder / "topology/thread_siblings_list").read_text()] = _capacity(folder)
+                cores[(folder / "topology/thread_siblings_list").read_text("utf-8")] = _capacity(folder)
             except OSError:
                 return len(allowed), 0
         return _fast_ones(cores.values())
@@ -170,14 +180,14 @@ def _physical_cores(allowed: set[int], root: Path) -> tuple[int, int]:
         fast = _sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu")
         if fast is not None:
             return int(fast), int(_sysctl("hw.perflevel1.physicalcpu") or 0)
-    # Windows reports logical processors only without further interfaces; most have two threads a core
+    # a system that does not tell: most have two threads a core
     return max(1, len(allowed) // 2), 0
 
 
 def _capacity(folder: Path) -> int:
     """How fast Linux takes a processor for, of 1024; ARM systems tell."""
     try:
-        return max(1, int((folder / "cpu_capacity").read_text()))
+        return max(1, int((folder / "cpu_capacity").read_text("utf-8")))
     except (OSError, ValueError):
         return 1024
 
@@ -193,7 +203,7 @@ def _sysctl(name: str) -> str | None:
     """What macOS answers; None where it knows no such name."""
     try:
         return subprocess.run(
-            ["sysctl", "-n", name], capture_output=True, text=True, check=True
+            ["sysctl", "-n", name], capture_output=True, text=True, encoding="utf-8", check=True
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -206,7 +216,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
     """
     mount = root / "sys/fs/cgroup"
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
     except OSError:
         lines = []
     seen = set()
@@ -232,15 +242,15 @@ def _group_memory(folder: Path) -> tuple[int | None, int]:
         ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         try:
-            limit = int((folder / limit_name).read_text())
-            used = int((folder / usage_name).read_text())
+            limit = int((folder / limit_name).read_text("utf-8"))
+            used = int((folder / usage_name).read_text("utf-8"))
         except (OSError, ValueError):  # no such file, or "max"
             continue
         if limit >= 1 << 60:  # version 1 says "no limit" with a huge number
             return None, 0
         cached = 0
         try:
-            for line in (folder / "memory.stat").read_text().splitlines():
+            for line in (folder / "memory.stat").read_text("utf-8").splitlines():
                 name, value = line.split()
                 if name in ("inactive_file", "active_file"):
                     cached += int(value)
@@ -248,20 +258,3 @@ def _group_memory(folder: Path) -> tuple[int | None, int]:
             pass
         return limit, max(0, used - cached)
     return None, 0
-
-
-def _windows_memory() -> Memory:
-    class Status(ctypes.Structure):
-        _fields_ = [
-            ("length", ctypes.c_ulong),
-            ("load", ctypes.c_ulong),
-            ("total", ctypes.c_ulonglong),
-            ("available", ctypes.c_ulonglong),
-            ("others", ctypes.c_ulonglong * 5),
-        ]
-
-    status = Status(length=ctypes.sizeof(Status))
-    kernel32 = getattr(ctypes, "windll").kernel32  # noqa: B009  (exists on Windows only)
-    if not kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
-        return Memory(None, None)
-    return Memory(status.total, status.available)
