@@ -48,8 +48,11 @@ std::wstring widened(const std::string& text) {
 std::string last_error() { return std::system_category().message(int(GetLastError())); }
 
 Mapping map_file(const std::string& path) {
-    const HANDLE file = CreateFileW(widened(path).c_str(), GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_DELETE,
-                                    nullptr, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
+    // Shared with a writer too: `rwkv quantize` evaluates the file that it has open before it gives it its
+    // name.
+    const HANDLE file = CreateFileW(widened(path).c_str(), GENERIC_READ,
+                                    FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, nullptr,
+                                    OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
     require(file != INVALID_HANDLE_VALUE, Fault::kFormat, path + ": " + last_error());
     LARGE_INTEGER size{};
     const bool sized = GetFileSizeEx(file, &size) != 0;
