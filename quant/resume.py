@@ -86,7 +86,8 @@ class Journal:
         with contextlib.suppress(OSError), path.open("rb") as file:
             begin = file.read(_DIGITS + 1)
         if _IDENTITY.fullmatch(begin):  # not a stranger's
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):  # on Windows while something looks at it
+                path.unlink(missing_ok=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

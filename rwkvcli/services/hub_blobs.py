@@ -124,7 +124,7 @@ def check_room(wanted: dict[Path, int], name: str) -> None:
     """Raise NoSpace unless every folder's disk has room for the bytes wanted there; those of one disk are added up."""
     disks: dict[int, tuple[Path, int]] = {}
     for folder, nbytes in wanted.items():
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        there = hub_cache.disk_of(folder)
         device = there.stat().st_dev
         disks[device] = there, disks.get(device, (there, 0))[1] + nbytes
     for there, nbytes in disks.values():

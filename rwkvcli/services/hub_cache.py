@@ -57,9 +57,18 @@ def free_disk() -> int:
     """Bytes that are free where downloads go."""
     import shutil
 
-    folder = hub_cache().absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(disk_of(hub_cache())).free
+
+
+def disk_of(folder: Path) -> Path:
+    """A folder on the disk on which `folder` is, or would be. Raises UsageError for a disk that is not there."""
+    for there in (folder.absolute(), *folder.absolute().parents):
+        if there.exists():
+            return there
+    raise UsageError(
+        f"{folder}: there is no such disk",
+        hint="HF_HOME names the folder for downloads, RWKV_MODELS that for what is made of them",
+    )
 
 
 def is_offline() -> bool:

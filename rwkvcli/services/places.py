@@ -68,7 +68,9 @@ class Place:
         with self.in_use():
             path = self.path().absolute()
             above = (path, *path.parents)
-            there = next(folder for folder in above if folder.exists() or folder.is_symlink())
+            there = next((folder for folder in above if folder.exists() or folder.is_symlink()), None)
+            if there is None:  # Windows has a root on every disk
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
             if not there.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "Not a directory", str(path))
             if not os.access(there, os.W_OK | os.X_OK):

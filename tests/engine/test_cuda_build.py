@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import venv
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(
-    not (shutil.which("cmake") and shutil.which("ninja") and os.name == "posix"), reason="no cmake or ninja"
+    not (shutil.which("cmake") and shutil.which("ninja") and os.name == "posix"),
+    reason="no cmake, no ninja, or no scripts that stand for compilers",
 )
 
 
@@ -73,6 +73,8 @@ def test_off_asks_for_no_compiler(tmp_path: Path, broken: Path) -> None:
 @pytest.fixture
 def wheel(tmp_path: Path) -> tuple[Path, str]:
     """Where the wheel nvidia-cuda-nvcc puts nvcc in a virtual environment, and the definition that names this one."""
+    import venv
+
     venv.create(tmp_path / "venv", symlinks=True)
     python = tmp_path / "venv/bin/python"
     asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]

@@ -12,6 +12,7 @@ from cli_runner import rwkv_inside
 from links import link
 
 from rwkvcli.errors import UsageError
+from rwkvcli.services import hub_cache
 from rwkvcli.services.places import Place
 
 not_on_windows = pytest.mark.skipif(
@@ -84,6 +85,20 @@ def test_a_place_that_is_not_there_is_made_when_it_is_used(
     monkeypatch.setenv("RWKV_HERE", "~/x")
     monkeypatch.setenv("USERPROFILE" if sys.platform == "win32" else "HOME", str(Path.cwd()))
     assert place.path() == Path.cwd() / "x"
+
+
+def test_a_disk_that_is_not_there(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows a path has a root of its own on every disk; here it is made to be missing."""
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    assert said(place, place.check) == (
+        f"{place.path()}: {os.strerror(errno.ENOENT).lower()}",
+        "RWKV_HERE names the folder for tests",
+    )
+    monkeypatch.setenv("HF_HOME", "somewhere")
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    message, hint = said(place, hub_cache.free_disk)
+    assert message == f"{Path('somewhere/hub')}: there is no such disk"
+    assert hint == "HF_HOME names the folder for downloads, RWKV_MODELS that for what is made of them"
 
 
 @pytest.mark.parametrize("default", [Path("~/.local/share/rwkv"), None])
