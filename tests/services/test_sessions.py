@@ -160,6 +160,14 @@ def test_names(root: Path) -> None:
     assert not root.exists()
 
 
+@pytest.mark.skipif(sys.platform != "win32", reason="such names are as good as others here")
+def test_names_that_windows_does_not_allow(root: Path) -> None:
+    for name in ("nul", "COM1", "con.x", "a."):
+        with pytest.raises(UsageError, match="no name for a session: Windows allows no such folder"):
+            Session(name)
+    assert not root.exists()
+
+
 def test_listing_and_removing(demo: Model, root: Path) -> None:
     for name in ("a", "b"):
         session, talk = opened(demo, name)
