@@ -33,10 +33,10 @@ inline void meet_page(const void* at, size_t step, size_t ahead = kPageAhead) {
 #define RWKV_BY_ITSELF __attribute__((noinline))
 
 /// Before a loop over arrays that stay in registers; its limit is known.
-#if defined(__GNUC__) && !defined(__clang__)
-#define RWKV_UNROLL _Pragma("GCC unroll 8")
+#ifdef __clang__
+#define RWKV_UNROLL _Pragma("clang loop unroll(full)")
 #else
-#define RWKV_UNROLL
+#define RWKV_UNROLL _Pragma("GCC unroll 8")
 #endif
 
 /// f<encoding, group>() for the form of a quantized matrix.
