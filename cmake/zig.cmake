@@ -23,6 +23,9 @@ set(name_linux Linux)
 if(NOT name_${system} STREQUAL CMAKE_HOST_SYSTEM_NAME) # else nothing is crossed
   set(CMAKE_SYSTEM_NAME ${name_${system}})
   set(CMAKE_SYSTEM_PROCESSOR ${processor})
+elseif(system STREQUAL "linux")
+  # Zig brings the headers of the system's libraries; those of Debian's Python look for a part of theirs from here.
+  set(CMAKE_CXX_FLAGS_INIT "-idirafter /usr/include")
 endif()
 
 # Zig is archiver and linker too; nothing else has to be installed.
