@@ -118,8 +118,13 @@ class Replacement:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._committed and not self._keep:
-            with contextlib.suppress(FileNotFoundError):
-                self.temporary.unlink()
+            try:
+                self.temporary.unlink(missing_ok=True)
+            except PermissionError:
+                if sys.platform == "win32":
+                    windows.remove(self.temporary, trace)
+                else:
+                    raise
         self.file.close()
 
     def _rename(self) -> None:

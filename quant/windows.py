@@ -4,14 +4,18 @@ Python's `open` does not. Imported there only.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import gc
 import msvcrt
 import os
 import sys
 import time
+import traceback
 from ctypes import wintypes
 from pathlib import Path
+from types import TracebackType
 
 assert sys.platform == "win32"
 
@@ -94,6 +98,14 @@ def replace(new: Path, path: Path) -> None:
             if left == 0:
                 raise PermissionError(errno.EACCES, "Permission denied", str(path)) from None
         time.sleep(_PAUSE)
+
+
+def remove(path: Path, trace: TracebackType | None) -> None:
+    """Remove a file that what failed has open still, in the variables of calls that `trace` remembers. Another's stays."""
+    traceback.clear_frames(trace)
+    gc.collect()
+    with contextlib.suppress(PermissionError):
+        path.unlink(missing_ok=True)
 
 
 def is_held(path: Path) -> bool:

@@ -19,7 +19,7 @@ MADE = "small-int4.safetensors"
 
 @pytest.fixture
 def place(folder: Path) -> Path:
-    (folder / "text.txt").write_text(TEXT)
+    (folder / "text.txt").write_bytes(TEXT.encode())
     return folder
 
 
