@@ -28,6 +28,8 @@ LONGEST_WORLD_TOKEN = 128
 _CONTEXT = 1024
 """Bytes after a cut that a tokenizer.json must see there."""
 _TRIES = 8
+_END = "<|endoftext|>"
+"""The token that ends a text in a tokenizer.json."""
 
 
 class Tokenizer(Protocol):
@@ -45,6 +47,11 @@ class Tokenizer(Protocol):
     @property
     def eos_id(self) -> int:
         """The id that ends a text."""
+        ...
+
+    @property
+    def eos_text(self) -> str | None:
+        """What that id is written as in a text that is encoded; None: it cannot be written."""
         ...
 
     @property
@@ -125,6 +132,10 @@ class WorldTokenizer(_ByteCapable):
     def vocab_size(self) -> int:
         return self._native.vocab_size
 
+    @property
+    def eos_text(self) -> None:
+        return None
+
     def encode_bytes(self, data: bytes) -> list[int]:
         return self._native.encode(data)
 
@@ -151,6 +162,7 @@ class ByteTokenizer(_ByteCapable):
     """One id per byte. Id 0, the NUL byte, ends a text."""
 
     vocab_size = 256
+    eos_text = "\0"
 
     def encode_bytes(self, data: bytes) -> list[int]:
         return list(data)
@@ -185,7 +197,8 @@ class JsonTokenizer:
         if not ids:
             raise FormatError("tokenizer.json: the vocabulary is empty")
         self.vocab_size = max(ids) + 1
-        self.eos_id: int = self._native.token_to_id("<|endoftext|>") or 0
+        self.eos_id: int = self._native.token_to_id(_END) or 0
+        self.eos_text = _END if self._native.token_to_id(_END) is not None else None
         # A byte-level vocabulary spells each byte as one printable character, so every id has bytes of its
         # own. In others the text of an id can depend on its neighbours.
         self._byte_of = _byte_level_alphabet() if isinstance(self._native.decoder, ByteLevel) else None

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rwkvcli.errors import RwkvError, UsageError
-from rwkvcli.server import requests
+from rwkvcli.server import requests, vocabulary
 from rwkvcli.server.answers import Reply, failure, model_card
 from rwkvcli.server.running import LOOPBACK
 from rwkvcli.services.serving import Busy, News, Stopped, Texts
@@ -94,6 +94,9 @@ class Server:
                 Route("/v1/models/{name:path}", self._guarded(self._one_model), methods=get),
                 Route("/v1/completions", self._guarded(self._completions), methods=post),
                 Route("/v1/chat/completions", self._guarded(self._chat), methods=post),
+                Route("/tokenize", self._guarded(self._tokenize), methods=post),
+                Route("/detokenize", self._guarded(self._detokenize), methods=post),
+                Route("/tokenizer_info", self._guarded(self._tokenizer), methods=get),
             ],
             middleware=middleware,
             exception_handlers={HTTPException: _http_error, Exception: self._unexpected},
@@ -134,6 +137,18 @@ class Server:
         if name not in self._names:
             return _error(404, f"no model {name!r} here", "not_found_error", "model")
         return JSONResponse(model_card(name, self._began))
+
+    async def _tokenize(self, request: Request) -> Response:
+        said = requests.parsed(await _body(request))
+        think = self._options.think
+        return JSONResponse(await run_in_threadpool(vocabulary.tokenize, said, self._model, think))
+
+    async def _detokenize(self, request: Request) -> Response:
+        said = requests.parsed(await _body(request))
+        return JSONResponse(await run_in_threadpool(vocabulary.detokenize, said, self._model))
+
+    async def _tokenizer(self, _request: Request) -> Response:
+        return JSONResponse(vocabulary.about(self._model))
 
     async def _completions(self, request: Request) -> Response:
         said = requests.parsed(await _body(request))
