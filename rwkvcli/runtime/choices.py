@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rwkvcli.errors import NotUtf8, UsageError
-from rwkvcli.runtime.scoring import of_each, score
+from rwkvcli.runtime.scoring import of_each, rows_together, score
 
 if TYPE_CHECKING:
     from rwkvcli.runtime.backend import Float32, Logits
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 TOGETHER = 8
 """Choices that are evaluated together, each with a state of its own, unless it is said."""
-_LOGITS = 1 << 22
-"""Logits that are held at a time (16 MB)."""
-_MOST_ROWS = 512
 _SHOWN = 40
 """Characters of a choice in a message."""
 
@@ -100,7 +97,7 @@ class _Run:
     def __init__(self, model: Model, total: int, on_tokens: OnTokens) -> None:
         self._model = model
         self._valid = model.tokenizer.vocab_size
-        self.rows = max(1, min(_MOST_ROWS, _LOGITS // model.config.vocab_size))
+        self.rows = rows_together(model.config.vocab_size)
         """Rows of logits that are held at a time."""
         self._done, self._total, self._on_tokens = 0, total, on_tokens
 

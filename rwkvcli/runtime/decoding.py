@@ -73,6 +73,8 @@ class Continuation:
         self._text = text
         self._fed: list[int] = []
         self.unfed: tuple[int, ...] = ()
+        self.drawn: int | None = None
+        """The token that was drawn last, also the one that ends a text, which is no part of it."""
 
     @property
     def fed(self) -> tuple[int, ...]:
@@ -86,9 +88,10 @@ class Continuation:
 
     def draw(self, logits: Logits) -> Piece:
         """Draw the next token from float32 logits [V]. The piece has `finish` if that ends the text, or if it had ended."""
+        self.drawn = None
         if self._sampler.complete:
             return self.end("stop")
-        token = self._sampler(logits)
+        self.drawn = token = self._sampler(logits)
         if token == self._eos:
             return self.end("stop")
         self.unfed = (token,)

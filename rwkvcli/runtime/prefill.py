@@ -37,7 +37,7 @@ def feed(
     as told. None: there was nothing to feed.
     """
     logits: Logits | None = None
-    calls, fed, done = _Calls(model, state), 0, 0
+    calls, fed, done = Calls(lambda ids: model.evaluate(ids, state)), 0, 0
     if before:
         logits = model.evaluate(before, state)
         fed = len(before)
@@ -55,29 +55,30 @@ def feed_ids(
     model: Evaluator, state: State, ids: Sequence[int], on_tokens: Callable[[int], None] | None = None
 ) -> Logits:
     """The same for ids that are known, at least one: float32 logits [V] of the last. `on_tokens`: (tokens fed)."""
-    for at, last in _Calls(model, state).feed(ids):
+    for at, last in Calls(lambda part: model.evaluate(part, state)).feed(ids):
         logits = last
         if on_tokens is not None:
             on_tokens(at)
     return logits
 
 
-class _Calls:
-    """Calls of the engine, each of about _SECONDS: how many tokens that are is found out on the way."""
+class Calls:
+    """Calls of the engine, each of about _SECONDS and of `most` tokens at most: how many that are is found out on the way.
+    `evaluate` feeds tokens, and returns their logits."""
 
-    def __init__(self, model: Evaluator, state: State) -> None:
-        self._model, self._state, self._chunk = model, state, _FIRST
+    def __init__(self, evaluate: Callable[[Sequence[int]], Logits], most: int = _MOST) -> None:
+        self._evaluate, self._most, self._chunk = evaluate, most, min(_FIRST, most)
 
     def feed(self, ids: Sequence[int]) -> Iterator[tuple[int, Logits]]:
-        """Feed `ids`, and yield after every call how many of them were fed, and the logits [V] of the last."""
+        """Feed `ids`, and yield after every call how many of them were fed, and the logits that it returned."""
         at = 0
         while at < len(ids):
             begin = time.perf_counter()
             part = ids[at : at + self._chunk]
-            logits = self._model.evaluate(part, self._state)
+            logits = self._evaluate(part)
             seconds = time.perf_counter() - begin
             at += len(part)
             if len(part) == self._chunk:
                 faster = min(2.0, _SECONDS / max(seconds, 1e-9))
-                self._chunk = min(max(int(self._chunk * faster), _LEAST), _MOST)
+                self._chunk = min(max(int(self._chunk * faster), _LEAST), self._most)
             yield at, logits

@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     Int32: TypeAlias = NDArray[np.int32]
 
 
+_LOGITS = 1 << 22
+"""Logits that are held at a time (16 MB)."""
+_MOST_ROWS = 512
+_BLOCK = 64
+"""Logits of which the largest is looked for first."""
+
+
+def rows_together(vocab: int) -> int:
+    """Of how many tokens the logits are held at a time."""
+    return max(1, min(_MOST_ROWS, _LOGITS // vocab))
+
+
 def score(logits: Float32, targets: Sequence[int] | Int32) -> tuple[Float64, Int32]:
     """Of float32 logits [T, V]: the log-probability (nats) of each target [T], and each row's likeliest token,
     the first of several. All V rows of the vocabulary count. Raises FormatError for logits that are no numbers.
@@ -47,16 +59,39 @@ def likeliest(given: Logits, token: int, count: int) -> tuple[float, list[tuple[
     """
     import numpy as np
 
-    logits: Float32 = np.asarray(given)
-    chosen = float(score(logits[None], [token])[0][0])
-    count = min(count, len(logits))
-    if not count:
-        return chosen, []
-    total = float(logits[token]) - chosen  # the logarithm of the sum of all exponentials
-    least = np.partition(logits, -count)[-count]
-    above = np.flatnonzero(logits >= least)
-    best = above[np.argsort(-logits[above], kind="stable")][:count]
-    return chosen, [(int(i), float(logits[i]) - total) for i in best]
+    chosen, best, values = likeliest_of_each(np.asarray(given)[None], [token], count)
+    return float(chosen[0]), list(zip(best[0].tolist(), values[0].tolist(), strict=True))
+
+
+def likeliest_of_each(logits: Float32, targets: Sequence[int], count: int) -> tuple[Float64, Int32, Float64]:
+    """The same of float32 logits [T, V] and T targets: log-probabilities [T], the likeliest tokens [T, count] and theirs
+    [T, count]; of a vocabulary that has fewer tokens, of all of them."""
+    import numpy as np
+
+    wanted: Int32 = np.asarray(targets, np.int32)
+    chosen, tops = score(logits, wanted)
+    count = min(count, logits.shape[1])
+    best = (
+        tops[:, None][:, :count] if count <= 1 else np.array([_best(row, count) for row in logits], np.int32)
+    )
+    rows = np.arange(len(logits))
+    totals = (
+        logits[rows, wanted].astype(np.float64) - chosen
+    )  # the logarithms of the sums of all exponentials
+    values = logits[rows[:, None], best].astype(np.float64) - totals[:, None]
+    return chosen, best, np.where(best == wanted[:, None], chosen[:, None], values)
+
+
+def _best(logits: Float32, count: int) -> NDArray[np.intp]:
+    """The places of the `count` >= 1 largest of `logits`, the largest first, of equal ones the first."""
+    import numpy as np
+
+    peaks = logits[: len(logits) // _BLOCK * _BLOCK].reshape(-1, _BLOCK).max(axis=1)
+    if count <= len(peaks):  # at least so many are no smaller than
+        above = np.flatnonzero(logits >= np.partition(peaks, -count)[-count])
+    else:
+        above = np.arange(len(logits))
+    return above[np.argsort(-logits[above], kind="stable")][:count]
 
 
 def divergence(base: Float32, logits: Float32) -> Float64:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import codecs
 import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rwkvcli.server import logprobs
+
 if TYPE_CHECKING:
+    from rwkvcli.runtime.judged import Judged
     from rwkvcli.runtime.model import Model
     from rwkvcli.server.requests import Wanted
     from rwkvcli.services.serving import News, Ticket
@@ -21,22 +23,9 @@ class _Text:
 
     text: str
     thinking: str = ""
+    prompt: Judged | None = None
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     finish: str | None = None
-
-
-class _Place:
-    """How many characters of a text are whole before its next token: a token may be a part of one."""
-
-    def __init__(self, before: str) -> None:
-        self._at = len(before)
-        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def passed(self, data: bytes) -> int:
-        """The place of the token with these bytes, which is behind it then."""
-        at = self._at
-        self._at += len(self._characters.decode(data))
-        return at
 
 
 class Reply:
@@ -53,7 +42,7 @@ class Reply:
         self._model = model
         self._chat = chat
         self._texts = [_Text(before) for before in wanted.before]
-        self._places = [_Place(before) for before in wanted.before]
+        self._places = [logprobs.Place(before) for before in wanted.before]
         kind = "chat.completion" if chat else "text_completion"
         self._head = {
             "id": ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
@@ -72,7 +61,13 @@ class Reply:
         """The first pieces of a stream."""
         if self._chat:
             return [self._chunk(i, {"role": "assistant", "content": ""}) for i in range(len(self._texts))]
-        return [self._chunk(i, text.text) for i, text in enumerate(self._texts) if text.text]
+        # a prompt whose log-probabilities are told comes with them
+        texts = zip(self._texts, self._wanted.asked, strict=True)
+        return [
+            self._chunk(i, text.text)
+            for i, (text, asked) in enumerate(texts)
+            if text.text and not asked.judged
+        ]
 
     def take(self, number: int, news: News) -> list[dict[str, Any]]:
         """What is new of text `number`, which has no error: the next pieces of a stream."""
@@ -80,13 +75,18 @@ class Reply:
         thoughts = "".join(part.text for part in news.parts if part.thinking)
         answer = "".join(part.text for part in news.parts if not part.thinking)
         shows = self._wanted.asked[number].settings.think == "show"
-        logprobs = self._logprobs(number, news.logprobs)
+        told = self._logprobs(number, news.logprobs)
+        if news.prompt is not None:
+            text.prompt = news.prompt
+            if self._wanted.stream:
+                of_prompt = self._of_prompt(number, news.prompt)
+                chunks.append(self._chunk(number, self._wanted.before[number], of_prompt))
         if thoughts and shows:
             text.thinking += thoughts
             chunks.append(self._chunk(number, {"reasoning_content": thoughts}))
         if answer or news.logprobs:
             text.text += answer
-            chunks.append(self._chunk(number, {"content": answer} if self._chat else answer, logprobs))
+            chunks.append(self._chunk(number, {"content": answer} if self._chat else answer, told))
         text.logprobs += news.logprobs
         if news.ended is not None:
             text.finish = news.ended.finish_reason
@@ -117,8 +117,11 @@ class Reply:
 
     def _choice(self, number: int) -> dict[str, Any]:
         text = self._texts[number]
-        self._places[number] = _Place(self._wanted.before[number])
-        rest = {"logprobs": self._logprobs(number, text.logprobs), "finish_reason": text.finish}
+        self._places[number] = logprobs.Place(self._wanted.before[number])
+        told = self._logprobs(number, text.logprobs)
+        if told is not None and text.prompt is not None:
+            told = logprobs.joined(self._of_prompt(number, text.prompt), told)
+        rest = {"logprobs": told, "finish_reason": text.finish}
         if not self._chat:
             return {"index": number, "text": text.text, **rest}
         thinking = {"reasoning_content": text.thinking} if text.thinking else {}
@@ -129,13 +132,13 @@ class Reply:
         return {**self._head, "object": "chat.completion.chunk"} if self._chat else dict(self._head)
 
     def _chunk(
-        self, number: int, content: Any, logprobs: dict[str, Any] | None = None, finish: str | None = None
+        self, number: int, content: Any, told: dict[str, Any] | None = None, finish: str | None = None
     ) -> dict[str, Any]:
         usage = {"usage": None} if self._wanted.usage else {}
         choice = {
             "index": number,
             "delta" if self._chat else "text": content,
-            "logprobs": logprobs,
+            "logprobs": told,
             "finish_reason": finish,
         }
         return {**self._chunk_head(), "choices": [choice], **usage}
@@ -144,25 +147,11 @@ class Reply:
         if self._wanted.asked[number].settings.logprobs is None:
             return None
         if self._chat:
-            return {
-                "content": [
-                    {**self._judged(t), "top_logprobs": [*map(self._judged, t["top"])]} for t in tokens
-                ]
-            }
-        return {
-            "tokens": [token["text"] for token in tokens],
-            "token_logprobs": [token["logprob"] for token in tokens],
-            "top_logprobs": [{top["text"]: top["logprob"] for top in token["top"]} for token in tokens],
-            "text_offset": [self._places[number].passed(self._bytes_of(token)) for token in tokens],
-        }
+            return logprobs.of_answer(self._model.tokenizer, tokens)
+        return logprobs.of_text(self._model.tokenizer, tokens, self._places[number])
 
-    def _judged(self, token: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "token": token["text"], "logprob": token["logprob"], "bytes": list(self._bytes_of(token))
-        }  # fmt: skip
-
-    def _bytes_of(self, token: Mapping[str, Any]) -> bytes:
-        return self._model.tokenizer.decode_bytes((token["id"],))
+    def _of_prompt(self, number: int, judged: Judged) -> dict[str, Any]:
+        return logprobs.of_prompt(self._model.tokenizer, self._tickets[number].asked.ids, judged)
 
 
 def model_card(name: str, created: int) -> dict[str, Any]:

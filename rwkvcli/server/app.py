@@ -204,7 +204,7 @@ class Server:
                 assert told is not None
                 reply.take(*told)
             status = 200
-            return JSONResponse(reply.whole())
+            return JSONResponse(await run_in_threadpool(reply.whole))
         except Exception as error:
             response = self._failed(error)
             status = "gone" if isinstance(error, ClientDisconnect) else response.status_code

@@ -101,17 +101,18 @@ def completion(said: Mapping[str, Any], model: Model, states: Mapping[str, State
     """What `POST /v1/completions` asks for. Raises UsageError."""
     _refuse(said, "suffix")
     settings = _settings(said, COMPLETION_TOKENS, _get(said, "logprobs", int))
-    settings = replace(settings, constraint=_constraint(said))
+    echo = bool(_get(said, "echo", bool))
+    settings = replace(settings, constraint=_constraint(said), logprobs_to_end=echo)
+    judged = echo and settings.logprobs is not None
     start, state = _start(said, states)
     tokenizer, asked, before = model.tokenizer, [], []
-    echo = _get(said, "echo", bool)
     for prompt in _prompts(said.get("prompt")):
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else _checked(prompt, model)
         if not ids and state is not None:
             raise Refused(
                 "prompt is empty: what was read before can only be gone on with by some text", "prompt"
             )
-        asked.append(Asked(ids or [tokenizer.eos_id], settings, start))
+        asked.append(Asked(ids or [tokenizer.eos_id], settings, start, judged=judged))
         before.append((prompt if isinstance(prompt, str) else tokenizer.decode(ids)) if echo else "")
     return _wanted(said, asked, before)
 

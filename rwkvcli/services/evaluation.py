@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from rwkvcli.errors import Cancelled, ThresholdMissed, UsageError
+from rwkvcli.runtime.scoring import rows_together
 from rwkvcli.services.estimates import Mean, Quantiles
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from rwkvcli.runtime.scoring import Float64
     from rwkvcli.runtime.state import State
 
-_LOGITS = 1 << 22
-"""Logits of one model that are held at a time (16 MB)."""
-_MOST_ROWS = 512
 _FIRST_OCTAVE = 64
 """Positions 0 to 63 stand in one row of the drift; each row after it is twice as long as all before."""
 
@@ -273,7 +271,7 @@ class _Windows:
     def __init__(self, model: Model, base: Model | None, result: Measurement, ctx: int | None) -> None:
         self._models = [model] if base is None else [model, base]
         self._result, self._ctx = result, ctx
-        self.rows = max(1, min(_MOST_ROWS, _LOGITS // model.config.vocab_size))
+        self.rows = rows_together(model.config.vocab_size)
         """Tokens that are evaluated at a time."""
         self._begin()
 

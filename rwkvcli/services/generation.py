@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rwkvcli.runtime.decoding import Continuation, Finish
     from rwkvcli.runtime.drafting import Drafting
     from rwkvcli.runtime.grammar import GrammarMatcher
+    from rwkvcli.runtime.judged import Judged
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.speculation import Speculation
     from rwkvcli.runtime.state import State
@@ -47,6 +48,8 @@ class Settings:
     constraint: Constraint | None = None
     """What the text must conform to: of an answer, the whole of it after any thoughts. What the family's answers stop at
     does not end it then."""
+    logprobs_to_end: bool = False
+    """Whether `logprobs` tell of the token that ends a text, too, which is no part of it."""
 
 
 @dataclass
@@ -59,11 +62,13 @@ class Timings:
 
 
 class Read(NamedTuple):
-    """A prompt that was read: the state after it, float32 logits [V] of its last token, and how many it has."""
+    """A prompt that was read: the state after it, float32 logits [V] of its last token, how many it has, and what the model made
+    of them where that was asked for."""
 
     state: State
     logits: Logits
     tokens: int
+    judged: Judged | None = None
 
 
 @dataclass
@@ -109,6 +114,8 @@ class Generation:
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     """Of every token that was drawn, if wanted: id, text, logprob (nats, by the model alone, before anything that the
     sampler does), and the likeliest in its place, `top`, in the same form."""
+    judged: Judged | None = None
+    """The same of the prompt's tokens, if who read them tells."""
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:
@@ -168,7 +175,7 @@ class Generation:
         self._speculate()
         try:
             if self.read_by is not None:
-                self.state, self._logits, self.prompt_tokens = self.read_by()
+                self.state, self._logits, self.prompt_tokens, self.judged = self.read_by()
             elif self.text_given is not None:
                 self._feed()
         finally:
@@ -240,8 +247,9 @@ class Generation:
         else:
             settled = stream.settled
             piece = run.draw(self._logits)
-            if self.settings.logprobs is not None and piece.token is not None:
-                self.logprobs.append(self._judged(self._logits, piece.token, self.settings.logprobs))
+            token = run.drawn if self.settings.logprobs_to_end else piece.token
+            if self.settings.logprobs is not None and token is not None:
+                self.logprobs.append(self._judged(self._logits, token, self.settings.logprobs))
             if self.keep and settled:
                 # the token may begin a stop string, of which the state is to know nothing
                 unsure = stream.matched is not None or not stream.settled

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from rwkvcli.errors import OutOfMemory
+from rwkvcli.runtime.judged import Judged, judge_ids
 from rwkvcli.runtime.prefill import feed_ids
 from rwkvcli.services.generation import Read
 
@@ -32,6 +33,8 @@ class _Kept(NamedTuple):
     state: State
     logits: Logits | None
     """Of the last token; None: more has to be fed before anything can be drawn."""
+    judged: Judged | None
+    """What the model made of all its tokens, if that was asked for."""
 
 
 class Prefixes:
@@ -58,31 +61,40 @@ class Prefixes:
         places: Collection[int] = (),
         on_tokens: Callable[[int], None] = lambda n: None,
         start: int = 0,
+        count: int | None = None,
     ) -> tuple[Read, int]:
         """Feed `ids` (at least one) to a state of its own, a copy of `start`. Returns that, and how many of the tokens were kept.
 
         `places`: numbers of tokens after which the state is kept too. `on_tokens` is called after every call of the engine
-        with the number of tokens that were fed or kept; what it raises ends the reading.
+        with the number of tokens that were fed or kept; what it raises ends the reading. `count`: tell also what the model made
+        of every token, and of so many of the likeliest; what is kept has to say so then.
         """
         whole = _key(ids, start)
-        at, found = self._find(whole)
+        at, found = self._find(whole, count)
         begin, shared = at, self._shared(whole)
         self._remember(whole)
         if found is not None and at == len(ids) and found.logits is not None:
-            return Read(self._made(found.state.copy), found.logits, len(ids)), at
+            judged = found.judged if count is not None else None
+            return Read(self._made(found.state.copy), found.logits, len(ids), judged), at
         if found is not None:
-            state = self._made(found.state.copy)
+            state, logits = self._made(found.state.copy), found.logits
         else:
             state = self._made(self._starts[start - 1].copy if start else self._model.new_state)
+            logits = state.pause.logits if state.pause is not None else None
+        judged = None
+        if count is not None:
+            judged = found.judged.copy() if found is not None and found.judged is not None else Judged(count)
         ends = sorted({end for end in (*places, shared) if begin < end < len(ids)})
-        logits: Logits | None = None
         for end in (*ends, len(ids)):
-            done = at
-            logits = feed_ids(self._model, state, ids[at:end], lambda n, done=done: on_tokens(done + n))  # type: ignore[misc]
+            part, told = ids[at:end], lambda n, done=at: on_tokens(done + n)
+            if judged is None:
+                logits = feed_ids(self._model, state, part, told)
+            else:
+                logits = judge_ids(self._model, state, part, judged, logits, told)
             at = end
-            self.keep(ids[:end], state, logits, start, copied=True)
+            self.keep(ids[:end], state, logits, start, copied=True, judged=judged)
         assert logits is not None
-        return Read(state, logits, len(ids)), begin
+        return Read(state, logits, len(ids), judged), begin
 
     def keep(
         self,
@@ -92,33 +104,39 @@ class Prefixes:
         start: int = 0,
         *,
         copied: bool = False,
+        judged: Judged | None = None,
     ) -> None:
-        """Keep `state`, which has seen `ids` after `start`; a copy of it where the caller goes on using it (`copied`)."""
+        """Keep `state`, which has seen `ids` after `start`; a copy of it where the caller goes on using it (`copied`), as always of
+        `judged`."""
         key = _key(ids, start)
-        size = self._size + len(key)
+        before = self._kept.get(key)
+        if before is not None:
+            logits = before.logits if logits is None else logits
+            judged = before.judged if judged is None else judged
+        size = self._size_of(key, judged)
         if size > self._limit:
             return
-        before = self._kept.pop(key, None)
         if before is not None:
-            self._used -= size
-            logits = before.logits if logits is None else logits
+            self._forget(key)
         self._make_room(size)
         try:
             own = self._made(state.copy) if copied else state
         except OutOfMemory:
             return
-        self._kept[key] = _Kept(own, logits)
+        self._kept[key] = _Kept(own, logits, judged.copy() if judged is not None else None)
         self._used += size
 
     def __len__(self) -> int:
         """How many states are kept."""
         return len(self._kept)
 
-    def _find(self, whole: bytes) -> tuple[int, _Kept | None]:
+    def _find(self, whole: bytes, count: int | None) -> tuple[int, _Kept | None]:
         """Tokens of the longest beginning of `whole` from which it can be gone on with, and what is kept of it."""
         best = b""
         for key, kept in self._kept.items():
             usable = len(key) < len(whole) or kept.logits is not None
+            if count is not None:
+                usable = kept.logits is not None and kept.judged is not None and kept.judged.count == count
             if usable and len(key) > len(best) and whole.startswith(key):
                 best = key
         if not best:
@@ -145,8 +163,14 @@ class Prefixes:
             self._used -= len(self._recent.popleft())
 
     def _forget_oldest(self) -> None:
-        key, _ = self._kept.popitem(last=False)
-        self._used -= self._size + len(key)
+        self._forget(next(iter(self._kept)))
+
+    def _forget(self, key: bytes) -> None:
+        self._used -= self._size_of(key, self._kept.pop(key).judged)
+
+    def _size_of(self, key: bytes, judged: Judged | None) -> int:
+        """Bytes that what is kept under `key` takes."""
+        return self._size + len(key) + (judged.nbytes if judged is not None else 0)
 
     def _made(self, make: Callable[[], State]) -> State:
         """A new state; on a device whose memory is full what is kept goes for it. Raises OutOfMemory."""

@@ -21,6 +21,7 @@ from rwkvcli.services.prefixes import Prefixes
 
 if TYPE_CHECKING:
     from rwkvcli.runtime.drafting import Drafting
+    from rwkvcli.runtime.judged import Judged
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.state import State
     from rwkvcli.runtime.thoughts import Part
@@ -49,12 +50,16 @@ class Asked:
     """Number of the state that the prompt goes on from; 0: none."""
     lasting: int | None = None
     """How many of `ids` a later prompt may begin with; None: all of them, and the text after them."""
+    judged: bool = False
+    """Whether log-probabilities of the prompt are told too, as `settings` have it for the text."""
 
 
 @dataclass(frozen=True)
 class News:
     """What is new of a text. The last that is told has `ended`, or `error`: why there will be no more."""
 
+    prompt: Judged | None = None
+    """What the model made of the prompt's tokens; comes first, where it is asked for."""
     parts: Sequence[Part] = ()
     logprobs: Sequence[dict[str, Any]] = ()
     ended: Generation | None = None
@@ -208,6 +213,8 @@ class Texts:
         finally:
             self._reading = None
         ticket._made = made
+        if made.judged is not None:
+            ticket.tell(News(made.judged))
         self._active.append(ticket)
         self._advance(ticket)
 
@@ -227,7 +234,8 @@ class Texts:
             read, ticket.cached = self._same[1], len(asked.ids)
         else:
             places = () if asked.lasting is None else (asked.lasting,)
-            read, ticket.cached = self._prefixes.read(asked.ids, places, others_too, asked.start)
+            count = asked.settings.logprobs if asked.judged else None
+            read, ticket.cached = self._prefixes.read(asked.ids, places, others_too, asked.start, count)
         self._same = self._for_the_next(asked, read)
         return read
 
@@ -274,7 +282,7 @@ class Texts:
         if made.done:
             self._leave(ticket)
         if parts or logprobs or made.done:
-            ticket.tell(News(parts, logprobs, made if made.done else None))
+            ticket.tell(News(None, parts, logprobs, made if made.done else None))
 
     def _leave(self, ticket: Ticket) -> None:
         """Give the place away; the state after a text is kept, if a later prompt may begin with all of it."""

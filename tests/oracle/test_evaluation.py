@@ -16,7 +16,7 @@ from text_oracles import log_softmax
 
 from quant.container.reader import ModelFile
 from rwkvcli import Model
-from rwkvcli.services import evaluation
+from rwkvcli.runtime import scoring
 from rwkvcli.services.evaluation import Measurement, measure
 
 TEXT = (
@@ -125,7 +125,7 @@ def test_threads_and_chunks_change_no_bit(
 ) -> None:
     results = []
     for threads, rows in ((1, 512), (2, 512), (3, 7), (1, 1)):
-        monkeypatch.setattr(evaluation, "_MOST_ROWS", rows)
+        monkeypatch.setattr(scoring, "_MOST_ROWS", rows)
         base, model = (Model.load(paths[kind], threads=threads) for kind in ("int8", "int4"))
         results.append(found(model, base=base, ctx=ctx).to_json())
     assert all(result == results[0] for result in results)

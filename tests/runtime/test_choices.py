@@ -18,7 +18,7 @@ from vocabularies import byte_level_json
 from quant.synthetic import synthetic_arch
 from rwkvcli import Model, State
 from rwkvcli.errors import Cancelled, FormatError, StateMismatch, UsageError
-from rwkvcli.runtime import choices as module
+from rwkvcli.runtime import scoring
 from rwkvcli.runtime.choices import score_choices
 from rwkvcli.runtime.scoring import of_each, score
 
@@ -90,7 +90,7 @@ def test_how_many_are_evaluated_together_changes_no_bit(demo: Model, together: i
 def test_of_a_long_choice_a_part_is_held_at_a_time(demo: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     choice = ("The old man sat down by the fire. " * 40)[:1200]
     whole = demo.score(PROMPT, [choice, "x" + choice, choice + "!"])
-    monkeypatch.setattr(module, "_LOGITS", 7 * demo.config.vocab_size)
+    monkeypatch.setattr(scoring, "_LOGITS", 7 * demo.config.vocab_size)
     asked: list[int] = []
     forward = Model.forward
 
@@ -110,7 +110,7 @@ def test_of_many_choices_some_are_held_at_a_time(demo: Model, monkeypatch: pytes
     logits = demo.forward(demo.tokenizer.encode(PROMPT), state)
     ids = [demo.tokenizer.encode(f"{number:03}") for number in range(0, 1000, 25)]
     whole = score_choices(demo, state, logits, ids, together=40)
-    monkeypatch.setattr(module, "_LOGITS", 7 * demo.config.vocab_size)
+    monkeypatch.setattr(scoring, "_LOGITS", 7 * demo.config.vocab_size)
     asked: list[int] = []
     forward_batch = Model.forward_batch
 

@@ -12,6 +12,7 @@ import pytest
 
 from rwkvcli import Model, State
 from rwkvcli.errors import OutOfMemory
+from rwkvcli.runtime.judged import Judged, judge_ids
 from rwkvcli.services.generation import Read
 from rwkvcli.services.prefixes import Prefixes, common_prefix
 
@@ -256,3 +257,50 @@ def test_any_order_of_prompts_gives_exact_states(model: Model, seed: int) -> Non
         more = text(9, 3)
         model.evaluate(more, read.state)
         prefixes.keep([*ids, *more], read.state)
+
+
+def test_what_is_kept_tells_of_its_tokens_where_it_can(model: Model, fed: list[int]) -> None:
+    def judged(ids: list[int], count: int) -> tuple[bytes, ...]:
+        whole = Judged(count)
+        judge_ids(model, model.new_state(), ids, whole, None)
+        return whole.logprobs.tobytes(), whole.tops.tobytes(), whole.top_logprobs.tobytes()
+
+    prefixes, ids = Prefixes(model, LARGE), text(7, 60)
+    prefixes.read(ids)
+    for count, more, expected in (
+        (2, [], 0),  # what is kept says nothing
+        (2, [], 60),
+        (2, [1, 2, 3], 60),
+        (3, [1, 2, 3], 0),  # of as many tokens only
+        (2, [1, 2, 3, 4], 60),  # what was told of three is no help
+        (2, [1, 2, 3, 5], 63),  # the shared beginning was kept anew
+    ):
+        fed.clear()
+        whole = [*ids, *more]
+        read, known = prefixes.read(whole, count=count)
+        assert known == expected
+        assert sum(fed) == len(whole) - known
+        assert_exact(model, read, whole)
+        assert read.judged is not None
+        told = read.judged
+        assert (told.logprobs.tobytes(), told.tops.tobytes(), told.top_logprobs.tobytes()) == judged(
+            whole, count
+        )
+    read, known = prefixes.read([*ids, 1, 2, 3])  # and serves who does not ask
+    assert (known, read.judged) == (63, None)
+
+
+def test_what_is_told_of_tokens_counts_as_well(model: Model) -> None:
+    one = sum(array.nbytes for array in model.new_state().to_numpy().values()) + 4 * model.config.vocab_size
+    prefixes = Prefixes(model, 2 * one + one // 2)
+    ids, count = text(1, 100), 200
+    assert 100 * 12 * count > one // 2
+    prefixes.read(ids)
+    prefixes.read(text(2, 40))
+    assert len(prefixes) == 2
+    prefixes.read(ids, count=count)
+    assert len(prefixes) == 1
+    prefixes.read(text(3, 10))
+    assert len(prefixes) == 1
+    prefixes.read(text(4, 10))
+    assert len(prefixes) == 2
