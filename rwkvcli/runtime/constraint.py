@@ -32,6 +32,7 @@ _GBNF = re.compile(r"^\s*[A-Za-z][\w-]*\s*::=", re.MULTILINE)
 _STYLE = {"whitespace_pattern": r"( |\n[ \t]{0,32})"}
 """White space in JSON: a space, or a new line and its indentation, as models write it. By itself llguidance lets any amount
 of it come, and a small model might never stop."""
+_NAME = "answer"
 _WHITE, _WIDEST = " \n", 2
 """What may stand before an answer in a conversation, and how much of it."""
 
@@ -44,9 +45,9 @@ class Constraint:
     """
 
     kind: str
-    """One of KINDS."""
+    """One of KINDS, or `tools` (CallConstraint)."""
     rules: str
-    """JSON: a grammar of llguidance, with the name `answer`."""
+    """JSON: a grammar of llguidance, whose name comes first: `answer`."""
     white: str
     """Characters that may stand before an answer in a conversation without being a part of it: none where a conforming
     text may begin with one of them itself."""
@@ -120,18 +121,14 @@ class Constraint:
     def answer_matcher(self, tokenizer: Tokenizer, thinks: bool, lead: str) -> GrammarMatcher:
         """What holds an answer to it: first any thoughts and their end, or `lead`, which the model was trained to write;
         then perhaps a little of `white`; then the answer."""
+        begin, rules = lead_in(thinks, lead)
+        white = "WHITE?" if self.white else ""
+        return self._answer(tokenizer, f"start: {begin} {white} @answer\n{rules}")
+
+    def _answer(self, tokenizer: Tokenizer, outer: str) -> GrammarMatcher:
+        """What follows an answer of the grammar `outer`, which may name those of `rules`."""
         from rwkvcli.runtime.grammar import GrammarMatcher
 
-        begin = "thoughts" if thinks else "LEAD" if lead else ""
-        white = "WHITE?" if self.white else ""
-        outer = "\n".join(
-            (
-                f"start: {begin} {white} @answer",
-                f"thoughts[suffix={json.dumps(CLOSE)}]: /(?s:.*)/" if thinks else "",
-                f"LEAD: {json.dumps(lead)}" if lead and not thinks else "",
-                f"WHITE: /[{json.dumps(self.white)[1:-1]}]{{1,{_WIDEST}}}/" if self.white else "",
-            )
-        )
         return GrammarMatcher(_joined(json.dumps({"lark_grammar": outer}), self.rules), tokenizer)
 
     @classmethod
@@ -151,13 +148,29 @@ class Constraint:
         return cls(kind, rules, "" if any(byte in first for byte in _WHITE.encode()) else _WHITE)
 
 
+def lead_in(thinks: bool, lead: str) -> tuple[str, str]:
+    """What comes before an answer, as a symbol of a grammar, and rules for it and for WHITE."""
+    symbol = "thoughts" if thinks else "LEAD" if lead else ""
+    rules = (
+        f"thoughts[suffix={json.dumps(CLOSE)}]: /(?s:.*)/" if thinks else "",
+        f"LEAD: {json.dumps(lead)}" if lead and not thinks else "",
+        f"WHITE: /[{json.dumps(_WHITE)[1:-1]}]{{1,{_WIDEST}}}/",
+    )
+    return symbol, "\n".join(rules)
+
+
 def _joined(*rules: str) -> str:
     """A grammar as llguidance takes it, that begins with the first rules."""
     return f'{{"grammars": [{", ".join(rules)}]}}'
 
 
 def _rules(**rules: Any) -> str:
-    return json.dumps({"name": "answer", **rules}, allow_nan=False)
+    return json.dumps({"name": _NAME, **rules}, allow_nan=False)
+
+
+def renamed(rules: str, name: str) -> str:
+    """The rules of a Constraint under another name, so that several can stand in one grammar."""
+    return rules.replace(json.dumps(_NAME), json.dumps(name), 1)
 
 
 def _sound(kind: str, text: Any) -> str:

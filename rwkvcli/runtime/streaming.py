@@ -46,6 +46,16 @@ def stop_strings(given: Iterable[str]) -> tuple[str, ...]:
     return stops
 
 
+def begun(text: str, wholes: Sequence[str]) -> int:
+    """Length of the longest end of `text` that begins one of `wholes`, and is not all of it."""
+    longest = max(map(len, wholes), default=0)
+    for size in range(min(longest - 1, len(text)), 0, -1):
+        end = text[-size:]
+        if any(whole.startswith(end) for whole in wholes):
+            return size
+    return 0
+
+
 class StopMatcher:
     """Cuts a text before the first stop string, which may lie across any number of pushes.
 
@@ -57,7 +67,6 @@ class StopMatcher:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stop_strings(stops)
-        self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self.matched: str | None = None
         """The stop string that was found; nothing is given out after it."""
@@ -73,7 +82,7 @@ class StopMatcher:
             _, at, self.matched = min(found)
             self._held = ""
             return text[:at]
-        keep = self._partial(text)
+        keep = begun(text, self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -91,14 +100,6 @@ class StopMatcher:
         """What was held back: no stop string came of it."""
         text, self._held = self._held, ""
         return text
-
-    def _partial(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
-        for size in range(min(self._longest - 1, len(text)), 0, -1):
-            end = text[-size:]
-            if any(stop.startswith(end) for stop in self._stops):
-                return size
-        return 0
 
 
 class AnswerTrim:

@@ -56,6 +56,10 @@ class Template:
     thinking: str | None = None
     fast: str | None = None
     reasoning: Mapping[str, Any] = field(default_factory=dict)
+    tools: str = "{tools}"
+    call: str = "{call}"
+    result: str = "{result}"
+    results: str = "{result}"
 
     def render(self, turns: Sequence[Turn], system: str | None = None) -> str:
         """The text up to where the model's next answer begins; `begin` and the vocabulary are the caller's."""
@@ -73,6 +77,11 @@ class Template:
     def message(self, text: str, think: str = "off") -> str:
         """A message of the person, and where the answer begins; `think` as in THINK, `off` where there is no such form."""
         return self.user.replace("{user}", self._clean(text)) + (self._form(think) or self.reply)
+
+    @property
+    def head(self) -> str:
+        """What stands between `reply` and a finished answer."""
+        return self.answer.partition("{reply}")[0]
 
     @property
     def tail(self) -> str:
@@ -115,12 +124,16 @@ def templates() -> dict[str, Template]:
     import tomllib
 
     data = Path(__file__).parent.parent.joinpath("data", "templates.toml").read_bytes()
+    said = tomllib.loads(data.decode("utf-8"))
+    common = {key: value for key, value in said.items() if isinstance(value, str)}
     found = {}
-    for name, table in tomllib.loads(data.decode("utf-8")).items():
+    for name, table in said.items():
+        if name in common:
+            continue
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
         }
-        found[name] = Template(name=name, **values)
+        found[name] = Template(name=name, **{**common, **values})
     return found
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rwkvcli.server import logprobs
+from rwkvcli.server.calls import CallsOfAnswer
 
 if TYPE_CHECKING:
     from rwkvcli.runtime.judged import Judged
@@ -26,6 +27,8 @@ class _Text:
     prompt: Judged | None = None
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     finish: str | None = None
+    calls: CallsOfAnswer | None = None
+    """What tells calls of tools from the text, if there are tools to call; `text` is all of it then."""
 
 
 class Reply:
@@ -41,7 +44,11 @@ class Reply:
         self._tickets = tickets
         self._model = model
         self._chat = chat
-        self._texts = [_Text(before) for before in wanted.before]
+        calls = wanted.calls
+        self._texts = [
+            _Text(before, calls=CallsOfAnswer(calls()) if calls is not None else None)
+            for before in wanted.before
+        ]
         self._places = [logprobs.Place(before) for before in wanted.before]
         kind = "chat.completion" if chat else "text_completion"
         self._head = {
@@ -60,7 +67,8 @@ class Reply:
     def opening(self) -> list[dict[str, Any]]:
         """The first pieces of a stream."""
         if self._chat:
-            return [self._chunk(i, {"role": "assistant", "content": ""}) for i in range(len(self._texts))]
+            start = {"role": "assistant", "content": "" if self._wanted.calls is None else None}
+            return [self._chunk(i, start) for i in range(len(self._texts))]
         # a prompt whose log-probabilities are told comes with them
         texts = zip(self._texts, self._wanted.asked, strict=True)
         return [
@@ -84,12 +92,19 @@ class Reply:
         if thoughts and shows:
             text.thinking += thoughts
             chunks.append(self._chunk(number, {"reasoning_content": thoughts}))
-        if answer or news.logprobs:
-            text.text += answer
-            chunks.append(self._chunk(number, {"content": answer} if self._chat else answer, told))
+        text.text += answer
+        if text.calls is not None:
+            deltas: list[Any] = [*text.calls.take(answer, ended=news.ended is not None)]
+            deltas = deltas or ([{}] if news.logprobs else [])
+        else:
+            deltas = [{"content": answer} if self._chat else answer] if answer or news.logprobs else []
+        for delta in deltas:
+            chunks.append(self._chunk(number, delta, told))
+            told = None
         text.logprobs += news.logprobs
         if news.ended is not None:
-            text.finish = news.ended.finish_reason
+            reason = news.ended.finish_reason
+            text.finish = reason if text.calls is None else text.calls.finish(reason)
             chunks.append(self._chunk(number, {} if self._chat else "", finish=text.finish))
         return chunks
 
@@ -125,7 +140,8 @@ class Reply:
         if not self._chat:
             return {"index": number, "text": text.text, **rest}
         thinking = {"reasoning_content": text.thinking} if text.thinking else {}
-        message = {"role": "assistant", "content": text.text, **thinking, "refusal": None}
+        said = {"content": text.text} if text.calls is None else text.calls.message()
+        message = {"role": "assistant", **said, **thinking, "refusal": None}
         return {"index": number, "message": message, **rest}
 
     def _chunk_head(self) -> dict[str, Any]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from rwkvcli.errors import UsageError
+from rwkvcli.server.fields import Refused, get
+from rwkvcli.server.tools import messages_of, tools_of
 from rwkvcli.services import constraining
-from rwkvcli.services.dialogue import Message, encode
+from rwkvcli.services.dialogue import encode
 from rwkvcli.services.generation import Settings, seam
 from rwkvcli.services.serving import Asked
+from rwkvcli.services.tool_calls import CallConstraint, CallSplitter, splitter_of
 
 if TYPE_CHECKING:
     from rwkvcli.runtime.constraint import Constraint
@@ -24,7 +26,6 @@ _MOST_TEXTS = 128
 """Of one request."""
 _MOST_LIKELIEST = 100
 _SEEDS = 2**64
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _EFFORTS = {
     "none": "fast",
     "minimal": "fast",
@@ -33,15 +34,6 @@ _EFFORTS = {
     "high": "show",
     "xhigh": "show",
 }
-_TYPES = {str: "a string", bool: "true or false", int: "a whole number", list: "a list", dict: "an object"}
-
-
-class Refused(UsageError):
-    """A request that makes no sense; `param` is the name of what is wrong in it."""
-
-    def __init__(self, message: str, param: str | None = None, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.param = param
 
 
 @dataclass(frozen=True)
@@ -57,6 +49,8 @@ class Wanted:
     stream: bool
     usage: bool
     """Whether a stream ends with the usage."""
+    calls: Callable[[], CallSplitter] | None = None
+    """Makes what tells calls of tools from text, for each of the texts; None: there are no tools to call."""
 
 
 def parsed(body: bytes) -> dict[str, Any]:
@@ -76,17 +70,19 @@ def parsed(body: bytes) -> dict[str, Any]:
 def chat(said: Mapping[str, Any], model: Model, states: Mapping[str, State], think: str | None) -> Wanted:
     """What `POST /v1/chat/completions` asks for. `states` can be gone on from, by their names; `think`: how answers are
     thought over where a request does not say. Raises UsageError."""
-    _refuse(said, *(("tools",) if said.get("tool_choice") != "none" else ()), "functions", "audio")
-    messages = list(_messages(said))
-    effort = _get(said, "reasoning_effort", str)
+    _refuse(said, "functions", "audio")
+    tools = tools_of(said)
+    messages = messages_of(said, model.template, tools)
+    effort = get(said, "reasoning_effort", str)
     if effort is not None and effort not in _EFFORTS:
         raise Refused(f"reasoning_effort is one of {', '.join(_EFFORTS)}", "reasoning_effort")
-    way = _get(said, "think", str) or (_EFFORTS[effort] if effort is not None else think)
-    top = _get(said, "top_logprobs", int) or 0
-    logprobs = top if _get(said, "logprobs", bool) else None
-    limit = _get(said, "max_completion_tokens", int)
+    way = get(said, "think", str) or (_EFFORTS[effort] if effort is not None else think)
+    top = get(said, "top_logprobs", int) or 0
+    logprobs = top if get(said, "logprobs", bool) else None
+    limit = get(said, "max_completion_tokens", int)
     settings = _settings(said, CHAT_TOKENS if limit is None else limit, logprobs)
-    settings = replace(settings, chat=True, think=way, constraint=_constraint(said))
+    calls = tools.constraint(model.template) if tools is not None else None
+    settings = replace(settings, chat=True, think=way, constraint=_constraint(said, calls))
     if way is not None:
         model.template.check_way(way)
     if way == "only":
@@ -94,14 +90,15 @@ def chat(said: Mapping[str, Any], model: Model, states: Mapping[str, State], thi
     start, state = _start(said, states)
     between = seam(model.template, state) if state is not None else ""
     encoded = encode(model.template, model.tokenizer, messages, _form(way), between)
-    return _wanted(said, [Asked(encoded.ids, settings, start, encoded.lasting)], [""])
+    wanted = _wanted(said, [Asked(encoded.ids, settings, start, encoded.lasting)], [""])
+    return wanted if calls is None else replace(wanted, calls=lambda: splitter_of(calls))
 
 
 def completion(said: Mapping[str, Any], model: Model, states: Mapping[str, State]) -> Wanted:
     """What `POST /v1/completions` asks for. Raises UsageError."""
     _refuse(said, "suffix")
-    settings = _settings(said, COMPLETION_TOKENS, _get(said, "logprobs", int))
-    echo = bool(_get(said, "echo", bool))
+    settings = _settings(said, COMPLETION_TOKENS, get(said, "logprobs", int))
+    echo = bool(get(said, "echo", bool))
     settings = replace(settings, constraint=_constraint(said), logprobs_to_end=echo)
     judged = echo and settings.logprobs is not None
     start, state = _start(said, states)
@@ -127,20 +124,20 @@ def _start(said: Mapping[str, Any], states: Mapping[str, State]) -> tuple[int, S
 
 def _wanted(said: Mapping[str, Any], asked: Sequence[Asked], before: Sequence[str]) -> Wanted:
     """As many texts of every prompt as there are to be, each with a seed of its own."""
-    each = _get(said, "n", int)
+    each = get(said, "n", int)
     each = 1 if each is None else each
     if not 1 <= each * len(asked) <= _MOST_TEXTS:
         raise Refused(f"from 1 to {_MOST_TEXTS} texts can be asked for at once, not {each * len(asked)}", "n")
-    best = _get(said, "best_of", int)
+    best = get(said, "best_of", int)
     if best is not None and best != each:
         raise Refused("best_of is not supported: ask for n texts", "best_of")
-    options = _get(said, "stream_options", dict) or {}
+    options = get(said, "stream_options", dict) or {}
     return Wanted(
         [replace(one, settings=_nth(one.settings, i)) for one in asked for i in range(each)],
         [text for text in before for _ in range(each)],
         each,
-        bool(_get(said, "stream", bool)),
-        bool(_get(options, "include_usage", bool)),
+        bool(get(said, "stream", bool)),
+        bool(get(options, "include_usage", bool)),
     )
 
 
@@ -159,16 +156,16 @@ def _settings(said: Mapping[str, Any], max_tokens: int, logprobs: int | None) ->
         item.name: said[item.name] for item in fields(SamplingParams) if said.get(item.name) is not None
     }
     if "logit_bias" in sampling:
-        bias = _get(said, "logit_bias", dict) or {}
+        bias = get(said, "logit_bias", dict) or {}
         try:
             sampling["logit_bias"] = {int(token): float(value) for token, value in bias.items()}
         except (TypeError, ValueError, OverflowError):
             raise Refused("logit_bias is not an object of token ids and numbers", "logit_bias") from None
-    seed = _get(said, "seed", int)
+    seed = get(said, "seed", int)
     if seed is not None and seed < 0:
         del sampling["seed"]  # what programs send that mean any
     SamplingParams.of({}, sampling)
-    given = _get(said, "max_tokens", int)
+    given = get(said, "max_tokens", int)
     limit = max_tokens if given is None else given
     if limit < -1:
         raise Refused("max_tokens is from 0 up, or -1: until the model ends the text", "max_tokens")
@@ -177,9 +174,18 @@ def _settings(said: Mapping[str, Any], max_tokens: int, logprobs: int | None) ->
     return Settings(limit, sampling, tuple(_texts(said, "stop")), logprobs=logprobs)
 
 
-def _constraint(said: Mapping[str, Any]) -> Constraint | None:
-    """What the text is held to: `response_format`, or what a line of `rwkv generate --jsonl` may say."""
-    form = _get(said, "response_format", dict)
+def _constraint(said: Mapping[str, Any], calls: CallConstraint | None = None) -> Constraint | None:
+    """What the text is held to: `calls` of tools, `response_format`, or what a line of `rwkv generate --jsonl` may say."""
+    own = _format(said)
+    if own is not None and calls is not None:
+        hint = "with tool_choice none no tool is called"
+        raise Refused("the answer is held to two things: tools, and a format", "tools", hint=hint)
+    return own if calls is None else calls
+
+
+def _format(said: Mapping[str, Any]) -> Constraint | None:
+    """What `response_format` asks for, or one of those that stand beside it."""
+    form = get(said, "response_format", dict)
     own = constraining.of_line(said)
     if form is None or form.get("type") == "text":
         return own
@@ -200,30 +206,6 @@ def _constraint(said: Mapping[str, Any]) -> Constraint | None:
             "response_format",
         )
     return constraining.of_line({"schema": about["schema"]})
-
-
-def _messages(said: Mapping[str, Any]) -> Iterator[Message]:
-    given = _get(said, "messages", list)
-    if not given:
-        raise Refused("messages is a list of at least one", "messages")
-    for number, message in enumerate(given):
-        where = f"messages[{number}]"
-        role = message.get("role") if isinstance(message, dict) else None
-        if not isinstance(role, str) or role not in _ROLES:
-            raise Refused(f"the role in {where} is none of {', '.join(_ROLES)}", where)
-        yield Message(_ROLES[role], _content(message.get("content"), f"{where}.content"))  # type: ignore[arg-type]
-
-
-def _content(content: Any, where: str) -> str:
-    """The text of a message: a string, or a list of parts that are texts."""
-    texts: list[str] = []
-    for part in content if isinstance(content, list) else [content]:
-        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part
-        if not isinstance(text, str):
-            message = f"{where} is neither a string nor a list of texts"
-            raise Refused(message, where, hint="models here read text alone")
-        texts.append(text)
-    return "".join(texts)
 
 
 def _prompts(prompt: Any) -> list[str | list[int]]:
@@ -257,14 +239,6 @@ def _texts(said: Mapping[str, Any], name: str) -> list[str]:
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
         raise Refused(f"{name} is neither a string nor a list of strings", name)
     return texts
-
-
-def _get(said: Mapping[str, Any], name: str, kind: type) -> Any:
-    """`said[name]` of the type `kind`, or None."""
-    value = said.get(name)
-    if value is not None and type(value) is not kind:
-        raise Refused(f"{name} is not {_TYPES[kind]}", name)
-    return value
 
 
 def _refuse(said: Mapping[str, Any], *names: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rwkvcli.server import requests
-from rwkvcli.server.requests import Refused
+from rwkvcli.server.fields import Refused
 
 if TYPE_CHECKING:
     from rwkvcli.runtime.model import Model

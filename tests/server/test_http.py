@@ -221,7 +221,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     (CHAT, {}, "messages is a list of at least one"),
     (CHAT, {"messages": "Hello"}, "messages is not a list"),
     (CHAT, {"messages": ["Hello"]}, "the role in messages[0] is none of system, developer, user, assistant"),
-    (CHAT, {"messages": [{"role": "tool", "content": ""}]}, "the role in messages[0] is none of"),
+    (CHAT, {"messages": [{"role": "critic", "content": ""}]}, "the role in messages[0] is none of"),
     (CHAT, {"messages": [{"role": ["user"]}]}, "the role in messages[0] is none of"),
     (CHAT, {"messages": [{"role": "user"}]}, "messages[0].content is neither a string nor a list of texts"),
     (
@@ -235,7 +235,7 @@ REFUSED: list[tuple[str, Any, str]] = [
         "the last message is not the person's",
     ),
     (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, "half a surrogate pair"),
-    (CHAT, {"messages": HELLO, "tools": [{}]}, "tools is not supported"),
+    (CHAT, {"messages": HELLO, "functions": [{}]}, "functions is not supported"),
     (CHAT, {"messages": HELLO, "max_tokens": "9"}, "max_tokens is not a whole number"),
     (CHAT, {"messages": HELLO, "max_tokens": True}, "max_tokens is not a whole number"),
     (CHAT, {"messages": HELLO, "max_completion_tokens": -2}, "max_tokens is from 0 up, or -1"),
