@@ -71,13 +71,12 @@ def likeliest_of_each(logits: Float32, targets: Sequence[int], count: int) -> tu
     wanted: Int32 = np.asarray(targets, np.int32)
     chosen, tops = score(logits, wanted)
     count = min(count, logits.shape[1])
-    best = (
-        tops[:, None][:, :count] if count <= 1 else np.array([_best(row, count) for row in logits], np.int32)
-    )
+    best = tops[:, None][:, :count]
+    if count > 1:
+        best = np.array([_best(row, count) for row in logits], np.int32)
     rows = np.arange(len(logits))
-    totals = (
-        logits[rows, wanted].astype(np.float64) - chosen
-    )  # the logarithms of the sums of all exponentials
+    # the logarithms of the sums of all exponentials
+    totals = logits[rows, wanted].astype(np.float64) - chosen
     values = logits[rows[:, None], best].astype(np.float64) - totals[:, None]
     return chosen, best, np.where(best == wanted[:, None], chosen[:, None], values)
 
