@@ -89,8 +89,8 @@ def _tool(given: Any, where: str) -> Tool:
     if function is None:
         raise Refused(f"{where} is missing", where)
     parameters = get(function, "parameters", dict, f"{where}.")
-    get(function, "strict", bool, f"{where}.")
-    return Tool(_name(function, where), get(function, "description", str, f"{where}."), parameters)
+    strict = bool(get(function, "strict", bool, f"{where}."))
+    return Tool(_name(function, where), get(function, "description", str, f"{where}."), parameters, strict)
 
 
 def _name(function: Mapping[str, Any], where: str) -> str:

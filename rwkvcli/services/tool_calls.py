@@ -29,6 +29,8 @@ class Tool:
     description: str | None = None
     parameters: Mapping[str, Any] | None = None
     """JSON Schema; None: there are none."""
+    strict: bool = False
+    """Whether what of the schema cannot be kept to is refused, instead of passed over."""
 
     def arguments(self) -> Constraint:
         """What the arguments of a call conform to. Raises UsageError and MissingExtra."""
@@ -43,6 +45,9 @@ class Tool:
         )
         if known and schema.keys().isdisjoint(_OPENS):
             schema["additionalProperties"] = False  # by itself it lets a model think up arguments
+        guidance = schema.get("x-guidance", {})
+        if not self.strict and isinstance(guidance, Mapping):
+            schema["x-guidance"] = {"lenient": True, **guidance}
         return Constraint.of_schema(schema)
 
     def told(self) -> dict[str, Any]:

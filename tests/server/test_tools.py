@@ -305,7 +305,7 @@ REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
     ({"tools": [{"type": "function", "function": {"name": "a", "parameters": "{}"}}]}, "tools[0].function.parameters is not an object", "tools[0].function.parameters"),
     ({"tools": [{"type": "function", "function": {"name": "a", "strict": 1}}]}, "tools[0].function.strict is not true or false", "tools[0].function.strict"),
     ({"tools": [NOW, {"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}]}, "tools[1].function.parameters of a: the schema is not that of an object", "tools[1].function.parameters"),
-    ({"tools": [NOW, {"type": "function", "function": {"name": "a", "parameters": {"properties": {"x": {"not": {}}}}}}]}, "tools[1].function.parameters of a: the schema cannot be used", "tools[1].function.parameters"),
+    ({"tools": [NOW, {"type": "function", "function": {"name": "a", "strict": True, "parameters": {"properties": {"x": {"not": {}}}}}}]}, "tools[1].function.parameters of a: the schema cannot be used", "tools[1].function.parameters"),
     ({"tools": [{"type": "function", "function": {"name": f"t{i}"}} for i in range(129)]}, "tools has 129 tools: more than 128", "tools"),
     ({"tool_choice": "any"}, 'tool_choice is one of auto, none, required, or {"type": "function"', "tool_choice"),
     ({"tool_choice": {"type": "function"}}, "tool_choice is one of auto, none, required", "tool_choice"),

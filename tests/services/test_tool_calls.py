@@ -41,6 +41,21 @@ def test_arguments(parameters: dict[str, Any] | None, good: str, bad: str) -> No
     assert not conforms(own.matcher(ByteTokenizer()), bad)
 
 
+@pytest.mark.parametrize(
+    "key", [{"uniqueItems": True}, {"items": {"type": "string", "format": "isbn"}}, {"not": {}}]
+)
+def test_what_cannot_be_kept_to_is_passed_over_unless_it_is_strict(key: dict[str, Any]) -> None:
+    pytest.importorskip("llguidance")
+    parameters = {"properties": {"x": {"type": "array", **key}}}
+    own = Tool("a", parameters=parameters).arguments()
+    assert conforms(own.matcher(ByteTokenizer()), '{"x":["",""]}')
+    assert not conforms(own.matcher(ByteTokenizer()), '{"x":1}')
+    refusing = {**parameters, "x-guidance": {"lenient": False}}
+    for tool in (Tool("a", parameters=parameters, strict=True), Tool("a", parameters=refusing)):
+        with pytest.raises(UsageError, match="the schema cannot be used"):
+            tool.arguments()
+
+
 @pytest.mark.parametrize("kind", ["array", ["object", "null"], None])
 def test_arguments_are_an_object(kind: Any) -> None:
     with pytest.raises(UsageError, match="the schema is not that of an object"):
