@@ -33,9 +33,9 @@ def doctor(
 
     Processor features and the kernels that are chosen, threads, memory, GPUs, optional packages, folders;
     and why. With MODEL also whether it fits into memory, and the speed to expect: the memory's bandwidth,
-    which is measured, over the bytes that a token needs; how much of it fits into a GPU; and what --device auto chooses. A checkpoint, here or on the Hub, is judged by what can be
-    made of it; nothing is downloaded for that. Without MODEL the default is judged, if one is set; that it is not here is
-    told then.
+    which is measured, over the bytes that a token needs; how much of it fits into a GPU; and what --device
+    auto chooses. A checkpoint, here or on the Hub, is judged by what can be made of it; nothing is downloaded
+    for that. Without MODEL the default is judged, if one is set; that it is not here is told then.
     """
     from rwkvcli.cli.render import table
     from rwkvcli.services import diagnosis, fitting

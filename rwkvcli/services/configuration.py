@@ -163,6 +163,14 @@ def parsed(key: str, text: str) -> Any:
         value = None
     if value is None or not setting.takes(value):
         raise UsageError(f"{key} takes {setting.wanted}, not `{text}`")
+    if key == "device":
+        from rwkvcli.runtime.device import parse_device
+
+        parse_device(text)
+    elif key.endswith(".template"):
+        from rwkvcli.runtime.templates import named
+
+        named(text)
     return value
 
 

@@ -13,6 +13,7 @@ import pytest
 from cli_runner import Outcome, rwkv, rwkv_inside
 
 from rwkvcli.cli.app import main
+from rwkvcli.runtime.templates import templates
 from rwkvcli.services import configuration
 
 CASES = 150
@@ -89,6 +90,11 @@ def test_flags_beat_the_environment_and_the_environment_the_file(tmp_path: Path)
         ),
         (["set", "generate.min-p", "1.5"], "generate.min-p takes a number from 0 to 1, not `1.5`\n"),
         (["set", "color", "pink"], "color takes auto, always, never, not `pink`\n"),
+        (
+            ["set", "device", "gpu"],
+            "unknown device 'gpu'\nhint: one of auto, cpu, cuda, cuda:N, torch, torch:DEVICE\n",
+        ),
+        (["set", "chat.template", "g9"], f"no template 'g9'\nhint: there are {', '.join(templates())}\n"),
         (["set", "quiet", "maybe"], "quiet takes yes or no, not `maybe`\n"),
         (["set", "generate.top-p", "nan"], "generate.top-p takes a number, not `nan`\n"),
         (["set", "chat.max-tokens", "-2"], "chat.max-tokens takes a whole number from -1, not `-2`\n"),
