@@ -14,6 +14,7 @@ import pytest
 from quant_models import checkpoint, quantized
 from text_oracles import log_softmax
 from vocabularies import byte_level_json
+from watched_calls import tokens_of_calls
 
 from quant.synthetic import synthetic_arch
 from rwkvcli import Model, State
@@ -91,14 +92,7 @@ def test_of_a_long_choice_a_part_is_held_at_a_time(demo: Model, monkeypatch: pyt
     choice = ("The old man sat down by the fire. " * 40)[:1200]
     whole = demo.score(PROMPT, [choice, "x" + choice, choice + "!"])
     monkeypatch.setattr(scoring, "_LOGITS", 7 * demo.config.vocab_size)
-    asked: list[int] = []
-    forward = Model.forward
-
-    def noted(self: Model, tokens: Any, state: State, all_logits: bool = False) -> Any:
-        asked.append(len(tokens))
-        return forward(self, tokens, state, all_logits)
-
-    monkeypatch.setattr(Model, "forward", noted)
+    asked = tokens_of_calls(monkeypatch, "forward")
     assert demo.score(PROMPT, [choice, "x" + choice, choice + "!"]) == whole
     assert max(asked) == 7
     encode = demo.tokenizer.encode

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 from small_models import same
 from text_oracles import log_softmax
+from watched_calls import tokens_of_calls
 
-from rwkvcli import Model, State
+from rwkvcli import Model
 from rwkvcli.errors import FormatError
 from rwkvcli.runtime import scoring
 from rwkvcli.runtime.judged import Judged, judge_ids
@@ -53,14 +53,7 @@ def test_how_a_text_is_read_changes_no_bit(model: Model, monkeypatch: pytest.Mon
     whole = Judged(2)
     judge_ids(model, model.new_state(), IDS, whole, None)
     monkeypatch.setattr(scoring, "_MOST_ROWS", rows)
-    asked: list[int] = []
-    forward = Model.forward
-
-    def noted(self: Model, tokens: Any, state: State, all_logits: bool = False) -> Any:
-        asked.append(len(tokens))
-        return forward(self, tokens, state, all_logits)
-
-    monkeypatch.setattr(Model, "forward", noted)
+    asked = tokens_of_calls(monkeypatch, "forward")
     judged, state, told = Judged(2), model.new_state(), []
     logits = judge_ids(model, state, IDS[:60], judged, None, told.append)
     judge_ids(model, state, IDS[60:], judged, logits, told.append)

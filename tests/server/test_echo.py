@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from watched_calls import tokens_of_calls
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
@@ -19,7 +20,7 @@ from quant_models import checkpoint, quantized
 from text_oracles import log_softmax
 
 from quant.synthetic import synthetic_arch
-from rwkvcli import Model, State
+from rwkvcli import Model
 from rwkvcli.services.evaluation import measure
 from rwkvcli.services.states import Building
 
@@ -229,14 +230,7 @@ def test_what_is_kept_and_what_runs_beside_change_no_digit(model: Model) -> None
 
 def test_a_prompt_is_never_kept_as_logits(over_world: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [1 + number * 7919 % 65000 for number in range(300)]
-    asked: list[int] = []
-    forward = Model.forward
-
-    def noted(self: Model, tokens: Any, state: State, all_logits: bool = False) -> Any:
-        asked.append(len(tokens))
-        return forward(self, tokens, state, all_logits)
-
-    monkeypatch.setattr(Model, "forward", noted)
+    asked = tokens_of_calls(monkeypatch, "forward")
     told = choices(over_world, prompt=ids, logprobs=2, max_tokens=0)[0]["logprobs"]
     assert (sum(asked), max(asked)) == (300, 64)  # 64 rows of 65,536 numbers: 16 MB
     monkeypatch.undo()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 import random
 import tracemalloc
-from typing import Any
 
 import numpy as np
 import pytest
+from watched_calls import tokens_of_calls
 
 from rwkvcli import Model, State
 from rwkvcli.errors import OutOfMemory
@@ -27,15 +27,7 @@ def model() -> Model:
 @pytest.fixture
 def fed(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each call of the engine was given."""
-    calls: list[int] = []
-    evaluate = Model.evaluate
-
-    def counted(self: Model, tokens: Any, state: State, all_logits: bool = False) -> Any:
-        calls.append(len(tokens))
-        return evaluate(self, tokens, state, all_logits)
-
-    monkeypatch.setattr(Model, "evaluate", counted)
-    return calls
+    return tokens_of_calls(monkeypatch, "evaluate")
 
 
 def assert_exact(model: Model, read: Read, ids: list[int]) -> None:
