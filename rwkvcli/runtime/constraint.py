@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -53,8 +53,9 @@ class Constraint:
     text may begin with one of them itself."""
 
     @classmethod
-    def of_schema(cls, schema: Mapping[str, Any] | str) -> Constraint:
-        """JSON that conforms to a JSON Schema, given as a dictionary or as text."""
+    def of_schema(cls, schema: Mapping[str, Any] | str, *, lenient: bool = False) -> Constraint:
+        """JSON that conforms to a JSON Schema, given as a dictionary or as text. `lenient`: what of it llguidance does not keep
+        to is passed over instead of refused, unless the schema's own `x-guidance` says something else."""
         if isinstance(schema, str):
             schema = _parsed(_sound("schema", schema))
         elif not isinstance(schema, Mapping):
@@ -63,7 +64,7 @@ class Constraint:
         if not isinstance(style, Mapping):
             raise UsageError("x-guidance of the schema is not an object")
         try:
-            own = {**schema, "x-guidance": {**_STYLE, **style}}
+            own = {**schema, "x-guidance": {**_STYLE, **({"lenient": True} if lenient else {}), **style}}
             rules = _rules(json_schema=own)
         except (TypeError, ValueError) as e:  # a dictionary may hold anything
             raise UsageError(f"the schema is not JSON: {e}") from None
@@ -107,7 +108,7 @@ class Constraint:
         named = [kind for kind in KINDS if given.get(kind) is not None]
         if len(named) > 1:
             raise UsageError(f"{named[0]} and {named[1]} do not go together", hint="use one of them")
-        make = {
+        make: dict[str, Callable[[Any], Constraint]] = {
             "schema": cls.of_schema, "regex": cls.of_regex, "choices": cls.of_choices, "grammar": cls.of_grammar
         }  # fmt: skip
         return make[named[0]](given[named[0]]) if named else None

@@ -205,7 +205,8 @@ def _format(said: Mapping[str, Any]) -> Constraint | None:
             "response_format has the type text, json_object, or json_schema with json_schema.schema",
             "response_format",
         )
-    return constraining.of_line({"schema": about["schema"]})
+    strict = get(about, "strict", bool, "response_format.json_schema.")
+    return constraining.Constraint.of_schema(about["schema"], lenient=not strict)
 
 
 def _prompts(prompt: Any) -> list[str | list[int]]:

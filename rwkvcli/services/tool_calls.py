@@ -45,10 +45,7 @@ class Tool:
         )
         if known and schema.keys().isdisjoint(_OPENS):
             schema["additionalProperties"] = False  # by itself it lets a model think up arguments
-        guidance = schema.get("x-guidance", {})
-        if not self.strict and isinstance(guidance, Mapping):
-            schema["x-guidance"] = {"lenient": True, **guidance}
-        return Constraint.of_schema(schema)
+        return Constraint.of_schema(schema, lenient=not self.strict)
 
     def told(self) -> dict[str, Any]:
         """What the model is told of it."""

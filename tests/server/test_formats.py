@@ -28,6 +28,7 @@ PERSON = {
     "additionalProperties": False,
 }
 ASKED = {"messages": [{"role": "user", "content": "Who?"}], "seed": 5, "max_tokens": 200}
+CLOSED = {"type": "object", "required": ["x"], "additionalProperties": False}
 
 
 def said(here: Here, body: dict[str, Any]) -> str:
@@ -51,6 +52,24 @@ def test_a_schema(here: Here) -> None:
     settings = Settings(200, {"seed": 5}, chat=True, constraint=Constraint.of_schema(PERSON))
     assert "".join(Generation(here.model, b"Who?", settings)) == text
     assert said(here, {"schema": PERSON}) == text
+
+
+def test_what_a_schema_cannot_be_held_to_is_passed_over_unless_it_is_strict(here: Here) -> None:
+    unique = {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3, "uniqueItems": True}
+    for more in ({}, {"strict": False}, {"strict": None}):
+        about = {"name": "list", "schema": {"properties": {"x": unique}, **CLOSED}, **more}
+        found = json.loads(said(here, {"response_format": {"type": "json_schema", "json_schema": about}}))
+        assert found.keys() == {"x"}
+        assert len(found["x"]) <= 3
+        assert {*found["x"]} <= {"a", "b"}
+    for strict, message in (
+        (True, 'unimplemented keys: ["uniqueItems"]'),
+        (1, "strict is not true or false"),
+    ):
+        form = {"type": "json_schema", "json_schema": {**about, "strict": strict}}
+        response = here.post(CHAT, {**ASKED, "response_format": form})
+        assert response.status == 400
+        assert message in response.json["error"]["message"]
 
 
 def test_any_object(here: Here) -> None:

@@ -388,9 +388,8 @@ def test_openais_client(here: Here) -> None:
         messages += [
             {"role": "tool", "tool_call_id": made.id, "content": "noon"} for made in message.tool_calls
         ]
-        known = (
-            said.usage.total_tokens - 2
-        )  # the last token may not have been fed, and one may have ended the text
+        # the last token may not have been fed, and one may have ended the text
+        known = said.usage.total_tokens - 2
         said = asks.chat.completions.create(messages=messages, **more)
         assert said.choices[0].message.content
         assert said.choices[0].message.tool_calls is None
