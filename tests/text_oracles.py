@@ -163,3 +163,10 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=-1, keepdims=True)
     return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+
+
+def rounding(terms: int) -> float:
+    """How far two log-softmaxes over `terms` logits of float32 may be apart in float64: a sum of so many positive terms is
+    wrong by a part of up to terms / 2^53, in each; exponentials, logarithms and differences of numbers below 32 by up to 64 / 2^52
+    together."""
+    return (terms + 64) * 2.0**-52
