@@ -75,3 +75,10 @@ class BareEncoder:
     def encode(self, w: F32, encoding: str, layout: str, importance: F32 | None = None) -> dict[str, Array]:
         parts = numpy_encoder().encode(w, encoding, layout, importance)
         return {name: array for name, array in parts.items() if name not in STATISTICS}
+
+
+def world_model(folder: Path) -> Path:
+    """A random model over World, whose tokens have several bytes, and which has rows that are no tokens."""
+    source = checkpoint(folder / "w.pth", synthetic_arch("7", 1, 64, 65536, 64))
+    quantized(source, folder / "w.safetensors", "int8")
+    return folder / "w.safetensors"

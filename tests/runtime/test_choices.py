@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quant_models import checkpoint, quantized
+from quant_models import checkpoint, quantized, world_model
 from text_oracles import log_softmax
 from vocabularies import byte_level_json
 from watched_calls import tokens_of_calls
@@ -33,11 +33,7 @@ def demo() -> Model:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A random model over World, which pads its vocabulary with rows that are no tokens."""
-    folder = tmp_path_factory.mktemp("world")
-    source = checkpoint(folder / "w.pth", synthetic_arch("7", 1, 64, 65536, 64))
-    quantized(source, folder / "w.safetensors", "int8")
-    return Model.load(folder / "w.safetensors", threads=1)
+    return Model.load(world_model(tmp_path_factory.mktemp("world")), threads=1)
 
 
 def of_whole_text(model: Model, prompt: Sequence[int], choice: Sequence[int]) -> float:

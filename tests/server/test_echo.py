@@ -16,10 +16,9 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
 from model_server import Here, serving
-from quant_models import checkpoint, quantized
+from quant_models import world_model
 from text_oracles import log_softmax, rounding
 
-from quant.synthetic import synthetic_arch
 from rwkvcli import Model
 from rwkvcli.services.evaluation import measure
 from rwkvcli.services.states import Building
@@ -33,11 +32,7 @@ ROUNDED = 0.5e-6 + rounding(65536)
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A random model over World, whose tokens have several bytes, and which has rows that are no tokens."""
-    folder = tmp_path_factory.mktemp("world")
-    source = checkpoint(folder / "w.pth", synthetic_arch("7", 1, 64, 65536, 64))
-    quantized(source, folder / "w.safetensors", "int8")
-    return Model.load(folder / "w.safetensors", threads=1)
+    return Model.load(world_model(tmp_path_factory.mktemp("world")), threads=1)
 
 
 @pytest.fixture(scope="module")
