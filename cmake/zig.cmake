@@ -20,10 +20,13 @@ set(system ${CMAKE_MATCH_2})
 set(name_windows Windows)
 set(name_macos Darwin)
 set(name_linux Linux)
-if(NOT name_${system} STREQUAL CMAKE_HOST_SYSTEM_NAME) # else nothing is crossed
+set(names_${processor} ${processor})
+set(names_x86_64 x86_64 AMD64)
+set(names_aarch64 aarch64 arm64 ARM64)
+if(NOT name_${system} STREQUAL CMAKE_HOST_SYSTEM_NAME OR NOT CMAKE_HOST_SYSTEM_PROCESSOR IN_LIST names_${processor})
   set(CMAKE_SYSTEM_NAME ${name_${system}})
   set(CMAKE_SYSTEM_PROCESSOR ${processor})
-elseif(system STREQUAL "linux")
+elseif(system STREQUAL "linux") # nothing is crossed
   # Zig brings the headers of the system's libraries; those of Debian's Python look for a part of theirs from here.
   set(CMAKE_CXX_FLAGS_INIT "-idirafter /usr/include")
 endif()
