@@ -14,7 +14,7 @@ file(TO_CMAKE_PATH "${RWKV_ZIG}" RWKV_ZIG)
 
 # Naming the target, even this system's own, also keeps Zig from using all that this very processor has.
 set(CMAKE_CXX_COMPILER ${RWKV_ZIG} c++ -target ${RWKV_ZIG_TARGET})
-string(REGEX MATCH "^([^-]+)-([^-]+)" parts "${RWKV_ZIG_TARGET}")
+string(REGEX MATCH "^([^-]+)-([^-.]+)" parts "${RWKV_ZIG_TARGET}")
 set(processor ${CMAKE_MATCH_1})
 set(system ${CMAKE_MATCH_2})
 set(name_windows Windows)
