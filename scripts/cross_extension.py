@@ -170,11 +170,11 @@ def link_extension(
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         bindings = list(threads.map(compiled, sorted((ROOT / "csrc" / "bindings").glob("*.cpp"))))
+    extension = folder / python.extension_name(target)
     system = []
     if target.macos:
-        system = ["-Wl,-undefined,dynamic_lookup"]
+        system = ["-Wl,-undefined,dynamic_lookup", f"-Wl,-install_name,@rpath/{extension.name}"]
     elif not target.windows:
         system = ["-ldl", "-lpthread"]
-    extension = folder / python.extension_name(target)
     run(*compiler, "-O2", "-s", "-shared", *bindings, engine, *libraries, *system, "-o", extension)
     return extension
