@@ -15,8 +15,10 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
   set(RWKV_FLAGS_neon "") # every such processor has it
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     set(RWKV_FLAGS_dotprod -march=armv8.2-a+dotprod)
+    set(RWKV_FLAGS_i8mm -march=armv8.2-a+dotprod+i8mm)
   else() # Zig takes a processor alone, Clang both
     set(RWKV_FLAGS_dotprod -mcpu=generic+dotprod)
+    set(RWKV_FLAGS_i8mm -mcpu=generic+dotprod+i8mm)
   endif()
 endif()
 
@@ -24,7 +26,7 @@ endif()
 # and that has a file of its own.
 function(rwkv_add_cpu_levels target stem)
   target_sources(${target} PRIVATE ${stem}_scalar.cpp)
-  foreach(level avx2 avxvnni avx512 neon dotprod)
+  foreach(level avx2 avxvnni avx512 neon dotprod i8mm)
     if(DEFINED RWKV_FLAGS_${level} AND EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${stem}_${level}.cpp)
       target_sources(${target} PRIVATE ${stem}_${level}.cpp)
       # GCC 12 reports its own intrinsics headers as using uninitialized values

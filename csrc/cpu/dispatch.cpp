@@ -34,6 +34,9 @@ constexpr Level kLevels[] = {
 #ifdef RWKV_HAVE_LEVEL_DOTPROD
     {"dotprod", dotprod_table, [](const Features& f) { return f.dotprod; }},
 #endif
+#ifdef RWKV_HAVE_LEVEL_I8MM
+    {"i8mm", i8mm_table, [](const Features& f) { return f.i8mm; }},
+#endif
 };
 
 } // namespace

@@ -4,6 +4,8 @@
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace rwkv::cpu {
@@ -61,12 +63,26 @@ bool has_dot_products() noexcept {
 #endif
 }
 
+bool has_matrix_products() noexcept {
+#if defined(__linux__)
+    constexpr unsigned long kInt8MatrixProducts = 1ul << 13; // of AT_HWCAP2
+    return (getauxval(AT_HWCAP2) & kInt8MatrixProducts) != 0;
+#elif defined(__APPLE__)
+    int value = 0; // the name is not known before macOS 12, nor is any processor that has them
+    size_t size = sizeof value;
+    return sysctlbyname("hw.optional.arm.FEAT_I8MM", &value, &size, nullptr, 0) == 0 && value != 0;
+#else
+    return false;
+#endif
+}
+
 } // namespace
 
 Features detect() noexcept {
     Features f;
     f.neon = true;
     f.dotprod = has_dot_products();
+    f.i8mm = f.dotprod && has_matrix_products();
     return f;
 }
 #else
@@ -85,6 +101,8 @@ std::string describe(const Features& f) {
         text += "neon ";
     if (f.dotprod)
         text += "dotprod ";
+    if (f.i8mm)
+        text += "i8mm ";
     if (text.empty())
         return "baseline";
     text.pop_back();

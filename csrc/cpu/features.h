@@ -11,6 +11,7 @@ struct Features {
     bool avx512vnni = false; ///< AVX-512 F, BW, VL, DQ and VNNI
     bool neon = false;       ///< 64-bit ARM, where it is always there
     bool dotprod = false;    ///< NEON with dot products of bytes (ARMv8.2 option, ARMv8.4)
+    bool i8mm = false;       ///< dotprod and products of matrices of bytes (ARMv8.2 option, ARMv8.6)
 };
 
 Features detect() noexcept;

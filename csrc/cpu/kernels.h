@@ -140,8 +140,8 @@ constexpr int kSoftmaxBlock = 128;
 constexpr int state_stride(int head_size) { return (head_size + 15) / 16 * 16; }
 
 /// The table of the best level this processor runs, or of the level that RWKV_CPU_LEVEL names (scalar, avx2,
-/// avxvnni, avx512, neon, dotprod; a trailing "!" skips the check that the processor reports it). Throws
-/// Error(kDevice) when it cannot run.
+/// avxvnni, avx512, neon, dotprod, i8mm; a trailing "!" skips the check that the processor reports it).
+/// Throws Error(kDevice) when it cannot run.
 const KernelTable& choose(const char* forced_level);
 
 /// Names of the levels that this processor can run, best last.

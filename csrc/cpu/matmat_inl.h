@@ -3,6 +3,8 @@
 // threads.
 #pragma once
 
+#include "cpu/blocks_inl.h"
+//
 #include "cpu/codes_inl.h"
 
 namespace rwkv::cpu {
@@ -207,6 +209,9 @@ void tile_times_rows(const Matrix& w, int tile, const Acts& x, int rows, float* 
     if constexpr (kDecodesTiles) {
         float* scales = reinterpret_cast<float*>(scratch + size_t(w.k_pad) * kTileRows);
         const uint8_t* codes = decode_tile<E, kGroup>(w, tile, scratch, scales);
+        if constexpr (kTakesBlocks)
+            if (takes_blocks(rows))
+                codes = order_blocks<E>(w, codes, scratch, scales, w.k_pad / kGroup);
         // the next tile's codes, spread over all groups of all blocks
         const size_t tile_bytes = w.code_bytes(size_t(w.k_pad) * kTileRows);
         const size_t groups = size_t(w.k_pad / kGroup);
@@ -216,12 +221,18 @@ void tile_times_rows(const Matrix& w, int tile, const Acts& x, int rows, float* 
         const uint8_t* fetch_end = fetch + ((tile + 1) * kTileRows < w.n ? tile_bytes : 0);
         for (int t = 0; t < rows; t += kMaxTokens, y += kMaxTokens * y_stride) {
             const int block = t / kMaxTokens, each = fetch < fetch_end ? lines : 0;
+            const auto meet = [&]<int T>() {
+                if constexpr (kTakesBlocks)
+                    if (takes_blocks(rows))
+                        return blocks_times_tokens<T, E, kGroup>(w, tile, codes, scales, x, block, y,
+                                                                 y_stride, fetch, each);
+                decoded_times_tokens<T, E, kGroup>(w, tile, codes, scales, x, block, y, y_stride, fetch,
+                                                   each);
+            };
             if (rows - t <= kMaxTokens / 2)
-                decoded_times_tokens<kMaxTokens / 2, E, kGroup>(w, tile, codes, scales, x, block, y, y_stride,
-                                                                fetch, each);
+                meet.template operator()<kMaxTokens / 2>();
             else
-                decoded_times_tokens<kMaxTokens, E, kGroup>(w, tile, codes, scales, x, block, y, y_stride,
-                                                            fetch, each);
+                meet.template operator()<kMaxTokens>();
             fetch += groups * size_t(each) * 64;
         }
     } else {

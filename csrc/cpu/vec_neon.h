@@ -1,5 +1,6 @@
 // Sixteen lanes as four quarters of NEON (AArch64); with RWKV_VEC_DOTPROD the integer products use its dot
-// products. Names: vec_scalar.h.
+// products, with RWKV_VEC_I8MM also those of unsigned bytes and its products of matrices. Names:
+// vec_scalar.h.
 #pragma once
 
 #if !defined(__aarch64__)
@@ -428,7 +429,10 @@ inline vi dot_start(int32_t bias) { return iset(bias); }
 inline vi dot_q4(vi acc, vc w, const int8_t* x) {
     uint32_t word;
     memcpy(&word, x, 4);
-#ifdef RWKV_VEC_DOTPROD // which takes four bytes from where they are
+#ifdef RWKV_VEC_I8MM // which, like the next, takes four bytes from where they are
+    const int8x8_t four = vcreate_s8(word);
+    return quarters<vi>([&](int i) { return vusdotq_lane_s32(acc.v[i], w.v[i], four, 0); });
+#elif defined(RWKV_VEC_DOTPROD)
     const int8x8_t four = vcreate_s8(word);
     return quarters<vi>(
         [&](int i) { return vdotq_lane_s32(acc.v[i], vreinterpretq_s8_u8(w.v[i]), four, 0); });
@@ -437,11 +441,57 @@ inline vi dot_q4(vi acc, vc w, const int8_t* x) {
     return quarters<vi>([&](int i) { return dot_bytes(acc.v[i], w.v[i], four); });
 #endif
 }
+#ifdef RWKV_VEC_I8MM
+inline vi dot_start_q8(int32_t bias) { return iset(bias); }
+inline vi dot_q8(vi acc, vc w, const int8_t* x) { return dot_q4(acc, w, x); }
+
+#define RWKV_VEC_BLOCKS 1 // blocks_inl.h: a part holds two outputs of two tokens
+/// acc[2 i + j] += sum of eight products of w[8 i ...] (unsigned) and x[8 j ...] (signed).
+inline pi multiply_block(pi acc, pc w, pc x) { return vusmmlaq_s32(acc, w, vreinterpretq_s8_u8(x)); }
+/// Words of two parts in turns.
+inline void pair_words(pc a, pc b, pc (&to)[2]) {
+    to[0] = bytes_of(vzip1q_s32(words_of(a), words_of(b)));
+    to[1] = bytes_of(vzip2q_s32(words_of(a), words_of(b)));
+}
+/// Of four words the first two and the last two, each twice.
+inline void repeat_pairs(pi a, pi (&to)[2]) {
+    const int64x2_t pairs = vreinterpretq_s64_s32(a);
+    to[0] = vreinterpretq_s32_s64(vdupq_laneq_s64(pairs, 0));
+    to[1] = vreinterpretq_s32_s64(vdupq_laneq_s64(pairs, 1));
+}
+inline void repeat_pairs(pf a, pf (&to)[2]) {
+    pi pairs[2];
+    repeat_pairs(vreinterpretq_s32_f32(a), pairs);
+    to[0] = vreinterpretq_f32_s32(pairs[0]);
+    to[1] = vreinterpretq_f32_s32(pairs[1]);
+}
+/// Every word twice.
+inline void repeat_words(pf a, pf (&to)[2]) {
+    to[0] = vzip1q_f32(a, a);
+    to[1] = vzip2q_f32(a, a);
+}
+/// The even words of both, and the odd ones.
+inline void part_words(pf a, pf b, pf (&to)[2]) {
+    to[0] = vuzp1q_f32(a, b);
+    to[1] = vuzp2q_f32(a, b);
+}
+inline pf load_part(const float* p) { return vld1q_f32(p); }
+inline pi load_part(const int32_t* p) { return vld1q_s32(p); }
+inline void store_part(float* p, pf a) { vst1q_f32(p, a); }
+inline void store_part(uint8_t* p, pc a) { vst1q_u8(p, a); }
+inline void stay_in_registers(pi& x) { __asm__ volatile("" : "+w"(x)); }
+inline pi iadd(pi a, pi b) { return vaddq_s32(a, b); }
+inline pi halve(pi a) { return vshrq_n_s32(a, 1); }
+inline pf to_float(pi a) { return vcvtq_f32_s32(a); }
+inline pf mul(pf a, pf b) { return vmulq_f32(a, b); }
+inline pf fma(pf a, pf b, pf c) { return vfmaq_f32(c, a, b); }
+#else
 // Bytes are signed: the zero point goes first, so the accumulator starts at 0, not at the bias.
 inline vi dot_start_q8(int32_t) { return iset(0); }
 inline vi dot_q8(vi acc, vc w, const int8_t* x) {
     return dot_q4(acc, quarters<vc>([&](int i) { return dot_codes(w.v[i]); }), x);
 }
+#endif
 
 } // namespace
 } // namespace rwkv::cpu

@@ -43,6 +43,10 @@ std::vector<const cpu::KernelTable*> levels() {
     if (also == "dotprod" || features.dotprod)
         tables.push_back(cpu::dotprod_table());
 #endif
+#ifdef RWKV_HAVE_LEVEL_I8MM
+    if (also == "i8mm" || features.i8mm)
+        tables.push_back(cpu::i8mm_table());
+#endif
     return tables;
 }
 

@@ -27,7 +27,8 @@ _T = TypeVar("_T")
 class NativeModel:
     """A model file evaluated by the C++ engine on the CPU.
 
-    `threads` >= 1; `level` names a CPU level (`scalar`, `avx2`, `avxvnni`, `avx512`, `neon`, `dotprod`) or is empty for the best one.
+    `threads` >= 1; `level` names a CPU level (`scalar`, `avx2`, `avxvnni`, `avx512`, `neon`, `dotprod`,
+    `i8mm`) or is empty for the best one.
     The engine maps the file itself; nothing is copied at load.
     """
 
