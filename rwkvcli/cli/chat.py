@@ -99,7 +99,7 @@ def chat(
     if no_save and name is not None and not _is_model(name):
         raise Misuse("--no-save keeps nothing, and NAME names what is kept")
     # a default does not count against the model of a session
-    model_name = settings.model if settings.model_was_named else None
+    model_name = settings.model if "model" in settings.typed else None
     if name is not None and model_name is None and _is_model(name):
         model_name, name = name, None
         told = f"{model_name} is a model: a new conversation begins with it"

@@ -35,13 +35,17 @@ def doctor(
     and why. With MODEL also whether it fits into memory, and the speed to expect: the memory's bandwidth,
     which is measured, over the bytes that a token needs; how much of it fits into a GPU; and what --device
     auto chooses. A checkpoint, here or on the Hub, is judged by what can be made of it; nothing is downloaded
-    for that. Without MODEL the default is judged, if one is set; that it is not here is told then.
+    for that. Without MODEL the default is judged, if one is set; that it is not here is told then, as it is of
+    a default device.
     """
     from rwkvcli.cli.render import table
     from rwkvcli.services import diagnosis, fitting
 
     console = Console(settings)
+    problem = _device_problem(settings)
     found = diagnosis.examine(settings.threads)
+    if problem is not None:
+        found["device"] = problem
     model = file if file is not None else settings.model
     if model is not None:
         try:
@@ -49,13 +53,26 @@ def doctor(
             devices = [device for device in found["gpu"]["devices"] if device["usable"]]
             found["model"] = fitting.prospects(model, threads, offline=settings.offline, devices=devices)
         except RwkvError as error:
-            if file is not None or settings.model_was_named:
+            if file is not None or "model" in settings.typed:
                 raise
             found["model"] = {"name": model, "problem": str(error), "hint": error.hint}
     if settings.json:
         console.line(json.dumps(found))
     else:
         console.line("\n".join(table(list(_lines(found)))))
+
+
+def _device_problem(settings: Settings) -> dict[str, Any] | None:
+    """Why the default device cannot be used, if it cannot. Raises what says so of one that was typed."""
+    from rwkvcli.services.loading import check_device
+
+    try:
+        check_device(settings.device)
+    except RwkvError as error:
+        if "device" in settings.typed:
+            raise
+        return {"name": settings.device, "problem": str(error), "hint": error.hint}
+    return None
 
 
 def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -82,15 +99,14 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
             told.append(f'{missing} not installed: pip install "rwkvcli[{extra}]"')
         yield f"extra {extra}", "; ".join(told)
     yield from found["folders"].items()
+    if "device" in found:
+        yield from _problem_lines("default device", found["device"])
     if "model" in found:
-        lines = (
-            _problem_lines
-            if "problem" in found["model"]
-            else _choice_lines
-            if "choices" in found["model"]
-            else _model_lines
-        )
-        yield from lines(found["model"])
+        model = found["model"]
+        if "problem" in model:
+            yield from _problem_lines("default model", model)
+        else:
+            yield from (_choice_lines if "choices" in model else _model_lines)(model)
 
 
 def _gpu_lines(gpu: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -112,12 +128,12 @@ _VERDICT = {
 }
 
 
-def _problem_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Why the default model cannot be judged, and what helps."""
+def _problem_lines(what: str, told: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Why a default cannot be used, and what helps."""
     yield "", ""
-    yield "default model", model["problem"]
-    if model["hint"]:
-        yield "hint", model["hint"]
+    yield what, told["problem"]
+    if told["hint"]:
+        yield "hint", told["hint"]
 
 
 def _choice_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -185,9 +185,12 @@ def with_settings(
         for flag in _EAGER:
             values.pop(flag.name)
         defaults = _stored(function.__name__ if own_stored else None) if stored else {}
-        chosen: dict[str, Any] = {"model_was_named": values["model"] is not None or _was_typed(root, "model")}
+        chosen: dict[str, Any] = {}
+        typed = set()
         for option in _GLOBALS:
             after = values.pop(option.name)
+            if after is not None or _was_typed(root, option.name):
+                typed.add(option.name)
             value = after if after is not None else root.params.get(option.name)
             if value is None:
                 value = defaults.get(option.name)
@@ -199,7 +202,7 @@ def with_settings(
             source: Any = ctx.get_parameter_source(name)
             if source is not None and source.name == "DEFAULT":
                 values[name] = defaults[name]
-        settings = Settings(**chosen)
+        settings = Settings(**chosen, typed=frozenset(typed))
         if ctx.obj is not None:
             ctx.obj(settings)
         function(settings=settings, **values)

@@ -28,5 +28,5 @@ class Settings:
     verbose: bool = False
     json: bool = False
     color: Color = Color.auto
-    model_was_named: bool = False
-    """Whether the command line names the model, rather than the environment or the configuration."""
+    typed: frozenset[str] = frozenset()
+    """The fields that the command line says, rather than the environment or the configuration."""

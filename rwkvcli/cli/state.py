@@ -245,7 +245,7 @@ def _verify(console: Console, paths: list[Path]) -> None:
     from rwkvcli.services import states
 
     # a default is not meant: the state may be of any model
-    name = console.settings.model if console.settings.model_was_named else None
+    name = console.settings.model if "model" in console.settings.typed else None
     model = model_file(console, name).path if name is not None else None
     refused: dict[Path, RwkvError] = {}
 

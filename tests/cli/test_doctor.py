@@ -138,6 +138,23 @@ def test_a_default_that_cannot_be_judged_is_a_finding(
     assert named.err.startswith(f"error: {problem}\n")
 
 
+def test_a_device_that_cannot_be_used(tmp_path: Path) -> None:
+    for device, code, problem in (
+        ("nonsense", 2, "unknown device 'nonsense'"),
+        ("cuda", 5, "this build has no CUDA kernels"),
+    ):
+        asked = rwkv_inside("doctor", "--device", device)
+        assert (asked.code, asked.out) == (code, "")
+        assert asked.err.startswith(f"error: {problem}\nhint: ")
+        # that a default cannot be used is what a person wants to be told
+        told = rwkv_inside("doctor", env={"RWKV_DEVICE": device})
+        assert (told.code, told.err) == (0, "")
+        assert f"\n\ndefault device  {problem}\nhint            " in told.out
+        found = json.loads(rwkv_inside("doctor", "--json", env={"RWKV_DEVICE": device}).out)["device"]
+        assert (found["name"], found["problem"]) == (device, problem)
+    assert "device" not in json.loads(rwkv_inside("doctor", "--json", "--device", "cpu").out)
+
+
 def test_one_warning_with_the_arithmetic(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
