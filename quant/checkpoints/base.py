@@ -81,6 +81,14 @@ class Checkpoint:
         """{canonical name: logical shape} of all tensors."""
         return {name: piece.shape for name, piece in self._pieces.items()}
 
+    @cached_property
+    def repeated(self) -> frozenset[str]:
+        """Names of tensors that are an earlier one once more: a head that is the embedding."""
+        first: dict[Any, str] = {}
+        for name, piece in self._pieces.items():
+            first.setdefault((self._file.place(piece.source), piece.shape, piece.take), name)
+        return frozenset(self._pieces.keys() - first.values())
+
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors of known dtype, as stored."""
@@ -125,10 +133,12 @@ class Checkpoint:
 
     def stored(self, name: str) -> tuple[str, float]:
         """(form, bytes) of what the file holds for tensor `name`: ("q4_k", 1024). One of several that share a stored
-        tensor has its part of the bytes.
+        tensor has its part of the bytes, one that is an earlier one none.
         """
         piece = self._piece(name)
         raw = self._raw(piece)
+        if name in self.repeated:
+            return raw.stored, 0
         return raw.stored, raw.nbytes * _elements(piece.shape) / max(_elements(raw.shape), 1)
 
     def read(self, name: str, *, check_finite: bool = True) -> npt.NDArray[np.float32]:

@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,10 @@ class PthTensors(OneMappedFile):
             yield entry.begin, entry.end, name
             at = entry.end
         yield at, self.size, ""
+
+    def place(self, name: str) -> Hashable:
+        """See `TensorFile.place`."""
+        return self._refs[name]
 
     def array(self, name: str) -> Array:
         """See `TensorFile.array`."""

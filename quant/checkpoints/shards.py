@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from quant.arrays import Array
@@ -46,6 +46,10 @@ class Shards(TensorFile):
     def files(self) -> tuple[Path, ...]:
         """See `TensorFile.files`."""
         return (self._index, *(path for file in self._files.values() for path in file.files))
+
+    def place(self, name: str) -> Hashable:
+        """See `TensorFile.place`."""
+        return self._place[name].path, self._place[name].place(name)
 
     def array(self, name: str) -> Array:
         """See `TensorFile.array`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -54,6 +54,10 @@ class TensorFile(ABC):
     @abstractmethod
     def array(self, name: str) -> Array:
         """Tensor `name` of a readable dtype: its shape, read-only, perhaps an unaligned view; bf16 as uint16."""
+
+    def place(self, name: str) -> Hashable:
+        """Equal for two tensors that are the same elements of the file."""
+        return name
 
     @abstractmethod
     def sha256(self, progress: Callable[[int, int], None] | None = None) -> str:

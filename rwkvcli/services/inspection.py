@@ -14,7 +14,7 @@ def inspect(path: Path, *, tensors: bool = False, header_only: bool = False) -> 
     """Describe the file `path`; reads its header, not its weights (`header_only`: nothing else at all).
 
     Keys: `kind` ("model" or "checkpoint"), for checkpoints `container` ("pth", "safetensors", "gguf", "ggmf") and `names`
-    (the tool whose layout it is), `path`, `bytes`, `version`, `dimensions`, `parameters`,
+    (the tool whose layout it is), `path`, `bytes`, `version`, `dimensions`, `parameters` (a head that is the embedding counts once),
     `state_bytes`, `bits_per_weight`, `formats` {encoding: bytes}, and for models `tokenizer`, `template` (as the file
     says), `family` (the template in force; None: unknown), `recipe`,
     `method`, `calibration`, `source`, `report`, `group_norm_eps`. With `tensors` also `tensors`: a list of
@@ -51,6 +51,7 @@ def inspect(path: Path, *, tensors: bool = False, header_only: bool = False) -> 
                 "report": opened.report,
             }
             kind, size = "model", opened.size
+            repeated: frozenset[str] = frozenset()
         else:
             listed = []
             for name in opened.names:
@@ -66,12 +67,17 @@ def inspect(path: Path, *, tensors: bool = False, header_only: bool = False) -> 
                 )
             more = {"container": opened.format, "names": opened.layout}
             kind, size = "checkpoint", opened.file_size
+            repeated = opened.repeated
         memory = state_bytes(opened.arch)
         # what the model computes with: some RWKV-7 checkpoints hold tensors of block 0 that nothing reads
-        parameters = sum(math.prod(item.shape) for item in logical_tensors(opened.arch).values())
+        parameters = sum(
+            math.prod(item.shape)
+            for item in logical_tensors(opened.arch).values()
+            if item.source not in repeated
+        )
         arch = asdict(opened.arch)
         version = arch.pop("version")
-    weights = sum(math.prod(item["shape"]) for item in listed)
+    weights = sum(math.prod(item["shape"]) for item in listed if item["name"] not in repeated)
     stored = sum(item["bytes"] for item in listed)
     formats: dict[str, int] = {}
     for item in listed:

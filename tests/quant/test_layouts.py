@@ -15,6 +15,7 @@ from quant.arch import expected
 from quant.checkpoints import Checkpoint, open_checkpoint
 from quant.errors import FormatError, SourceNotFound, UnsupportedModel
 from quant.synthetic import make_checkpoint, write_pth, write_safetensors
+from rwkvcli.services.inspection import inspect
 
 Tensors = dict[str, np.ndarray]
 SIZES = {"4": {}, "6": {"ranks": (3, 5)}, "7": {"ranks": (5, 7, 3, 9)}}
@@ -367,9 +368,34 @@ def test_a_head_that_is_the_embedding(
     check_equal(tmp_path, tied, "transformers" if version == "4" else "fla")
     with open_checkpoint(tmp_path) as opened:
         assert opened.nbytes == bare
+        assert (opened.repeated, opened.stored("head.weight")) == ({"head.weight"}, ("f32", 0))
+        parameters = sum(array.size for name, array in tied.items() if name in expected(opened.arch))
+    found = inspect(tmp_path)
+    assert found["parameters"] == parameters - tied["head.weight"].size
+    assert (found["formats"], found["bits_per_weight"]) == ({"f32": bare}, 32)
     writer(models[version], tmp_path / "model.safetensors")
     with open_checkpoint(tmp_path) as opened:  # a head that is there is the head
         assert np.array_equal(opened.read("head.weight"), models[version]["head.weight"])
+        assert not opened.repeated
+    assert inspect(tmp_path)["parameters"] == parameters
+
+
+def test_a_head_that_shares_the_memory_of_the_embedding(
+    models: Mapping[str, Tensors], tmp_path: Path
+) -> None:
+    """As `torch.save` writes it: two names of one storage."""
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in models["4"].items()}
+    tensors["head.weight"] = tensors["emb.weight"]
+    torch.save(tensors, tmp_path / "tied.pth")
+    with open_checkpoint(tmp_path / "tied.pth") as opened:
+        assert opened.repeated == {"head.weight"}
+    tensors["head.weight"] = tensors["emb.weight"].clone()
+    torch.save(tensors, tmp_path / "equal.pth")
+    tied, equal = inspect(tmp_path / "tied.pth"), inspect(tmp_path / "equal.pth")
+    size = models["4"]["emb.weight"].size
+    assert equal["parameters"] - tied["parameters"] == size
+    assert equal["formats"]["f32"] - tied["formats"]["f32"] == 4 * size
 
 
 def test_configurations(models: Mapping[str, Tensors], tmp_path: Path) -> None:
