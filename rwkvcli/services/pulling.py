@@ -121,7 +121,7 @@ def plan(
     """Ask the Hub what `name` stands for now, and what it takes to have it, made into `kind` if one is given.
 
     `for_this_machine`: of the usual kind. Offline, what is here counts. Raises UsageError (a path), ModelNotFound,
-    NetworkError, and what `parse` raises.
+    NetworkError, what `parse` raises, and what opening the file will, where its header tells.
     """
     parsed = store.parse(name)
     if isinstance(parsed, Path):
@@ -140,7 +140,10 @@ def plan(
     reference, files = remote_files(parsed, watcher)
     if for_this_machine and kind is None and not _is_model(reference, watcher):
         kind = kind_for(sum(file.size for file in files))
-    return _plan(name, reference, files, kind, watcher=watcher)
+    planned = _plan(name, reference, files, kind, watcher=watcher)
+    if planned.to_write and planned.source is None:
+        _check_header(planned, watcher)
+    return planned
 
 
 def bring(planned: Plan, watcher: Watcher) -> LocalModel:
@@ -286,6 +289,20 @@ def _is_model(reference: Reference, watcher: Watcher | None) -> bool:
         return False
     with header_only(reference, watcher) as path:
         return store.is_model(path)
+
+
+def _check_header(planned: Plan, watcher: Watcher | None) -> None:
+    """Refuse what nothing can be made of, before it is downloaded. A configuration beside weights may say more of them."""
+    from quant.sources import open_model, source_of
+    from rwkvcli.services.hub import header_only
+
+    reference = planned.reference
+    if reference.file is None or not reference.file.endswith(".safetensors"):
+        return
+    with header_only(reference, watcher) as path:
+        if store.is_model(path) or len(planned.files) == 1:
+            with open_model(path, check_values=False) as opened:
+                source_of(opened)
 
 
 def _plan(

@@ -12,11 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cli_runner import Outcome, Terminal, environment, small_files, start
 from hub_client import ANSWER, G1, NEW, OLD, Client
 from hub_server import COMMIT, Hub, HubFile, Repo
+from quant_models import quantized
 
+from quant.checkpoints.write import write_safetensors
 from quant.container.reader import ModelFile
 from quant.synthetic import synthetic_arch
 from rwkvcli.services import catalog, fitting, pulling
@@ -160,6 +163,31 @@ def test_what_the_hub_does_not_have(hub: Hub, client: Client) -> None:
     )
     assert client("pull", "g1-0.1").err.endswith("hint: did you mean g1-0.1b?\n")
     assert hub.requests == []
+
+
+def test_what_nothing_can_be_made_of_is_refused_by_its_header(
+    hub: Hub, client: Client, pth: Path, tmp_path: Path
+) -> None:
+    quantized(pth, tmp_path / "q.safetensors", "int8")
+    quantized(pth, tmp_path / "f.safetensors", "f32")
+    write_safetensors(
+        tmp_path / "other.safetensors", {"layers.0.q_proj.weight": np.zeros((4, 4), np.float32)}, "f32"
+    )
+    names = ("q.safetensors", "f.safetensors", "other.safetensors")
+    hub.repos["a/b"] = Repo({name: HubFile((tmp_path / name).read_bytes()) for name in names})
+    refused = client("pull", "a/b:q.safetensors", "--quantize", "int4")
+    assert refused == Outcome(
+        2,
+        "",
+        "error: a/b:q.safetensors is quantized already (int8)\n"
+        "hint: quantize the checkpoint that it was made from\n",
+    )
+    other = client("pull", "a/b:other.safetensors", "--quantize", "int4")
+    assert (other.code, other.out) == (4, "")
+    assert other.err.startswith("error: a/b:other.safetensors ")
+    assert not list(client.home.rglob("blobs/*"))
+    assert client("pull", "a/b:f.safetensors", "--quantize", "int4").code == 0
+    assert client("pull", "a/b:q.safetensors").code == 0
 
 
 def test_a_dry_run_fetches_nothing(hub: Hub, client: Client) -> None:
