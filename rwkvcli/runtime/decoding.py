@@ -133,10 +133,11 @@ def decode(
     `max_tokens` or `stop` at once, FormatError from the sampler, and whatever `model.evaluate` raises.
     """
     check_limits(max_tokens, stop)
-    return _decoded(model, state, logits, Continuation(tokenizer, sampler, max_tokens, TextStream(stop)))
+    return continued(model, state, logits, Continuation(tokenizer, sampler, max_tokens, TextStream(stop)))
 
 
-def _decoded(model: Evaluator, state: Any, logits: Logits, run: Continuation) -> Iterator[Piece]:
+def continued(model: Evaluator, state: Any, logits: Logits, run: Continuation) -> Iterator[Piece]:
+    """The pieces of `run`, whose last token gave `logits`; see `decode`."""
     while not run.full:
         if run.unfed:
             logits = model.evaluate(list(run.unfed), state)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rwkvcli.runtime.lookahead import Ahead
     from rwkvcli.runtime.sampling import Sampler
     from rwkvcli.runtime.speculation import Speculation
+    from rwkvcli.runtime.streaming import TextStream
     from rwkvcli.runtime.templates import Template
     from rwkvcli.runtime.tokenizer import Tokenizer
 
@@ -213,7 +214,8 @@ class Model:
 
         With `state` the prompt continues what that state has seen, and the state advances over the prompt and all of
         the text (a stop string's last token is left out; when the caller breaks off, the token of the last piece has not
-        been fed). The same seed gives the same text. `sampling` takes every other setting of
+        been fed). With an empty `prompt` it goes on exactly where a run that saved the state was left, if one did, half
+        characters and draws included. The same seed gives the same text. `sampling` takes every other setting of
         `rwkvcli.runtime.sampling.SamplingParams`; what is None or left out is as usual for this family of models. The text
         conforms to the JSON Schema `schema`, matches `regex`, is one of `choices`, or is one of the Lark `grammar`, from its
         first byte, and ends where nothing can follow (MissingExtra without the package llguidance). `draft`, a smaller model of
@@ -223,9 +225,10 @@ class Model:
         from rwkvcli.runtime.constraint import Constraint
         from rwkvcli.runtime.decoding import check_limits
         from rwkvcli.runtime.drafting import Drafting
+        from rwkvcli.runtime.resuming import resume
         from rwkvcli.runtime.sampling import Sampler, SamplingParams
         from rwkvcli.runtime.speculation import speculation_for
-        from rwkvcli.runtime.streaming import stop_strings
+        from rwkvcli.runtime.streaming import TextStream, stop_strings
 
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, **sampling}
         params = SamplingParams.of(self.template.settings(chat=False), given)
@@ -238,8 +241,14 @@ class Model:
         shared = state is not None
         state = state if state is not None else self.new_state()
         self._check(state)
+        text, begun, pause = TextStream(stop), "", state.pause
+        if prompt == "" and pause is not None:
+            begun = resume(pause, sampler, text, params.seed)
+            if pause.ended:
+                begun += text.flush()
+                return iter([begun] if begun else [])
         ids = self._ids_of(prompt, state)
-        return self._generate(ids, state, sampler, max_tokens, stop, speculation, shared)
+        return self._generate(ids, state, sampler, max_tokens, text, begun, speculation, shared)
 
     def _generate(
         self,
@@ -247,16 +256,21 @@ class Model:
         state: State,
         sampler: Sampler,
         max_tokens: int,
-        stop: Sequence[str],
+        text: TextStream,
+        begun: str,
         speculation: Speculation | None,
         shared: bool,
     ) -> Iterator[str]:
-        from rwkvcli.runtime.decoding import decode
+        from rwkvcli.runtime.decoding import Continuation, continued
 
         feeder = speculation or self
         logits = self._logits_after(ids, state, feeder)
+        if begun:
+            yield begun
         try:
-            for piece in decode(feeder, state, logits, self.tokenizer, sampler, max_tokens, stop):
+            for piece in continued(
+                feeder, state, logits, Continuation(self.tokenizer, sampler, max_tokens, text)
+            ):
                 if piece.finish is not None and piece.finish.unfed and piece.finish.stop is None:
                     feeder.evaluate(piece.finish.unfed, state)
                 if piece.text:

@@ -11,12 +11,11 @@ from rwkvcli.runtime.templates import WAYS
 
 if TYPE_CHECKING:
     from rwkvcli.runtime.grammar import GrammarMatcher
-    from rwkvcli.runtime.state_file import Pause
     from rwkvcli.runtime.templates import Template
     from rwkvcli.runtime.tokenizer import Tokenizer
     from rwkvcli.services.generation import Settings
 
-__all__ = ["KINDS", "LARGEST", "Constraint", "check_beginning", "matcher_of", "of_line", "of_option"]
+__all__ = ["KINDS", "LARGEST", "Constraint", "matcher_of", "of_line", "of_option"]
 
 
 def of_option(kind: str, value: Any) -> Constraint:
@@ -49,14 +48,3 @@ def matcher_of(settings: Settings, template: Template, tokenizer: Tokenizer) -> 
     if not settings.chat:
         return constraint.matcher(tokenizer)
     return constraint.answer_matcher(tokenizer, think == "on", template.lead_of(think))
-
-
-def check_beginning(pause: Pause, fresh: Mapping[str, Any]) -> None:
-    """Raise UsageError if a text that is gone on with was begun without being held to anything. `fresh`: what is held back
-    of one that has not begun."""
-    held = pause.ended or (pause.sampler or {}).get("conforming") is not None
-    if not held and pause.text != fresh:
-        raise UsageError(
-            "the state was left inside a text that no schema or grammar was given for",
-            hint="go on without it, or give a new text",
-        )

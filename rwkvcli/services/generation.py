@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rwkvcli.errors import FormatError, NotUtf8, UsageError
+from rwkvcli.errors import NotUtf8, UsageError
 from rwkvcli.runtime.thoughts import CLOSE, Part, ThoughtSplitter
 
 if TYPE_CHECKING:
@@ -413,6 +413,8 @@ class Generation:
 
     def _go_on(self) -> list[Part]:
         """Take over where the state was left: the text that was held back then, and can be shown now."""
+        from rwkvcli.runtime.resuming import check_beginning, held_answer
+
         pause = self._pause
         if pause is None or (pause.logits is None and not pause.ended):
             raise UsageError(
@@ -423,27 +425,20 @@ class Generation:
         if pause.text is None:
             return []
         if self.settings.constraint is not None:
-            from rwkvcli.services.constraining import check_beginning
-
             own = {"answer": self._splitter.state()} if self._splitter is not None else {}
             check_beginning(pause, {**self._stream.state(), **own})
-        answer, before = pause.text.get("answer", {}), ""
-        if not isinstance(answer, Mapping):
-            raise FormatError("not the state of an answer")
+        before, answer = held_answer(pause), pause.text.get("answer", {})
         if answer and self._splitter is not None:
             self._splitter.restore(answer)
-            self.told_before = self._splitter.told
-        elif answer:
-            before = str(answer.get("held", ""))
+            self.told_before, before = self._splitter.told, ""
         text = before + self._stream.restore(pause.text)
         return self._parts(text)
 
     def _draws(self, saved: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
         """The sampler's state to go on with: another seed begins its own draws, a new text its own counts."""
-        chosen = dict(saved) if self.text_given is None else {k: saved.get(k) for k in ("seed", "draws")}
-        if seed is not None and seed != saved.get("seed"):
-            chosen.update(seed=seed, draws=0)
-        return chosen
+        from rwkvcli.runtime.resuming import draws
+
+        return draws(saved if self.text_given is None else {k: saved.get(k) for k in ("seed", "draws")}, seed)
 
     def _prompt(self) -> bytes:
         text, settings = self.text_given, self.settings

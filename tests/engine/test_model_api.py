@@ -20,6 +20,7 @@ from rwkvcli import Model, State
 from rwkvcli.errors import DeviceUnavailable, FormatError, ModelNotFound, RwkvError, StateMismatch, UsageError
 from rwkvcli.runtime.native import noted
 from rwkvcli.runtime.state_file import Pause, write_state
+from rwkvcli.services.generation import Generation, Settings
 
 
 @pytest.fixture
@@ -256,6 +257,40 @@ def test_generate_continues_what_the_state_has_seen() -> None:
     assert same(state, whole)
     with pytest.raises(UsageError, match="empty"):
         model.generate("", state=state)
+
+
+def test_generate_goes_on_where_a_run_was_left() -> None:
+    """Between bytes of a character, in what may become a stop string, and after the end."""
+    model = Model.load("demo")
+    chosen = {
+        "temperature": 2.0,
+        "presence_penalty": 0.5,
+        "top_p": 1.0,
+        "logit_bias": {0xC3: 9.0, 0xA9: 9.0, 113: 9.0},
+    }
+    sampling = {**chosen, "seed": 11}
+    settings = {"max_tokens": 40, "sampling": sampling, "stop": ("\xe9\xe9", "qq")}
+
+    def run(count: int) -> tuple[str, State]:
+        made = Generation(model, b"It was", Settings(**{**settings, "max_tokens": count}), keep=True)
+        text = "".join(made)
+        return text, made.settle()
+
+    whole = "".join(Generation(model, b"It was", Settings(**settings)))
+    held = set()
+    for count in range(1, 30):
+        text, state = run(count)
+        assert state.pause is not None and state.pause.text is not None
+        held |= {name for name, each in state.pause.text.items() if each}
+        options: dict[str, Any] = {"stop": settings["stop"], **chosen}
+        assert text + "".join(model.generate("", 40 - count, state=state.copy(), **options)) == whole
+        drafted = model.generate("", 40 - count, state=state.copy(), draft="lookup", **options)
+        assert text + "".join(drafted) == whole
+    assert held == {"text", "bytes"}
+    state = model.new_state()
+    model.forward([65], state)
+    state.pause = Pause(None, None, {"text": "", "bytes": ""}, ended=True)
+    assert not list(model.generate("", state=state))
 
 
 @pytest.mark.parametrize(
