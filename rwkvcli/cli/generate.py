@@ -297,6 +297,8 @@ def _check_many(
     ):
         if given:
             raise Misuse(f"{name} and {flag} do not go together")
+    if "draft" in settings.typed and settings.draft != "off":  # a default is for one text
+        raise Misuse(f"{name} and --draft do not go together: tokens of one text alone are guessed")
     if count is not None and not settings.json:
         raise Misuse("-N writes a list: ask for it by --json")
 

@@ -65,8 +65,14 @@ def test_several_texts_have_no_draft() -> None:
     many = ["generate", "-m", "demo", "-t", "1", "--seed", "1", "--max-tokens", "20", "--jsonl"]
     plain, drafted = (
         [json.loads(line) for line in rwkv_inside(*many, *more, stdin=lines).out.splitlines()]
-        for more in ((), ("--draft", "lookup"))
+        for more in ((), ("--draft", "off"))
     )
+    usual = rwkv_inside(*many, stdin=lines, env={"RWKV_DRAFT": "lookup"})
+    assert [json.loads(line)["text"] for line in usual.out.splitlines()] == [one["text"] for one in plain]
+    for args in (many, [*GENERATE, "-N", "2", "--json", PROMPT]):
+        asked = rwkv_inside(*args, "--draft", "lookup", stdin=lines)
+        assert (asked.code, asked.out) == (2, "")
+        assert " and --draft do not go together: " in asked.err
     assert [one["text"] for one in drafted] == [one["text"] for one in plain]
     assert not any("draft" in one for one in drafted)
 
