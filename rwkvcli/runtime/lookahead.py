@@ -54,6 +54,7 @@ class Ahead:
         self._model = model
         self._room = room
         self._last = _Kept(0, 0, [])
+        self._mark: object = None
 
     @property
     def kept(self) -> int:
@@ -64,6 +65,7 @@ class Ahead:
         """Float32 logits [V] after each of the tokens, LARGEST_LOOKAHEAD at most. `state` stays as it is."""
         ids = self._model.ids_for(tokens, state)
         self._last = _Kept(0, 0, [])
+        self._mark = state.mark
         logits: Any = self._room.run(ids, state.inner)
         vocab, flat = self._model.config.vocab_size, memoryview(logits).cast("B").cast("f")
         return [flat[i * vocab : (i + 1) * vocab] for i in range(len(tokens))]
@@ -79,3 +81,8 @@ class Ahead:
             self._room.keep(state.inner, kept, count, last.done)
         finally:
             state.end(last.done)
+            self._mark = state.mark
+
+    def is_ahead_of(self, state: State) -> bool:
+        """Whether the state has not changed since the tokens were run, but by `keep`."""
+        return self._mark is state.mark

@@ -44,7 +44,8 @@ def speculation_for(model: Model, sampler: Sampler, drafting: Drafting | None) -
 class Speculation:
     """Feeds the tokens of one text to `model`, as an `Evaluator`.
 
-    The tokens that were fed last may not have reached the state: before it is used for anything else, `settle` it.
+    The tokens that were fed last may not have reached the state: before it is used for anything else, also to change it,
+    `settle` it.
     """
 
     def __init__(
@@ -90,6 +91,8 @@ class Speculation:
             with self._room_or_no_guesses():
                 self._read()
             return logits
+        if 0 < self._fed <= self._ahead.kept and not self._ahead.is_ahead_of(state):
+            self._forget()  # somebody changed the settled state
         (token,) = tokens
         right = self._fed - 1  # guesses that came
         if 0 <= right < len(self._guesses):

@@ -65,6 +65,11 @@ class State:
         self._noted = self._noted.settled()._replace(pause=pause)
 
     @property
+    def mark(self) -> object:
+        """Another object once the state has changed."""
+        return self._noted
+
+    @property
     def fingerprint(self) -> str:
         """Names the model file that the state belongs to."""
         return self.origin.fingerprint

@@ -57,6 +57,34 @@ def drafting(way: str, demo: Model, small: Model) -> Drafting:
     return Drafting(demo, small if way == "model" else None)
 
 
+@pytest.mark.parametrize("way", ["model", "lookup"])
+@pytest.mark.parametrize("change", ["fed", "in a batch", "put back", "of another text"])
+def test_a_state_that_is_changed_between_two_pieces(demo: Model, small: Model, way: str, change: str) -> None:
+    other = demo.new_state()
+    demo.evaluate([*b"The king said"], other)
+
+    def text(draft: Model | str | None) -> tuple[str, State]:
+        state, pieces = demo.new_state(), list[str]()
+        before = state.copy()
+        for piece in demo.generate(PROMPT.decode(), 60, state=state, seed=1, draft=draft):
+            pieces.append(piece)
+            if len(pieces) == 10:
+                before = state.copy()
+            if len(pieces) % 20 == 17:
+                if change == "fed":
+                    demo.evaluate([*b" and so"], state)
+                elif change == "in a batch":
+                    demo.forward_batch([[104]], [state])
+                else:
+                    state.assign(before if change == "put back" else other)
+        return "".join(pieces), state
+
+    plain, state = text(None)
+    drafted, guessed = text(small if way == "model" else "lookup")
+    assert drafted == plain
+    assert same(guessed, state)
+
+
 def same(one: State, other: State) -> bool:
     mine, yours = one.to_numpy(), other.to_numpy()
     equal = all(np.array_equal(mine[name], yours[name]) for name in mine)
