@@ -77,7 +77,7 @@ def drafting_for(console: Console, model: Any) -> Any:
         found = model_to_run(console, name)
         draft = loaded(console, found)
         console.detail(f"draft {found.path}: {draft.backend.description}")
-    drafting = drafting_by(model, draft or name or None)
+    drafting = drafting_by(model, draft or name or None, lambda message: console.note(f"warning: {message}"))
     if drafting is not None and not drafting.works:
         console.note(f"note: nothing is guessed on {model.backend.description}")
     return drafting

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rwkvcli.errors import FormatError, UsageError
 
@@ -171,21 +172,33 @@ class Drafting:
 
     of: Model
     model: Model | None = None
+    warn: Callable[[str], None] = lambda message: warnings.warn(message, RuntimeWarning, stacklevel=2)
+    """Called once, when guessing has failed."""
+    _failures: list[Exception] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.model is not None:
             check_vocabulary(self.of, self.model)
 
     @classmethod
-    def by(cls, of: Model, draft: Model | str | None) -> Drafting | None:
+    def by(
+        cls, of: Model, draft: Model | str | None, warn: Callable[[str], None] | None = None
+    ) -> Drafting | None:
         """By a draft model or LOOKUP; None: nothing is guessed, as with OFF. Raises UsageError for anything else."""
         if draft is None or draft == OFF:
             return None
+        given: dict[str, Any] = {"warn": warn} if warn is not None else {}
         if draft == LOOKUP:
-            return cls(of)
+            return cls(of, None, **given)
         if not isinstance(draft, type(of)):
             raise UsageError(f"draft is a Model or {LOOKUP!r}, not {draft!r}")
-        return cls(of, draft)
+        return cls(of, draft, **given)
+
+    def failed(self, error: Exception) -> None:
+        """A text goes on without guesses because of `error`."""
+        self._failures.append(error)
+        if len(self._failures) == 1:
+            self.warn(f"the text goes on without guesses: {error}")
 
     @property
     def works(self) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rwkvcli.errors import OutOfMemory
+from rwkvcli.errors import Cancelled, OutOfMemory, RwkvError, TimedOut
 from rwkvcli.runtime.backend import LARGEST_LOOKAHEAD
 from rwkvcli.runtime.drafting import First, Forced
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.sampling import Sampler
     from rwkvcli.runtime.state import State
+
+
+_OF_A_DRAFTER = (RwkvError, RuntimeError, MemoryError)
+"""What a draft model and its device may raise."""
 
 
 def speculation_for(model: Model, sampler: Sampler, drafting: Drafting | None) -> Speculation | None:
@@ -38,7 +42,9 @@ def speculation_for(model: Model, sampler: Sampler, drafting: Drafting | None) -
     drafters: list[Drafter] = [Forced(sampler, model.tokenizer)] if sampler.conforms else []
     if drafting is not None:
         drafters.append(drafting.drafter(sampler))
-    return Speculation(model, ahead, First(drafters), drafting.remembers if drafting is not None else 0)
+    if drafting is None:
+        return Speculation(model, ahead, First(drafters), 0)
+    return Speculation(model, ahead, First(drafters), drafting.remembers, on_failure=drafting.failed)
 
 
 class Speculation:
@@ -55,11 +61,14 @@ class Speculation:
         drafter: Drafter,
         remembers: int = 1 << 15,
         clock: Callable[[], float] = time.perf_counter,
+        on_failure: Callable[[Exception], None] = lambda error: None,
     ) -> None:
-        """`remembers`: how many tokens that it has missed the drafter reads at most."""
+        """`remembers`: how many tokens that it has missed the drafter reads at most. `on_failure` is called with what
+        guessing raised, where the text goes on without."""
         self._model = model
         self._drafter = drafter
         self._clock = clock
+        self._on_failure = on_failure
         self._pace = Pace()
         self._ahead = ahead
         self._guesses: list[int] = []  # of the last pass
@@ -88,7 +97,7 @@ class Speculation:
             self._end_pass(state)
             logits = self._model.evaluate(tokens, state)
             self._unread += tokens
-            with self._room_or_no_guesses():
+            with self._or_no_guesses(*_OF_A_DRAFTER):
                 self._read()
             return logits
         if 0 < self._fed <= self._ahead.kept and not self._ahead.is_ahead_of(state):
@@ -123,10 +132,12 @@ class Speculation:
         """Feed `token`, and guesses after it."""
         most, begin = self._pace.most(), self._clock()
         if most:
-            with self._room_or_no_guesses():
+            guesses: list[int] = []
+            with self._or_no_guesses(*_OF_A_DRAFTER):
                 guesses = self._guess(token, most)
-                begin = self._clock()
-                if guesses:
+            begin = self._clock()
+            if guesses:
+                with self._or_no_guesses(OutOfMemory):  # of a GPU, which has room for a single token
                     self._rows = self._ahead.run([token, *guesses], state)
                     self._guesses, self._fed = guesses, 1
                     self.drafted += len(guesses)
@@ -152,12 +163,15 @@ class Speculation:
         self._drafter.read(unread)
 
     @contextmanager
-    def _room_or_no_guesses(self) -> Iterator[None]:
-        """Where a GPU has no memory for guesses, there are none from then on."""
+    def _or_no_guesses(self, *errors: type[Exception]) -> Iterator[None]:
+        """After one of `errors` there are no guesses from then on."""
         try:
             yield
-        except OutOfMemory:
+        except (Cancelled, TimedOut):
+            raise
+        except errors as error:
             self._drafter = First([])
+            self._on_failure(error)
 
 
 class Pace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +29,12 @@ def load_model(
         raise
 
 
-def drafting_by(model: Model, draft: Model | str | None) -> Drafting | None:
-    """What guesses tokens ahead of `model`: a draft model or the name of another way. None: nothing. Raises UsageError."""
+def drafting_by(model: Model, draft: Model | str | None, warn: Callable[[str], None]) -> Drafting | None:
+    """What guesses tokens ahead of `model`: a draft model or the name of another way. None: nothing. `warn` is called once
+    when guessing has failed. Raises UsageError."""
     from rwkvcli.runtime.drafting import Drafting
 
-    return Drafting.by(model, draft)
+    return Drafting.by(model, draft, warn)
 
 
 def ways_to_guess() -> list[str]:

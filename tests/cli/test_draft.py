@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_runner import rwkv_inside
 from quant_models import checkpoint, odd_arch, quantized
+
+from rwkvcli.errors import DeviceUnavailable
+from rwkvcli.runtime.drafting import Lookup
 
 GENERATE = ["generate", "-m", "demo", "-t", "1", "--seed", "1", "--max-tokens", "60"]
 PROMPT = "It was a fine day, and it was a fine day, and it was"
@@ -58,6 +62,17 @@ def test_a_chat_is_the_same() -> None:
     assert plain.code == 0
     for draft in ("lookup", "demo"):
         assert rwkv_inside(*chat, "--draft", draft, stdin=lines) == plain
+
+
+def test_a_draft_that_fails_ends_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: Any, tokens: Any) -> None:
+        raise DeviceUnavailable("the GPU is lost")
+
+    plain = rwkv_inside(*GENERATE, PROMPT)
+    monkeypatch.setattr(Lookup, "read", fails)
+    done = rwkv_inside(*GENERATE, "--draft", "lookup", PROMPT)
+    assert (done.code, done.out) == (0, plain.out)
+    assert done.err == "warning: the text goes on without guesses: the GPU is lost\n"
 
 
 def test_several_texts_have_no_draft() -> None:

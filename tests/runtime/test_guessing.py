@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rwkvcli.errors import OutOfMemory, UsageError
+from rwkvcli.errors import Cancelled, DeviceUnavailable, OutOfMemory, TimedOut, UsageError
 from rwkvcli.runtime.drafting import Forced
 from rwkvcli.runtime.speculation import Pace, Speculation
 
@@ -131,6 +131,41 @@ def test_without_memory_for_guesses_there_are_none(monkeypatch: pytest.MonkeyPat
     assert given.together == [[7, 8, 9]]
     assert given.alone == [[1], [2]]
     assert made.drafted == 2
+
+
+@pytest.mark.parametrize("what", ["guess", "read"])
+@pytest.mark.parametrize("error", [DeviceUnavailable("lost"), RuntimeError("lost")])
+def test_a_drafter_that_fails_is_asked_no_more(
+    monkeypatch: pytest.MonkeyPatch, what: str, error: Exception
+) -> None:
+    monkeypatch.setattr(Pace, "most", lambda self: 2)
+    given, failures = Given([8, 9]), list[Exception]()
+    made = Speculation(given, given, given, on_failure=failures.append)  # type: ignore[arg-type]
+    assert made.evaluate([5, 6], None)[0] == 6
+
+    def fails(_given: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(given, what, fails)
+    assert [made.evaluate([token], None)[0] for token in (7, 8, 9)] == [7, 8, 9]
+    assert made.evaluate([1, 2], None)[0] == 2
+    assert given.alone == [[5, 6], [7], [8], [9], [1, 2]]
+    assert failures == [error]
+
+
+@pytest.mark.parametrize("error", [TimedOut("late"), Cancelled("stopped"), AssertionError("a bug")])
+def test_what_ends_a_text_ends_it_while_it_is_guessed_too(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(Pace, "most", lambda self: 2)
+    given = Given([8, 9])
+
+    def ends(_most: int) -> list[int]:
+        raise error
+
+    monkeypatch.setattr(given, "guess", ends)
+    with pytest.raises(type(error)):
+        speculation(given).evaluate([7], None)
 
 
 def test_a_grammar_that_gives_up_while_it_is_asked_for_guesses() -> None:

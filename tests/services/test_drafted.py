@@ -12,7 +12,7 @@ import pytest
 from quant_models import quantized
 
 from rwkvcli import Model, State
-from rwkvcli.errors import UsageError
+from rwkvcli.errors import DeviceUnavailable, UsageError
 from rwkvcli.runtime.constraint import Constraint
 from rwkvcli.runtime.drafting import Drafting, DraftModel
 from rwkvcli.runtime.model import demo_path
@@ -83,6 +83,26 @@ def test_a_state_that_is_changed_between_two_pieces(demo: Model, small: Model, w
     drafted, guessed = text(small if way == "model" else "lookup")
     assert drafted == plain
     assert same(guessed, state)
+
+
+def test_a_draft_model_that_fails_is_warned_of_once(
+    demo: Model, small: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = "".join(demo.generate(PROMPT.decode(), 40, seed=1))
+
+    def fails(*_given: Any) -> Any:
+        raise DeviceUnavailable("the GPU is lost")
+
+    monkeypatch.setattr(small.backend, "forward", fails)
+    with pytest.warns(RuntimeWarning, match="^the text goes on without guesses: the GPU is lost$") as told:
+        assert "".join(demo.generate(PROMPT.decode(), 40, seed=1, draft=small)) == plain
+    assert len(told) == 1
+    said = list[str]()
+    by = Drafting(demo, small, said.append)
+    for _ in range(2):
+        run = Generation(demo, PROMPT, Settings(40, {"seed": 1}), drafting=by)
+        assert "".join(run) == plain
+    assert said == ["the text goes on without guesses: the GPU is lost"]
 
 
 def same(one: State, other: State) -> bool:
