@@ -77,8 +77,8 @@ class BareEncoder:
         return {name: array for name, array in parts.items() if name not in STATISTICS}
 
 
-def world_model(folder: Path) -> Path:
+def world_model(folder: Path, rows: int = 65536) -> Path:
     """A random model over World, whose tokens have several bytes, and which has rows that are no tokens."""
-    source = checkpoint(folder / "w.pth", synthetic_arch("7", 1, 64, 65536, 64))
-    quantized(source, folder / "w.safetensors", "int8")
-    return folder / "w.safetensors"
+    source = checkpoint(folder / f"w{rows}.pth", synthetic_arch("7", 1, 64, rows, 64))
+    quantized(source, source.with_suffix(".safetensors"), "int8")
+    return source.with_suffix(".safetensors")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quant_models import quantized
+from quant_models import quantized, world_model
 
 from rwkvcli import Model, State
 from rwkvcli.errors import DeviceUnavailable, UsageError
@@ -30,6 +30,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "penalties": {"seed": 2, "presence_penalty": 0.3, "frequency_penalty": 0.2, "temperature": 1.3},
     "bans": {"seed": 3, "banned_strings": ("the", "a "), "min_p": 0.02},
 }
+LAST = 65529
+"""The last id of World."""
 PROMPT = b"It was a fine day, and it was a fine day, and it was"
 
 
@@ -103,6 +105,34 @@ def test_a_draft_model_that_fails_is_warned_of_once(
         run = Generation(demo, PROMPT, Settings(40, {"seed": 1}), drafting=by)
         assert "".join(run) == plain
     assert said == ["the text goes on without guesses: the GPU is lost"]
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> list[Model]:
+    """Over World: with rows that are no tokens, and without a row for the last token."""
+    folder = tmp_path_factory.mktemp("worlds")
+    return [Model.load(world_model(folder, rows), device="cpu", threads=1) for rows in (65536, 65535, 65529)]
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 0.0}, {"presence_penalty": 0.3, "logit_bias": {LAST: 0.5}}]
+)
+def test_a_vocabulary_without_its_last_token_guesses_for_one_with_it(
+    worlds: list[Model], sampling: dict[str, Any]
+) -> None:
+    for model, draft in itertools.permutations(worlds, 2):
+        chosen = {**sampling, "logit_bias": {}} if model is worlds[2] else sampling
+
+        def text(by: Model | None, chosen: dict[str, Any] = chosen, model: Model = model) -> str:
+            return "".join(model.generate("It was", 20, seed=1, draft=by, **chosen))
+
+        assert text(draft) == text(None)
+    # a token that the draft model has no row for comes again and again
+    model, draft = worlds[0], worlds[2]
+    wanted = {"seed": 1, "presence_penalty": 0.3, "logit_bias": {LAST: 1000.0}}
+    assert "".join(model.generate("It", 12, draft=draft, **wanted)) == "".join(
+        model.generate("It", 12, **wanted)
+    )
 
 
 def same(one: State, other: State) -> bool:
