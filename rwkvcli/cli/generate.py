@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -214,7 +215,7 @@ def generate(
     if jsonl or count is not None:
         _check_many(settings, jsonl, count, echo=echo, stream_json=stream_json, saves=target is not None)
     begin = time.monotonic()
-    with time_limit(timeout):
+    with contextlib.ExitStack() as held, time_limit(timeout):
         reader = LineReader(sources(prompt, file or [])) if jsonl else None
         text = b"" if jsonl else gather_prompt(prompt, file or [], keep_newline=keep_newline)
         if text is None and state is None:
@@ -236,6 +237,8 @@ def generate(
         loading.check_device(settings.device)
         if target is not None:
             loading.check_state_target(target)
+        if update and target is not None:
+            held.enter_context(loading.updating(target))
         name = settings.model or default_model(console)
         console = Console(replace(settings, model=name))
         found = model_to_run(console, name)
@@ -253,11 +256,12 @@ def generate(
         whole = target is not None or stream_json or settings.json  # stopped between tokens only
         if not whole and reader is None:
             _write(console, run, stream_json=stream_json, echo=echo)
+        lock = held.pop_all()
     if reader is not None:
         _answer_lines(console, reader, model, wanted, batch, start, (timeout, begin), stats=stats)
         return
     if whole:
-        with stopping_between(timeout, begin) as run.check:
+        with lock, stopping_between(timeout, begin) as run.check:
             try:
                 _write(console, run, stream_json=stream_json, echo=echo)
             except (Cancelled, TimedOut):

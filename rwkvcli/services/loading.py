@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,33 @@ def check_state_target(path: Path) -> None:
     except RwkvError:
         pass
     raise UsageError(f"{path} exists, and is not a state", hint="name another file, or remove it")
+
+
+@contextlib.contextmanager
+def updating(path: Path) -> Iterator[None]:
+    """The state file `path` is read, gone on with and written back inside the block, by no other process meanwhile.
+
+    Raises UsageError if one is at it, and OSError for a folder that cannot be written to.
+    """
+    from quant.atomic import replaceable
+    from rwkvcli.services.locks import locked
+
+    def refuse(who: str) -> None:
+        raise UsageError(
+            f"{path} is being updated by another process" + (f" ({who})" if who else ""),
+            hint="wait for that one to end; --save-state writes to another file",
+        )
+
+    target = replaceable(path)
+    lock = target.with_name(f".{target.name}.lock")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock, refuse))
+        except OSError as error:
+            error.filename = str(path)
+            raise
+        stack.callback(lock.unlink, missing_ok=True)
+        yield
 
 
 def check_device(device: str | None) -> None:

@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cli_runner import ENDING, READER_GONE, Terminal, receive, rwkv, rwkv_inside, small_files, start
+from cli_runner import ENDING, READER_GONE, Outcome, Terminal, receive, rwkv, rwkv_inside, small_files, start
+from links import link
 
 from rwkvcli import Model, State
 
@@ -71,6 +72,33 @@ def test_a_run_that_was_ended_goes_on_token_for_token(
     assert state.tokens_seen == len("It was" + text)
     done = rwkv_inside(*ENDLESS[:-4], "--max-tokens", "30", *ENDLESS[-2:], "--state", "s", cwd=tmp_path)
     assert text + done.out == whole(len(text) + 30, logit_bias={0: -float("inf")})
+
+
+def test_a_state_is_updated_by_one_process_at_a_time(tmp_path: Path) -> None:
+    assert rwkv_inside(*DEMO, "--save-state", "s", "--max-tokens", "5", "It was", cwd=tmp_path).code == 0
+    link(tmp_path / "link", "s")
+    process = start(*ENDLESS, "--state", "s", "--update", cwd=tmp_path)
+    assert process.stdout is not None
+    try:
+        receive(process.stdout, 5)
+        saved = (tmp_path / "s").read_bytes()
+        for name in ("s", "link"):
+            refused = rwkv_inside(*DEMO, "--state", name, "--update", cwd=tmp_path)
+            assert refused == Outcome(
+                2,
+                "",
+                f"error: {name} is being updated by another process ({process.pid})\n"
+                "hint: wait for that one to end; --save-state writes to another file\n",
+            )
+        assert rwkv_inside(*DEMO, "--state", "s", "--max-tokens", "5", cwd=tmp_path).code == 0
+        assert (tmp_path / "s").read_bytes() == saved
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (tmp_path / "s").read_bytes() != saved
+    assert rwkv_inside(*DEMO, "--state", "link", "--update", "--max-tokens", "5", cwd=tmp_path).code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "s"]
 
 
 def test_a_time_limit_keeps_the_state(tmp_path: Path) -> None:
