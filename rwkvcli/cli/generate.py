@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -237,7 +238,7 @@ def generate(
         loading.check_device(settings.device)
         if target is not None:
             loading.check_state_target(target)
-        if update and target is not None:
+        if target is not None and state is not None and os.path.realpath(target) == os.path.realpath(state):
             held.enter_context(loading.updating(target))
         name = settings.model or default_model(console)
         console = Console(replace(settings, model=name))

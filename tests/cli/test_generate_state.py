@@ -82,8 +82,8 @@ def test_a_state_is_updated_by_one_process_at_a_time(tmp_path: Path) -> None:
     try:
         receive(process.stdout, 5)
         saved = (tmp_path / "s").read_bytes()
-        for name in ("s", "link"):
-            refused = rwkv_inside(*DEMO, "--state", name, "--update", cwd=tmp_path)
+        for name, *way in (("s", "--update"), ("link", "--update"), ("s", "--save-state", "s")):
+            refused = rwkv_inside(*DEMO, "--state", name, *way, cwd=tmp_path)
             assert refused == Outcome(
                 2,
                 "",
