@@ -189,9 +189,11 @@ def with_settings(
         typed = set()
         for option in _GLOBALS:
             after = values.pop(option.name)
+            value = after if after is not None else root.params.get(option.name)
             if after is not None or _was_typed(root, option.name):
                 typed.add(option.name)
-            value = after if after is not None else root.params.get(option.name)
+                if value == "":  # a variable of a script that is not set
+                    raise Misuse(f"{option.flags[-1]} is empty: name one, or leave it out")
             if value is None:
                 value = defaults.get(option.name)
             if value is not None:

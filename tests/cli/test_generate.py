@@ -328,6 +328,18 @@ def test_refusals(folder: Path, args: list[str], code: int, err: str) -> None:
     assert done.err.count("\n") <= 2
 
 
+@pytest.mark.parametrize("option", ["--model", "--draft", "--device"])
+def test_an_empty_value_is_none(folder: Path, option: str) -> None:
+    """As a script writes it whose variable is not set."""
+    for args in ([option, "", "generate"], ["generate", option, ""]):
+        done = rwkv_inside(*args, "hello", cwd=folder, env={"RWKV_MODEL": "small.safetensors"})
+        assert (done.code, done.out) == (2, "")
+        assert f"\nerror: {option} is empty: name one, or leave it out\n" in done.err
+    variable = f"RWKV_{option[2:].upper()}"  # which says nothing when it is empty
+    done = rwkv_inside("generate", "-m", "small.safetensors", "hello", cwd=folder, env={variable: ""})
+    assert done.code == 0
+
+
 def test_nothing_to_continue_is_a_usage_error_and_never_a_wait(folder: Path) -> None:
     done = rwkv_inside("generate", "-m", "small.safetensors", cwd=folder)
     assert (done.code, done.out) == (2, "")
