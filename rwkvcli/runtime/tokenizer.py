@@ -185,17 +185,19 @@ class JsonTokenizer:
     such a file.
     """
 
-    def __init__(self, tokenizer_json: bytes) -> None:
+    def __init__(self, tokenizer_json: bytes, told: str = "tokenizer.json") -> None:
+        """`told`: what messages call the file."""
         from tokenizers import Tokenizer as Native
         from tokenizers.decoders import ByteLevel
 
-        with _refusals():
+        self._told = told
+        with _refusals(self._told):
             self._native: tokenizers.Tokenizer = Native.from_str(tokenizer_json.decode("utf-8"))
         self._native.no_truncation()
         self._native.no_padding()
         ids = self._native.get_vocab(with_added_tokens=True).values()
         if not ids:
-            raise FormatError("tokenizer.json: the vocabulary is empty")
+            raise FormatError(f"{told}: the vocabulary is empty")
         self.vocab_size = max(ids) + 1
         self.eos_id: int = self._native.token_to_id(_END) or 0
         self.eos_text = _END if self._native.token_to_id(_END) is not None else None
@@ -216,7 +218,7 @@ class JsonTokenizer:
             text = data.decode("utf-8")
         except UnicodeDecodeError as e:
             raise NotUtf8(e.start) from None
-        with _refusals():
+        with _refusals(self._told):
             return self._native.encode(text, add_special_tokens=False).ids
 
     def encode_settled(self, data: bytes) -> tuple[list[int], int]:
@@ -249,7 +251,7 @@ class JsonTokenizer:
         if whole and not 0 <= min(whole) <= max(whole) < self.vocab_size:
             raise _bad_ids(whole, self.vocab_size)
         if self._byte_of is None:
-            with _refusals():
+            with _refusals(self._told):
                 return self._native.decode(whole, skip_special_tokens=True).encode("utf-8")
         return b"".join(map(self._bytes_of, whole))
 
@@ -268,9 +270,9 @@ class JsonTokenizer:
         return b"".join(self._byte_of.get(char) or char.encode("utf-8") for char in spelling)
 
 
-def _refusals() -> AbstractContextManager[None]:
+def _refusals(told: str) -> AbstractContextManager[None]:
     """Make FormatError of what the library raises for a damaged file."""
-    return refusals(lambda why: FormatError(f"tokenizer.json: {why}"))
+    return refusals(lambda why: FormatError(f"{told}: {why}"))
 
 
 class _WindowStream:
@@ -297,10 +299,12 @@ class _WindowStream:
         return text[len(given) :].encode("utf-8")
 
 
-def tokenizer_for(kind: str, vocab_size: int, json: bytes | None = None) -> Tokenizer:
+def tokenizer_for(
+    kind: str, vocab_size: int, json: bytes | None = None, told: str = "tokenizer.json"
+) -> Tokenizer:
     """The tokenizer that a model file names: `world`, `bytes`, `json` (with its bytes), or `none`.
 
-    `vocab_size` is the model's number of rows. Raises UsageError for `none`, and FormatError for an unknown
+    `vocab_size` is the model's number of rows, `told` what messages call a tokenizer.json. Raises UsageError for `none`, and FormatError for an unknown
     kind or a vocabulary that does not fit the model.
     """
     if kind == "none":
@@ -318,7 +322,7 @@ def tokenizer_for(kind: str, vocab_size: int, json: bytes | None = None) -> Toke
     elif kind == "json":
         if json is None:
             raise FormatError("the model file names an embedded tokenizer.json, but holds none")
-        tokenizer = JsonTokenizer(json)
+        tokenizer = JsonTokenizer(json, told)
     else:
         raise FormatError(
             f"unknown tokenizer {kind[:40]!r}", hint="the file may need a newer version of rwkv"

@@ -272,7 +272,7 @@ def _tokenizer_json(path: Path | None, vocab_size: int) -> bytes | None:
         raise SourceNotFound(
             f"{path}: {(e.strerror or str(e)).lower()}", hint="--tokenizer takes a tokenizer.json file"
         ) from None
-    tokenizer_for("json", vocab_size, contents)
+    tokenizer_for("json", vocab_size, contents, str(path))
     return contents
 
 

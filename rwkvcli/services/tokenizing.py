@@ -53,7 +53,7 @@ def tokenizer_named(name: str) -> Tokenizer:
         raise SourceNotFound(f"{name}: there is no such home folder", hint=hint) from None
     except OSError as e:
         raise SourceNotFound(f"{name}: {(e.strerror or str(e)).lower()}", hint=hint) from None
-    return JsonTokenizer(data)
+    return JsonTokenizer(data, name)
 
 
 def described(tokenizer: Tokenizer, ids: list[int]) -> dict[str, Any]:

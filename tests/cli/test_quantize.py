@@ -205,7 +205,7 @@ def test_a_traceback_comes_with_v_only(folder: Path) -> None:
         (["-o", "circle", "--force"], 2, "circle cannot be written: "),
         (["--gn-eps", "7"], 2, "a group norm epsilon of 7.0 makes no sense"),
         (["--tokenizer", "nowhere.json"], 3, "nowhere.json: no such file or directory"),
-        (["--tokenizer", "small.pth"], 4, "tokenizer.json: "),
+        (["--tokenizer", "small.pth"], 4, "small.pth: "),
     ],
 )
 def test_bad_requests(folder: Path, args: list[str], code: int, message: str) -> None:

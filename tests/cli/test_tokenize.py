@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def test_a_tokenizer_json_in_the_model_file(tmp_path: Path) -> None:
         (["detokenize", *WORLD, "9" * 30], 2, "is not a token id"),
         (["tokenize", "--tokenizer", "nowhere.json", "x"], 3, "error: nowhere.json: no such file"),
         (["tokenize", "--tokenizer", ".", "x"], 3, "error: .: is a directory"),
+        (["tokenize", "--tokenizer", os.devnull, "x"], 4, f"error: {os.devnull}: "),
         pytest.param(
             ["tokenize", "--tokenizer", "~nobody-here/t", "x"],
             3,
