@@ -166,7 +166,7 @@ def test_a_time_limit_keeps_what_was_written() -> None:
     assert done.err == "error: not finished after 1.5 s\nhint: --timeout gives it more time\n"
     whole = "".join(Model.load("demo").generate("It was", max_tokens=50, seed=1, logit_bias={0: -math.inf}))
     assert done.out.startswith(whole[:20])
-    done = rwkv(*ENDLESS, "--timeout", "1.5", "--json", "It was")
+    done = rwkv(*ENDLESS, "--timeout", "4", "--json", "It was")  # time enough to begin, on a busy machine too
     answer = json.loads(done.out)
     assert (done.code, answer["finish_reason"]) == (124, "timeout")
     assert answer["usage"]["completion_tokens"] > 0
