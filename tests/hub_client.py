@@ -64,9 +64,9 @@ class Client:
         return found
 
     def files(self) -> list[str]:
-        """Names of everything below `home` that is a file with content, without locks."""
+        """Names of everything below `home` that is a file with content, without locks; notes of checksums as what they are."""
         return sorted(
-            path.name
+            f"etag of {path.name}" if "etags" in path.parts else path.name
             for path in self.home.rglob("*")
             if path.is_file() and not path.is_symlink() and path.name not in ("lock", "CACHEDIR.TAG", "main")
             and path.suffix != ".lock" and "sessions" not in path.parts

@@ -88,21 +88,26 @@ def download(reference: Reference, watcher: Watcher | None = None) -> Path:
             folder = hub_cache.repository_folder(repo, kind)
             fetch(url, folder, file, about, str(reference), watcher)
         cache = str(hub_cache.hub_cache())
-        return Path(
+        path = Path(
             retried(
                 lambda: hf_hub_download(repo, file, revision=revision, repo_type=kind, cache_dir=cache),
                 watcher,
             )
         )
+        snapshot = hub_cache.repository_folder(repo, kind) / "snapshots" / about.commit_hash
+        hub_cache.note_etag(snapshot / file, about.etag)
+        return path
 
 
 def content(reference: Reference, about: RemoteFile, watcher: Watcher | None = None) -> bytes:
     """The bytes of a small file, from the cache if they are there; nothing is kept. Raises FormatError if it is large."""
     from huggingface_hub import hf_hub_url
 
-    blob = hub_cache.repository_folder(reference.repo, reference.kind) / "blobs" / about.etag
-    if blob.is_file():
-        return blob.read_bytes()
+    folder = hub_cache.repository_folder(reference.repo, reference.kind)
+    blob = folder / "blobs" / about.etag
+    for here in (blob, *hub_cache.same_bytes(folder, about.etag, about.size)):
+        if here.is_file():
+            return here.read_bytes()
     name = Reference(reference.repo, about.path, reference.revision)
     if about.size == 0:
         return b""
@@ -156,7 +161,7 @@ def _metadata(reference: Reference, watcher: Watcher) -> Any:
         about = retried(lambda: get_hf_file_metadata(url), watcher)
     if about.etag is None or about.commit_hash is None:
         raise _no_hub()
-    if not about.etag or "/" in about.etag or about.etag.startswith("."):  # it becomes a file's name
+    if not hub_cache.is_etag(about.etag):  # it becomes a file's name
         raise NetworkError(f"{endpoint()} names no usable checksum for {reference}")
     return about
 

@@ -42,6 +42,8 @@ def fetch(url: str, folder: Path, path: str, about: Any, name: str, watcher: Wat
         if place != blob and _is_whole(blob, about, watcher):
             blob.replace(place)
             return
+        if place != blob and _is_linked(place, folder, about):
+            return
         if not partial.exists():
             _try_xet(about, partial, watcher)
         with partial.open("ab") as file:
@@ -85,6 +87,17 @@ def _place(blob: Path, pointer: Path) -> Path:
             return blob
     pointer.parent.mkdir(parents=True, exist_ok=True)
     return pointer
+
+
+def _is_linked(place: Path, folder: Path, about: Any) -> bool:
+    """Make `place` a hard link to a file of another snapshot with the same bytes; False: there is none, or the disk has no such
+    links either.
+    """
+    for other in hub_cache.same_bytes(folder, about.etag, about.size):
+        with contextlib.suppress(OSError):
+            os.link(other, place)
+            return True
+    return False
 
 
 def _is_whole(path: Path, about: Any, watcher: Watcher) -> bool:

@@ -6,6 +6,7 @@ remove one file.
     models--OWNER--REPO/blobs/ETAG                  the bytes; ETAG is the checksum that the Hub names. What newer versions
                                                     brought by Xet is a link to blobs/XX/HASH in the cache
     models--OWNER--REPO/blobs/ETAG.incomplete       a download that was interrupted
+    models--OWNER--REPO/etags/COMMIT/FILE           ETAG, where there are no links: a note of ours, which the library does not see
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Download:
     path: Path
     """In a snapshot."""
     etag: str | None
-    """The checksum that the Hub named, of several files `parts.combined`; None where the cache holds files and no links."""
+    """The checksum that the Hub named, of several files `parts.combined`; None where it is not known: see `etag_of`."""
     others: tuple[Path, ...] = ()
     """Files in the same folder that belong to it; see `others_of`."""
 
@@ -219,8 +220,49 @@ def cached_path(reference: Reference) -> Path | None:
 
 
 def etag_of(path: Path) -> str | None:
-    """The checksum that the Hub named for a file of the cache; None where the cache holds files and no links."""
-    return path.readlink().name if path.is_symlink() else None
+    """The checksum that the Hub named for a file of the cache; None for what is no link and was brought by other programs."""
+    if path.is_symlink():
+        return path.readlink().name
+    note = _note_of(path)
+    try:
+        etag = note.read_text("utf-8") if note is not None else ""
+    except (OSError, ValueError):
+        return None
+    return etag if is_etag(etag) else None
+
+
+def is_etag(text: str) -> bool:
+    """Whether a checksum can be the name of a file."""
+    return text != "" and not text.startswith(".") and not {"/", "\\"} & set(text)
+
+
+def note_etag(path: Path, etag: str) -> None:
+    """Note the checksum that the Hub names for a file of a snapshot, which does not change any more, if no link tells it."""
+    from quant.atomic import whole_file
+
+    note = _note_of(path)
+    if note is None or path.is_symlink() or not path.is_file() or etag_of(path) == etag:
+        return
+    with contextlib.suppress(OSError):  # it will be as if another program had brought the file
+        note.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(note) as file:
+            file.write(etag.encode())
+
+
+def _note_of(path: Path) -> Path | None:
+    """Where the checksum of a file of a snapshot is noted; None for files elsewhere."""
+    with contextlib.suppress(ValueError):
+        repository, snapshots, *inside = path.absolute().relative_to(hub_cache().absolute()).parts
+        if snapshots == "snapshots" and len(inside) > 1:
+            return hub_cache().absolute() / repository / "etags" / Path(*inside)
+    return None
+
+
+def same_bytes(folder: Path, etag: str, size: int | None) -> Iterator[Path]:
+    """The files of the snapshots in a repository's folder that have this checksum, as links and notes tell it, and this size."""
+    for path in (folder / "snapshots").rglob("*"):
+        if path.is_file() and etag_of(path) == etag and size in (None, path.stat().st_size):
+            yield path
 
 
 def downloads(repo: str | None = None) -> list[Download]:
@@ -260,12 +302,14 @@ def remove(download: Download) -> None:
     blobs = {etag for path in going - staying if (etag := etag_of(path)) is not None}
     for path in going - staying:
         path.unlink()
+        if (note := _note_of(path)) is not None:
+            note.unlink(missing_ok=True)
     blobs -= {etag for path in (folder / "snapshots").rglob("*") if (etag := etag_of(path)) is not None}
     for etag in blobs:
         _remove_blob(folder / "blobs" / etag)
-    for snapshot in (folder / "snapshots").glob("*"):
+    for of_commit in (*(folder / "snapshots").glob("*"), *(folder / "etags").glob("*"), folder / "etags"):
         with contextlib.suppress(OSError):  # others are in it
-            _remove_empty(snapshot)
+            _remove_empty(of_commit)
 
 
 def _remove_blob(blob: Path) -> None:

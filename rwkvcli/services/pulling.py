@@ -340,8 +340,11 @@ def _have(reference: Reference, file: RemoteFile) -> int:
     """Bytes of a file of the Hub that are here."""
     from rwkvcli.services.hub_blobs import part_of
 
-    blob = hub_cache.repository_folder(reference.repo) / "blobs" / file.etag
+    folder = hub_cache.repository_folder(reference.repo)
+    blob = folder / "blobs" / file.etag
     if blob.is_file() and blob.stat().st_size == file.size:
+        return file.size
+    if any(hub_cache.same_bytes(folder, file.etag, file.size)):  # where there are no links
         return file.size
     return min(part_of(reference, file.etag), file.size)
 

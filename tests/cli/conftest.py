@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cli_runner import HUB_LINKS
 from hub_client import G1, ODD, OLD, Client
 from hub_server import Hub, HubFile, Repo
 from quant_models import checkpoint, quantized
@@ -41,6 +42,13 @@ def hub() -> Iterator[Hub]:
     """A Hub with nothing on it."""
     with Hub() as server:
         yield server
+
+
+@pytest.fixture(params=[pytest.param(True, marks=HUB_LINKS), False], ids=["links", "no links"])
+def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the disk with the Hub's cache has symbolic links."""
+    monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda *_: request.param)
+    return bool(request.param)
 
 
 @pytest.fixture

@@ -23,15 +23,15 @@ def made_of(repo: str, client: Client) -> Path:
     return found
 
 
-@HUB_LINKS
-def test_percent_signs_and_folders_in_names(hub: Hub, client: Client, pth: Path) -> None:
+def test_percent_signs_and_folders_in_names(hub: Hub, client: Client, pth: Path, links: bool) -> None:
     file = "sub/RWKV-4-Raven-x-Eng98%-Other2%25.pth"
     hub.repos["a/b"] = Repo({file: HubFile(pth.read_bytes())})
     assert client("pull", f"a/b:{file}").out == f"{client.path('a/b', file)}\n"
     assert client("pull", "a/b", "--quantize", "int8").code == 0
     assert client("generate", "-m", f"a/b:{file}", *ANSWER).code == 0
     assert client("rm", made_of("a--b", client), "--yes").code == 0
-    assert client.files() == [hub.repos["a/b"].files[file].etag]
+    name = Path(file).name
+    assert client.files() == ([hub.repos["a/b"].files[file].etag] if links else [name, f"etag of {name}"])
     assert client("rm", f"a/b:{file}", "--yes").code == 0
     assert client.files() == []
 
@@ -172,7 +172,7 @@ def flip(path: Path) -> None:
         file.write(bytes([byte[0] ^ 1]))
 
 
-@HUB_LINKS
+@pytest.mark.usefixtures("links")
 def test_damage_is_found_and_never_made_into_anything(hub: Hub, client: Client) -> None:
     path = Path(client("pull", "g1-0.1b", "--quantize", "int8").out.strip())
     done = client("verify")
@@ -319,13 +319,15 @@ def test_what_was_pulled_at_a_revision_has_the_name_that_is_listed(
     assert (told["path"], told["source"]["revision"]) == (path, COMMIT)
 
 
-@HUB_LINKS
+@pytest.mark.usefixtures("links")
 def test_one_download_of_several_commits_is_of_each(hub: Hub, client: Client, pth: Path) -> None:
     repo = Repo({"x.pth": HubFile(pth.read_bytes())})
     hub.repos["a/b"] = repo
     client("pull", "a/b:x.pth")
     repo.commit = "f" * 40
+    hub.requests.clear()
     client("pull", f"a/b:x.pth@{repo.commit}")
+    assert hub.downloads() == []
     for revision in ("main", COMMIT, repo.commit):
         assert client("verify", f"a/b:x.pth@{revision}").out == "a/b:x.pth: checkpoint: sound\n"
     assert client("verify", "a/b:x.pth@v1").code == 3
@@ -340,7 +342,7 @@ def test_a_disk_without_links_holds_a_download_once(
     repo = Repo({"m.pth": HubFile(pth.read_bytes())})
     hub.repos["a/b"] = repo
     assert client("pull", "a/b:m.pth").out == f"{client.path('a/b', 'm.pth')}\n"
-    assert client.files() == ["m.pth"]
+    assert client.files() == ["etag of m.pth", "m.pth"]
     hub.requests.clear()
     assert client("pull", "a/b:m.pth").code == 0
     assert hub.downloads() == []
@@ -349,15 +351,32 @@ def test_a_disk_without_links_holds_a_download_once(
     repo.commit = "f" * 40
     path = Path(client("pull", "a/b:m.pth").out.strip())
     assert path.read_bytes() == repo.files["m.pth"].data
+    assert client("verify", "a/b").out == "a/b:m.pth: checkpoint: sound\n" * 2
     assert client("rm", "a/b:m.pth", "--yes").code == 0
     assert client.files() == []
 
 
-@pytest.mark.parametrize("links", [pytest.param(True, marks=HUB_LINKS), False])
-def test_half_a_copy_of_a_cache_is_brought_whole(
-    hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch, links: bool
+@pytest.mark.parametrize("note", [None, b"", b"../../../x", b"\xff", b"no checksum"])
+def test_a_checksum_that_was_not_noted_is_not_known(
+    hub: Hub, client: Client, pth: Path, monkeypatch: pytest.MonkeyPatch, note: bytes | None
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda *_: links)
+    monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda *_: False)
+    hub.repos["a/b"] = Repo({"m.pth": HubFile(pth.read_bytes())})
+    client("pull", "a/b")
+    (noted,) = client.home.glob("hub/models--a--b/etags/*/m.pth")
+    noted.unlink()
+    if note is not None:
+        noted.write_bytes(note)
+    assert client("verify", "a/b").out == "a/b:m.pth: checkpoint: no checksum is known of it\n"
+    hub.requests.clear()
+    assert client("pull", "a/b").code == 0
+    assert hub.downloads() == []
+    assert client("rm", "a/b", "--yes").code == 0
+    assert client.files() == []
+
+
+@pytest.mark.usefixtures("links")
+def test_half_a_copy_of_a_cache_is_brought_whole(hub: Hub, client: Client) -> None:
     path = Path(client("pull", "g1-0.1b").out.strip())
     os.truncate(path, 1000)
     assert "download  1.08 MB" in client("pull", "g1-0.1b", "--dry-run").out

@@ -375,7 +375,10 @@ def test_two_at_once_download_it_once(hub: Hub, client: Client) -> None:
     assert sum(request.path.startswith("/cdn/") for request in hub.requests) == 1
 
 
-def test_the_cache_is_the_one_that_all_programs_share(hub: Hub, client: Client) -> None:
+@pytest.mark.parametrize("links", [pytest.param(True, marks=HUB_LINKS), False])
+def test_the_cache_is_the_one_that_all_programs_share(hub: Hub, client: Client, links: bool) -> None:
+    if not links:
+        client.env["HF_HUB_DISABLE_SYMLINKS"] = "1"
     hub.repos["a/b"] = Repo({"m.pth": HubFile(SMALL)})
     assert client("pull", "a/b:m.pth").code == 0
     program = (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import other_tools
 import pytest
-from cli_runner import HUB_LINKS, Outcome
+from cli_runner import Outcome
 from hub_client import ANSWER, Client
 from hub_server import COMMIT, Hub, HubFile, Repo
 from safetensors.numpy import load_file
@@ -55,7 +55,7 @@ def logits(path: str | Path) -> np.ndarray:
     return np.asarray(model.forward(list(b"Hello, world"), model.new_state()))
 
 
-@HUB_LINKS
+@pytest.mark.usefixtures("links")
 def test_parts_are_pulled_as_one_model_and_quantized(
     hub: Hub, client: Client, repo: Repo, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +83,7 @@ def test_parts_are_pulled_as_one_model_and_quantized(
     assert {"tiny-hf-int8.safetensors", "local.safetensors"} == {*client.files()}
 
 
-@HUB_LINKS
+@pytest.mark.usefixtures("links")
 def test_an_interrupted_part_goes_on(
     hub: Hub, client: Client, repo: Repo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +129,7 @@ def test_a_part_that_the_hub_does_not_have_is_named_before_anything_comes(client
     )  # fmt: skip
 
 
-@HUB_LINKS
+@pytest.mark.usefixtures("links")
 def test_it_is_listed_and_checked_and_removed_as_one(client: Client, repo: Repo) -> None:
     told = json.loads(client("pull", REPO, "--quantize", "int4", "--dry-run", "--json").out)
     assert (told["bytes"], told["to_download"]) == (size_of(repo), size_of(repo))

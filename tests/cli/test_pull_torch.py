@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import other_tools
 import pytest
-from cli_runner import HUB_LINKS, Outcome
+from cli_runner import Outcome
 from hub_client import ANSWER, Client
 from hub_server import Hub, HubFile, Repo
 from safetensors.numpy import load_file
@@ -59,7 +59,7 @@ def logits(path: str | Path) -> np.ndarray:
     return np.asarray(model.forward(list(b"Hello, world"), model.new_state()))
 
 
-@HUB_LINKS
+@pytest.mark.usefixtures("links")
 @pytest.mark.parametrize(("folder", "file"), [("whole", LONE), ("parts", INDEX)])
 def test_it_is_pulled_and_quantized(
     hub: Hub,
