@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from quant.container.reader import ModelFile
     from rwkvcli.runtime.backend import Ids, Logits
 
+KERNELS_COME_BY = (
+    "none are built on Windows: install rwkvcli within WSL, as on Linux"
+    if sys.platform == "win32"
+    else "`pip install nvidia-cuda-nvcc`, then install rwkvcli anew from its sources"
+)
+"""What to do where a build has no CUDA kernels."""
 LIBRARY = "RWKV_CUDA_LIBRARY"
 """Environment variable with the path of a librwkv_cuda, for development; empty, there is none. With it `auto` is the CPU."""
 STATES, RESERVE = 4, 128 << 20
@@ -239,7 +245,7 @@ def _library() -> Path:
     if path is None:
         raise DeviceUnavailable(
             "this build has no CUDA kernels",
-            hint="`pip install nvidia-cuda-nvcc`, then install rwkvcli anew from its sources; or use `--device cpu`",
+            hint=f"{KERNELS_COME_BY}; or use `--device cpu`",
         )
     return path
 

@@ -77,10 +77,7 @@ def _gpu() -> dict[str, Any]:
 
     kernels, devices, used, named = cuda.library_path(), [], None, nvidia_gpus()
     if kernels is None and named:
-        why = (
-            "this build has no CUDA kernels, `auto` is the CPU; `pip install nvidia-cuda-nvcc`, then install rwkvcli "
-            "anew from its sources to have them"
-        )
+        why = f"this build has no CUDA kernels, `auto` is the CPU; {cuda.KERNELS_COME_BY}, to have them"
     elif kernels is None:
         why = "this build has no CUDA kernels, `auto` is the CPU; `--device torch` uses PyTorch's"
     else:
