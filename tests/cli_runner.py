@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -129,14 +129,14 @@ class Running(subprocess.Popen[bytes]):
         super().send_signal(number)
 
 
-def start(*args: str | Path, cwd: Path | None = None, **more: Any) -> Running:
+def start(*args: str | Path, cwd: Path | None = None, command: Sequence[str] = RWKV, **more: Any) -> Running:
     """Start the command and leave it running. Pipes have no buffer, whose bytes `communicate` would not see."""
     _check_system(more)
     more.setdefault("stdout", subprocess.PIPE)
     more.setdefault("stderr", subprocess.PIPE)
     more.setdefault("stdin", subprocess.DEVNULL)
     more.setdefault("env", environment())
-    return Running([*RWKV, *map(str, args)], cwd=cwd, bufsize=0, **more)
+    return Running([*command, *map(str, args)], cwd=cwd, bufsize=0, **more)
 
 
 def small_files(size: int) -> Callable[[], None]:

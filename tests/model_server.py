@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from texts_in_the_making import making
+
 from rwkvcli import Model
 from rwkvcli.server import running
 from rwkvcli.server.app import Options, Server
@@ -74,7 +76,7 @@ class Here:
 def serving(model: Model, size: int = 8, waiting: int = 100, **options: Any) -> Iterator[Here]:
     """A server; `options` as of `Options`."""
     texts = Texts(model, size, 64 << 20, waiting, list(options.get("states", {}).values()))
-    with running.listen("127.0.0.1", 0) as listener:
+    with making(texts), running.listen("127.0.0.1", 0) as listener:
         here = Here(model, texts, listener.getsockname()[1])
         server = Server(
             model, texts, Options("demo", log=here.log.append, fault=here.faults.append, **options)

@@ -100,6 +100,8 @@ def serve(
 
     Ctrl-C or SIGTERM (Ctrl-Break on Windows) ends it; the latter is no error (exit code 0).
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     console = Console(settings)
     try:
         from rwkvcli.server import running
@@ -135,11 +137,22 @@ def serve(
             fault=lambda error: _tell_fault(console, error),
         )
         drafting = drafting_for(console, model)
-        texts = Texts(model, parallel, limit, _WAITING, list(states.values()), drafting)
-        server = Server(model, texts, options)
-        with Interruption(raises=False) as interruption:
+        with Interruption(raises=False) as interruption, ThreadPoolExecutor(1) as other_thread:
+            # the engine is here: signals reach it in the main thread alone
+            starts = list(states.values())
+            texts = Texts(model, parallel, limit, _WAITING, starts, drafting, interruption.raising)
+            server = Server(model, texts, options)
             _tell(console, running.address(listener), name, open_to_all=options.hosts is None and key is None)
-            running.serve(server.app, listener, interruption.asked, texts.close, console.note)
+            served = other_thread.submit(
+                running.serve,
+                server.app,
+                listener,
+                lambda: interruption.asked() or texts.closed,
+                texts.close,
+                console.note,
+            )
+            texts.run()
+            served.result()
     if interruption.caught == signal.SIGINT:
         raise KeyboardInterrupt
 

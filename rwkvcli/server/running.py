@@ -83,7 +83,7 @@ def serve(
     warn: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Serve until `asked_to_stop`, which is asked ten times a second; then `stop` ends what is in the making, and it is
-    sent what that says. `warn` is told once when the system has no room for more connections."""
+    sent what that says; `stop` is called in any case. `warn` is told once when the system has no room for more connections."""
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", loop="asyncio", http="h11", ws="none",
         server_header=False, timeout_graceful_shutdown=_LAST_WORDS,
@@ -96,7 +96,7 @@ def serve(
         while not asked_to_stop():
             await asyncio.sleep(0.1)
         server.should_exit = True
-        await asyncio.to_thread(stop)
+        stop()
 
     warned = False
 
@@ -119,4 +119,7 @@ def serve(
         finally:
             watching.cancel()
 
-    asyncio.run(both())
+    try:
+        asyncio.run(both())
+    finally:
+        stop()

@@ -1,6 +1,6 @@
 """Texts for many askers at once: what a server does between its sockets and the engine.
 
-One thread owns the model. Texts in the making get a token each, in turns of one call of the engine, which reads the weights
+One thread owns the model: that of `Texts.run`. Texts in the making get a token each, in turns of one call of the engine, which reads the weights
 once for all of them; a place that becomes free is taken by who waits longest. A prompt is read in parts, between which the
 others go on for as long as the part took. Each text is what it would be alone.
 """
@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,10 @@ class Busy(RwkvError):
 
 class Stopped(RwkvError):
     """The server ends."""
+
+
+_GLANCE = 0.1
+"""Seconds: waits of the main thread are no longer, since on Windows no signal ends them."""
 
 
 class _Dropped(Exception):
@@ -101,9 +106,10 @@ def _tell_nobody(_news: News) -> None:
 
 class Texts:
     """Texts of `model`, at most `size` in the making and `waiting` before them; `cache` bytes of states are kept. Prompts may go
-    on from `starts`. `drafting`: what guesses tokens of a text that is the only one.
+    on from `starts`. `drafting`: what guesses tokens of a text that is the only one. `interruptible`: within it a signal that ends
+    the program raises KeyboardInterrupt, also out of the engine; a long call of it needs no end then.
 
-    `tell` of a ticket is called in a thread of this object's own; it must not wait.
+    `tell` of a ticket is called in the thread of `run`; it must not wait.
     """
 
     def __init__(
@@ -114,8 +120,10 @@ class Texts:
         waiting: int,
         starts: Sequence[State] = (),
         drafting: Drafting | None = None,
+        interruptible: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._model = model
+        self._interruptible = interruptible
         self._drafting = drafting
         self._size = size
         self._most_waiting = waiting
@@ -127,8 +135,6 @@ class Texts:
         self._same: tuple[Sequence[int], Read] | None = None
         self._changed = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="rwkv-texts", daemon=True)
-        self._thread.start()
 
     def ask(self, asked: Sequence[Asked], tell: Callable[[int, News], None]) -> list[Ticket]:
         """Have texts made; of number i of them `tell(i, news)` tells. Raises Busy and Stopped, and makes none then."""
@@ -150,32 +156,42 @@ class Texts:
             self._forget_who_has_gone()
             return len(self._active) + (self._reading is not None), len(self._waiting)
 
+    @property
+    def closed(self) -> bool:
+        """Whether no more texts are made."""
+        return self._closing
+
     def close(self) -> None:
-        """End all texts, by Stopped, and the thread. Those who wait are told at once, the thread ends with what the engine is
-        about to compute."""
+        """End all texts, by Stopped, and `run`. Those who wait are told at once, `run` ends with what the engine is about to
+        compute."""
         with self._changed:
             self._closing = True
             self._changed.notify()
             reading = [] if self._reading is None else [self._reading]
             there = [*self._active, *reading, *self._waiting]
         _tell_the_end(there)
-        self._thread.join()
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Make texts until they are closed, or interrupted."""
+        try:
+            self._make()
+        finally:
+            self.close()
+            self._active.clear()
+            self._waiting.clear()
+
+    def _make(self) -> None:
         while True:
             with self._changed:
                 while not (self._closing or self._waiting or self._active):
-                    self._changed.wait()
+                    self._changed.wait(_GLANCE)
                 if self._closing:
-                    break
+                    return
             while (
                 len(self._active) < self._size and not self._closing and (ticket := self._next()) is not None
             ):
                 self._begin(ticket)
             self._step()
-        _tell_the_end([*self._active, *self._waiting])
-        self._active.clear()
-        self._waiting.clear()
 
     def _forget_who_has_gone(self) -> None:
         """They wait for nothing. The lock is the caller's."""
@@ -203,7 +219,9 @@ class Texts:
                 before=ticket.asked.ids,
             )
             made.read()
-        except _Dropped:
+        except (_Dropped, KeyboardInterrupt) as reason:
+            if isinstance(reason, KeyboardInterrupt):
+                self.close()
             if self._closing:
                 _tell_the_end([ticket])
             return
@@ -235,7 +253,8 @@ class Texts:
         else:
             places = () if asked.lasting is None else (asked.lasting,)
             count = asked.settings.logprobs if asked.judged else None
-            read, ticket.cached = self._prefixes.read(asked.ids, places, others_too, asked.start, count)
+            with self._interruptible():  # holds no lock
+                read, ticket.cached = self._prefixes.read(asked.ids, places, others_too, asked.start, count)
         self._same = self._for_the_next(asked, read)
         return read
 

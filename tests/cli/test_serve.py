@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,19 @@ import pytest
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
-from cli_runner import environment, rwkv, rwkv_inside, start
+from cli_runner import RWKV, environment, rwkv, rwkv_inside, start
 
 GENERATE = ("generate", "-m", "demo", "--chat", "--seed", "1", "--max-tokens", "30", "Hello")
 ASKED = {"messages": [{"role": "user", "content": "Hello"}], "seed": 1, "max_tokens": 30}
 
 
 @contextmanager
-def served(*args: str, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def served(
+    *args: str, command: Sequence[str] = RWKV, **env: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """The command on a free port, and the address that it tells."""
-    process = start("serve", "-m", "demo", "--port", "0", "--json", *args, env=environment(**env))
+    arguments = ("serve", "-m", "demo", "--port", "0", "--json", *args)
+    process = start(*arguments, command=command, env=environment(**env))
     try:
         assert process.stdout is not None
         line = b""
@@ -86,6 +90,34 @@ def test_an_endless_text_does_not_keep_it(number: int) -> None:
             process.send_signal(number)
             rest = answer.read().decode().split("\n\n")
         assert json.loads(rest[-2].removeprefix("data: "))["error"]["message"] == "the server is stopping"
+        process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 0}[signal.Signals(number)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_prompt_that_is_read_does_not_keep_it(number: int) -> None:
+    program = """if True:
+        import sys
+        from rwkvcli.cli.app import main
+        from rwkvcli.runtime import prefill
+        # all of it in one call of the engine, which takes minutes
+        prefill._FIRST, prefill.Calls.__init__.__defaults__ = 4_000_000, (4_000_000,)
+        sys.exit(main())
+    """
+    body = json.dumps({"prompt": "x" * 4_000_000, "stream": True}).encode()
+    with served(command=[sys.executable, "-P", "-c", program]) as (process, url):
+        connection = http.client.HTTPConnection(url.split("/")[2], timeout=60)
+        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        health = url.replace("/v1", "/health")
+        active = 0
+        while not active:
+            with urllib.request.urlopen(health, timeout=60) as answer:
+                active = json.loads(answer.read())["active"]
+        process.send_signal(number)
+        with connection.getresponse() as refused:
+            assert refused.status == 503
+            assert json.loads(refused.read())["error"]["message"] == "the server is stopping"
+        connection.close()
         process.communicate(timeout=60)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 0}[signal.Signals(number)]
 

@@ -6,10 +6,12 @@ import itertools
 import queue
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from texts_in_the_making import making
 
 from rwkvcli import Model
 from rwkvcli.errors import FormatError, UsageError
@@ -51,9 +53,8 @@ class Asker:
 
 @pytest.fixture
 def texts(model: Model) -> Iterator[Texts]:
-    made = Texts(model, size=3, cache=CACHE, waiting=100)
-    yield made
-    made.close()
+    with making(Texts(model, size=3, cache=CACHE, waiting=100)) as made:
+        yield made
 
 
 def asked(model: Model, text: str, **more: Any) -> Asked:
@@ -191,45 +192,45 @@ def test_a_damaged_model_is_told(model: Model, texts: Texts, monkeypatch: pytest
 
 
 def test_too_many_are_sent_away_at_once(model: Model) -> None:
-    texts = Texts(model, size=1, cache=0, waiting=2)
-    endless = asked(model, "It was", max_tokens=-1, sampling=ENDLESS)
-    first = Asker(texts, endless)
-    first.next()
-    second = Asker(texts, endless, endless)
-    with pytest.raises(Busy, match="2 texts are waiting already"):
-        Asker(texts, endless)
-    assert texts.load == (1, 2)
-    texts.close()
-    for asker in (first, second):
-        assert all(isinstance(end, Stopped) for _, end in asker.all())
-    with pytest.raises(Stopped):
-        Asker(texts, endless)
+    with making(Texts(model, size=1, cache=0, waiting=2)) as texts:
+        endless = asked(model, "It was", max_tokens=-1, sampling=ENDLESS)
+        first = Asker(texts, endless)
+        first.next()
+        second = Asker(texts, endless, endless)
+        with pytest.raises(Busy, match="2 texts are waiting already"):
+            Asker(texts, endless)
+        assert texts.load == (1, 2)
+        texts.close()
+        for asker in (first, second):
+            assert all(isinstance(end, Stopped) for _, end in asker.all())
+        with pytest.raises(Stopped):
+            Asker(texts, endless)
 
 
 def test_who_has_gone_while_waiting_keeps_nobody_out(model: Model) -> None:
-    texts = Texts(model, size=1, cache=0, waiting=2)
-    endless = asked(model, "It was", max_tokens=-1, sampling=ENDLESS)
-    first = Asker(texts, endless)
-    first.next()
-    for _ in range(3):
-        gone = Asker(texts, endless, endless)
-        assert texts.load == (1, 2)
-        for ticket in gone.tickets:
-            ticket.drop()
-    assert texts.load == (1, 0)
-    second = Asker(texts, asked(model, "Once"))
-    first.tickets[0].drop()
-    assert second.all()[0][0]
-    texts.close()
+    with making(Texts(model, size=1, cache=0, waiting=2)) as texts:
+        endless = asked(model, "It was", max_tokens=-1, sampling=ENDLESS)
+        first = Asker(texts, endless)
+        first.next()
+        for _ in range(3):
+            gone = Asker(texts, endless, endless)
+            assert texts.load == (1, 2)
+            for ticket in gone.tickets:
+                ticket.drop()
+        assert texts.load == (1, 0)
+        second = Asker(texts, asked(model, "Once"))
+        first.tickets[0].drop()
+        assert second.all()[0][0]
+        texts.close()
 
 
 def test_the_end_comes_in_the_middle_of_a_prompt_too(model: Model) -> None:
-    texts = Texts(model, size=1, cache=0, waiting=2)
-    asker = Asker(texts, asked(model, "z" * 3_000_000))
-    while texts.load[1]:
-        pass
-    texts.close()
-    assert isinstance(asker.all()[0][1], Stopped)
+    with making(Texts(model, size=1, cache=0, waiting=2)) as texts:
+        asker = Asker(texts, asked(model, "z" * 3_000_000))
+        while texts.load[1]:
+            pass
+        texts.close()
+        assert isinstance(asker.all()[0][1], Stopped)
 
 
 def test_the_end_is_told_while_the_engine_computes(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,16 +243,16 @@ def test_the_end_is_told_while_the_engine_computes(model: Model, monkeypatch: py
         return evaluate(self, *given)
 
     monkeypatch.setattr(Model, "evaluate", slow)
-    texts = Texts(model, size=1, cache=0, waiting=2)
-    asker = Asker(texts, asked(model, "It was"), asked(model, "Once"))
-    assert computing.wait(PATIENCE)
-    closing = threading.Thread(target=texts.close)
-    closing.start()
-    ends = asker.all()
-    told.set()
-    closing.join()
-    assert all(isinstance(end, Stopped) for _, end in ends)
-    assert asker.news.empty()
+    with making(Texts(model, size=1, cache=0, waiting=2)) as texts:
+        asker = Asker(texts, asked(model, "It was"), asked(model, "Once"))
+        assert computing.wait(PATIENCE)
+        closing = threading.Thread(target=texts.close)
+        closing.start()
+        ends = asker.all()
+        told.set()
+        closing.join()
+        assert all(isinstance(end, Stopped) for _, end in ends)
+        assert asker.news.empty()
 
 
 def test_a_prompt_of_several_texts_is_read_once_whatever_is_kept(
@@ -269,11 +270,38 @@ def test_a_prompt_of_several_texts_is_read_once_whatever_is_kept(
     wanted = [Asked(ids, Settings(20, {"seed": seed})) for seed in range(5)]
     expected = ["".join(Generation(model, b"x" * 300, one.settings)) for one in wanted]
     monkeypatch.setattr(Model, "evaluate", counted)
-    texts = Texts(model, size=2, cache=0, waiting=100)
-    for _ in range(2):
-        fed.clear()
-        asker = Asker(texts, *wanted)
-        assert [text for text, _ in asker.all()] == expected
-        assert sum(fed) == 300
-        assert [ticket.cached for ticket in asker.tickets] == [0, 300, 300, 300, 300]
-    texts.close()
+    with making(Texts(model, size=2, cache=0, waiting=100)) as texts:
+        for _ in range(2):
+            fed.clear()
+            asker = Asker(texts, *wanted)
+            assert [text for text, _ in asker.all()] == expected
+            assert sum(fed) == 300
+            assert [ticket.cached for ticket in asker.tickets] == [0, 300, 300, 300, 300]
+        texts.close()
+
+
+def test_an_interruption_ends_a_prompt_and_all_texts(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, evaluate = 0, Model.evaluate
+
+    @contextmanager
+    def interruptible() -> Iterator[None]:
+        nonlocal inside
+        inside += 1
+        yield
+        inside -= 1
+
+    def interrupted(self: Model, tokens: Any, *more: Any) -> Any:
+        if len(tokens) > 100:  # of the second prompt
+            assert inside == 1
+            raise KeyboardInterrupt
+        assert inside == (len(tokens) > 1)
+        return evaluate(self, tokens, *more)
+
+    monkeypatch.setattr(Model, "evaluate", interrupted)
+    with making(Texts(model, size=2, cache=0, waiting=3, interruptible=interruptible)) as texts:
+        endless = asked(model, "It was", max_tokens=-1, sampling=ENDLESS)
+        asker = Asker(texts, endless, asked(model, "x" * 101), asked(model, "Once"))
+        assert all(isinstance(end, Stopped) for _, end in asker.all())
+        with pytest.raises(Stopped):
+            Asker(texts, endless)
+        assert texts.closed
