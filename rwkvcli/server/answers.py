@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from rwkvcli.runtime.model import Model
     from rwkvcli.server.requests import Wanted
     from rwkvcli.services.serving import News, Ticket
+
+
+_TOGETHER = 256
+"""Items of a list that are written to JSON together."""
 
 
 @dataclass
@@ -173,6 +178,22 @@ class Reply:
 def model_card(name: str, created: int) -> dict[str, Any]:
     """A model in the list of models."""
     return {"id": name, "object": "model", "created": created, "owned_by": "rwkv"}
+
+
+json_of = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+"""JSON in one line."""
+
+
+def json_in_parts(value: Any) -> str:
+    """The same of what may be large: long lists are written in parts, between which other threads go on."""
+    if isinstance(value, dict) and any(isinstance(part, dict | list) for part in value.values()):
+        return "{" + ",".join(f"{json_of(key)}:{json_in_parts(part)}" for key, part in value.items()) + "}"
+    if not isinstance(value, list):
+        return json_of(value)
+    if len(value) <= _TOGETHER:
+        return "[" + ",".join(map(json_in_parts, value)) + "]"
+    parts = (json_of(value[at : at + _TOGETHER])[1:-1] for at in range(0, len(value), _TOGETHER))
+    return "[" + ",".join(parts) + "]"
 
 
 def failure(message: str, kind: str, param: str | None = None) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import os
 import re
 import time
@@ -25,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rwkvcli.errors import RwkvError, UsageError
 from rwkvcli.server import requests, vocabulary
-from rwkvcli.server.answers import Reply, failure, model_card
+from rwkvcli.server.answers import Reply, failure, json_in_parts, json_of, model_card
 from rwkvcli.server.running import LOOPBACK
 from rwkvcli.services.serving import Busy, News, Stopped, Texts
 
@@ -38,7 +37,7 @@ LARGEST_BODY = 64 << 20
 """Bytes."""
 _PATIENCE = 15.0
 """Seconds without anything to send, after which a comment keeps a stream open."""
-_LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
+_LINE_ENDS = {c: f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
 """What JSON takes as it is, and many programs for the end of a line."""
 _MOST_UNREAD = 4096
 """News of a text that wait to be sent; an asker that lets more come together reads no more."""
@@ -204,7 +203,7 @@ class Server:
                 assert told is not None
                 reply.take(*told)
             status = 200
-            return JSONResponse(await run_in_threadpool(reply.whole))
+            return await run_in_threadpool(lambda: _Json(reply.whole()))
         except Exception as error:
             response = self._failed(error)
             status = "gone" if isinstance(error, ClientDisconnect) else response.status_code
@@ -228,14 +227,14 @@ class Server:
                 yield _event(chunk)
             sent = time.monotonic()
             while not reply.done:
-                chunks = reply.take(*told) if told is not None else []
-                for chunk in chunks:
-                    yield _event(chunk)
+                events = await self._events(reply, told)
+                for event in events:
+                    yield event
                 # thoughts that are hidden are news too
                 silent = told is None or time.monotonic() - sent >= _PATIENCE
-                if silent and not chunks:
+                if silent and not events:
                     yield ": still at it\n\n"
-                if silent or chunks:
+                if silent or events:
                     sent = time.monotonic()
                 told = None if reply.done else await _next(news, None, _PATIENCE)
             for chunk in reply.closing():
@@ -248,6 +247,15 @@ class Server:
             yield f"data: {bytes(response.body).decode()}\n\n"
         finally:
             over(status)
+
+    @staticmethod
+    async def _events(reply: Reply, told: tuple[int, News] | None) -> list[str]:
+        """What `told` brings. The log-probabilities of a prompt, which may be long, hold up no other request."""
+        if told is None:
+            return []
+        if told[1].prompt is None:
+            return [*map(_event, reply.take(*told))]
+        return await run_in_threadpool(lambda: [_event(chunk, json_in_parts) for chunk in reply.take(*told)])
 
     def _failed(self, error: BaseException) -> Response:
         """What an error looks like to the asker."""
@@ -265,6 +273,13 @@ class Server:
 
 class _Unread(RwkvError):
     """Nobody reads what is sent."""
+
+
+class _Json(JSONResponse):
+    """Of an answer that may be large."""
+
+    def render(self, content: Any) -> bytes:
+        return json_in_parts(content).encode()
 
 
 class _Events(StreamingResponse):
@@ -339,9 +354,11 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _event(chunk: dict[str, Any]) -> str:
-    text = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text.translate(_LINE_ENDS)}\n\n"
+def _event(chunk: dict[str, Any], write: Callable[[Any], str] = json_of) -> str:
+    text = write(chunk)
+    for c, escaped in _LINE_ENDS.items():
+        text = text.replace(c, escaped)
+    return f"data: {text}\n\n"
 
 
 def _answer_to(error: BaseException) -> Response:

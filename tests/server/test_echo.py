@@ -7,9 +7,12 @@ import json
 import math
 import threading
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from watched_calls import tokens_of_calls
 
 pytest.importorskip("uvicorn")
@@ -20,6 +23,7 @@ from quant_models import world_model
 from text_oracles import log_softmax, rounding
 
 from rwkvcli import Model
+from rwkvcli.server import answers, app
 from rwkvcli.services.evaluation import measure
 from rwkvcli.services.states import Building
 
@@ -280,3 +284,39 @@ def test_openais_client(here: Here) -> None:
         )
         assert pieces[0].choices[0].text == TEXT
         assert "".join(piece.choices[0].text for piece in pieces) == choice.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_long_prompt_is_told_of_beside_other_requests(
+    here: Here, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    begun, asked, write = threading.Event(), threading.Event(), answers.json_in_parts
+
+    def slowly(value: Any) -> str:
+        begun.set()
+        assert asked.wait(60)
+        return write(value)
+
+    monkeypatch.setattr(app, "json_in_parts", slowly)
+    body = {**GREEDY, "prompt": TEXT, "logprobs": 1, "max_tokens": 1, "stream": stream}
+    told: list[Any] = []
+    asking = threading.Thread(target=lambda: told.append(here.post(COMPLETIONS, body)))
+    asking.start()
+    assert begun.wait(60)
+    assert here.get("/health").status == 200
+    asked.set()
+    asking.join()
+    assert told[0].status == 200
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON, st.integers(1, 3))
+def test_json_in_parts_is_the_same(value: Any, together: int) -> None:
+    with mock.patch.object(answers, "_TOGETHER", together):
+        assert answers.json_in_parts(value) == answers.json_of(value)
+    assert json.loads(answers.json_of(value)) == value
