@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from rwkvcli.runtime.state import State
     from rwkvcli.server.requests import Wanted
 
-LARGEST_BODY = 64 << 20
-"""Bytes."""
+LARGEST_BODY = 8 << 20
+"""Bytes: the ids of a million tokens, or a text of more. Reading more JSON would hold all others up for too long."""
 _PATIENCE = 15.0
 """Seconds without anything to send, after which a comment keeps a stream open."""
 _LINE_ENDS = {c: f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
@@ -138,26 +138,31 @@ class Server:
         return JSONResponse(model_card(name, self._began))
 
     async def _tokenize(self, request: Request) -> Response:
-        said = requests.parsed(await _body(request))
-        think = self._options.think
-        return JSONResponse(await run_in_threadpool(vocabulary.tokenize, said, self._model, think))
+        body, think = await _body(request), self._options.think
+        return await run_in_threadpool(
+            lambda: _Json(vocabulary.tokenize(requests.parsed(body), self._model, think))
+        )
 
     async def _detokenize(self, request: Request) -> Response:
-        said = requests.parsed(await _body(request))
-        return JSONResponse(await run_in_threadpool(vocabulary.detokenize, said, self._model))
+        body = await _body(request)
+        return await run_in_threadpool(
+            lambda: _Json(vocabulary.detokenize(requests.parsed(body), self._model))
+        )
 
     async def _tokenizer(self, _request: Request) -> Response:
         return JSONResponse(vocabulary.about(self._model))
 
     async def _completions(self, request: Request) -> Response:
-        said = requests.parsed(await _body(request))
-        wanted = await run_in_threadpool(requests.completion, said, self._model, self._options.states)
+        body, states = await _body(request), self._options.states
+        wanted = await run_in_threadpool(
+            lambda: requests.completion(requests.parsed(body), self._model, states)
+        )
         return await self._answered(request, wanted, chat=False)
 
     async def _chat(self, request: Request) -> Response:
-        said = requests.parsed(await _body(request))
+        body, options = await _body(request), self._options
         wanted = await run_in_threadpool(
-            requests.chat, said, self._model, self._options.states, self._options.think
+            lambda: requests.chat(requests.parsed(body), self._model, options.states, options.think)
         )
         return await self._answered(request, wanted, chat=True)
 
@@ -350,7 +355,8 @@ async def _body(request: Request) -> bytes:
     async for part in request.stream():
         body += part
         if len(body) > LARGEST_BODY:
-            raise HTTPException(413, f"the request is larger than {LARGEST_BODY >> 20} MiB")
+            hint = "`rwkv state build` reads longer texts, and --state serves what they leave"
+            raise HTTPException(413, f"the request is larger than {LARGEST_BODY >> 20} MiB ({hint})")
     return bytes(body)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ _MOST_TEXTS = 128
 """Of one request."""
 _MOST_LIKELIEST = 100
 _SEEDS = 2**64
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""Of a surrogate pair, perhaps."""
 _EFFORTS = {
     "none": "fast",
     "minimal": "fast",
@@ -56,8 +59,10 @@ class Wanted:
 def parsed(body: bytes) -> dict[str, Any]:
     """The object in a body. Raises Refused."""
     try:
-        said = json.loads(body)
-        json.dumps(said, ensure_ascii=False).encode()  # what is said may be given back
+        text = body.decode("utf-8-sig")
+        said = json.loads(text)
+        if _HALF.search(text) is not None:
+            json.dumps(said, ensure_ascii=False).encode()  # what is said may be given back
     except UnicodeEncodeError:
         raise Refused("the body has half a surrogate pair, which is no character") from None
     except (ValueError, RecursionError):

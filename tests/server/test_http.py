@@ -17,6 +17,7 @@ pytest.importorskip("starlette")
 from model_server import Here, Response, serving
 
 from rwkvcli import Model
+from rwkvcli.server import requests
 from rwkvcli.services.generation import Generation, Settings
 from rwkvcli.services.serving import Stopped, Texts
 
@@ -235,6 +236,7 @@ REFUSED: list[tuple[str, Any, str]] = [
         "the last message is not the person's",
     ),
     (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, "half a surrogate pair"),
+    (CHAT, b'{"messages": "\xed\xa0\x80"}', "the body is not JSON"),
     (CHAT, {"messages": HELLO, "functions": [{}]}, "functions is not supported"),
     (CHAT, {"messages": HELLO, "max_tokens": "9"}, "max_tokens is not a whole number"),
     (CHAT, {"messages": HELLO, "max_tokens": True}, "max_tokens is not a whole number"),
@@ -351,7 +353,34 @@ def test_a_body_that_is_too_large(here: Here, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(app, "LARGEST_BODY", 1 << 20)
     response = here.post(COMPLETIONS, {"prompt": "x" * (1 << 20)})
     assert response.status == 413
+    assert response.json["error"]["message"].startswith(
+        "the request is larger than 1 MiB (`rwkv state build`"
+    )
     assert here.post(COMPLETIONS, {"prompt": "x", "max_tokens": 1}).status == 200
+
+
+def test_a_context_of_a_million_tokens_is_not_too_large() -> None:
+    from rwkvcli.server import app
+
+    assert len(json.dumps({"prompt": [65535] * 1_000_000})) < app.LARGEST_BODY <= 1 << 23
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/tokenize", "/detokenize"])
+def test_a_body_is_read_beside_other_requests(here: Here, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    begun, asked, parsed = threading.Event(), threading.Event(), requests.parsed
+
+    def slowly(body: bytes) -> dict[str, Any]:
+        begun.set()
+        assert asked.wait(60)
+        return parsed(body)
+
+    monkeypatch.setattr(requests, "parsed", slowly)
+    thread, answers = held(here, {}, path)
+    assert begun.wait(60)
+    assert here.get("/health").status == 200
+    asked.set()
+    thread.join()
+    assert answers[0].status in (200, 400)
 
 
 def test_askers_have_to_know_the_key(model: Model) -> None:
@@ -387,10 +416,10 @@ def test_web_pages_that_may_ask(model: Model) -> None:
         assert "access-control-allow-origin" not in response.headers
 
 
-def held(here: Here, body: Any) -> tuple[threading.Thread, list[Response]]:
+def held(here: Here, body: Any, path: str = COMPLETIONS) -> tuple[threading.Thread, list[Response]]:
     """A request that goes on by itself, and where its answer will be."""
     answers: list[Response] = []
-    thread = threading.Thread(target=lambda: answers.append(here.post(COMPLETIONS, body)))
+    thread = threading.Thread(target=lambda: answers.append(here.post(path, body)))
     thread.start()
     return thread, answers
 
