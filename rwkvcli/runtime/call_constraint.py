@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class CallConstraint(Constraint):
     """Made by `of_tools`. What it lets through CallSplitter takes apart.
 
-    A call begins with `form.opening`, or in the middle of free text with the same in wide JSON and the name of a tool; from there
-    on it is held to the tools. Free text ends where the family's answers do, calls end the answer.
+    A call begins with `form.opening`, or in free text with that, also in JSON with white space, and the name of a tool; from there on
+    it is held to the tools. Free text ends where the family's answers do, calls end the answer.
     """
 
     form: CallForm
@@ -92,15 +92,15 @@ class CallConstraint(Constraint):
 
     def _free_text(self) -> list[str]:
         """The rules for `body`: text to its end, or to the first call."""
-        lines = [r"TEXT: /(?s:.*)/", f"opened[lazy]: /(?s:.*){_either([self.form.opening])}/"]
-        bodies = ["TEXT", "opened call more"]
+        lines = [r"TEXT: /(?s:.*)/"]
+        bodies = ["TEXT"]
         if self.form.stop:
             lines.append(f"ended[lazy]: /(?s:.*){_either(self.form.stop)}/")
             bodies.append("ended")
         for i, name in enumerate(self.names):
-            lines.append(f"wide{i}[lazy]: /(?s:.*){_slashed(self.form.wide_opening(name))}/")
-            bodies.append(f'wide{i} WIDE_COMMA "\\"arguments\\":" " "? @tool{i} WIDE_CLOSE more')
-        lines += [r"WIDE_COMMA: /,\n[ \t]{1,8}/", f"WIDE_CLOSE: /\\n?/ {_literal('}' + self.form.after)}"]
+            lines.append(f"opened{i}[lazy]: /(?s:.*){_slashed(self.form.free_opening(name))}/")
+            bodies.append(f'opened{i} COMMA "\\"arguments\\":" " "? @tool{i} FREE_CLOSE more')
+        lines += [r"COMMA: /,(\n[ \t]{1,8}| )?/", f"FREE_CLOSE: /\\n?/ {_literal('}' + self.form.after)}"]
         return [*lines, "body: " + " | ".join(bodies)]
 
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rwkvcli.runtime.templates import Template
 
 _BEGIN = '{"name":'
-_WIDE = r'\{\n[ \t]{1,8}"name": ?'
-"""How a call may begin beside `_BEGIN`, if the name that follows is that of a tool: as models indent JSON."""
+_FREE = r'\{(?:\n[ \t]{1,8})?"name": ?'
+"""The same in free text, where the name that follows has to be that of a tool: models put spaces in JSON, and indent it."""
 _REACH = 128
 """Characters; the rest of such a beginning has fewer."""
 _NAME = re.compile(r'\{\s*"name":\s*"([^"]*)"')
@@ -37,12 +37,12 @@ class CallForm:
 
     @property
     def opening(self) -> str:
-        """What a call begins with; nothing else in an answer has it."""
+        """What a call begins with, where there has to be one."""
         return self.before + _BEGIN
 
-    def wide_opening(self, name: str) -> str:
-        """The same with JSON indented, up to the end of the name: a regular expression."""
-        return f'{re.escape(self.before)}{_WIDE}"{re.escape(name)}"'
+    def free_opening(self, name: str) -> str:
+        """What a call begins with in free text, where other JSON may stand too, up to the end of the name: a regular expression."""
+        return f'{re.escape(self.before)}{_FREE}"{re.escape(name)}"'
 
     def render(self, name: str, arguments: str) -> str:
         """A call; `arguments` are JSON."""
@@ -68,8 +68,7 @@ class CallSplitter:
     def __init__(self, form: CallForm, names: Sequence[str], *, free: bool = True) -> None:
         self._form = form
         self._free = free
-        openings = [re.escape(form.opening), *map(form.wide_opening, names)]
-        self._opening = re.compile("|".join(openings))
+        self._opening = re.compile("|".join(map(form.free_opening, names)))
         self._begin = form.before + "{"
         self._phase: Callable[[list[CallPiece]], bool] = self._text
         self._held = ""

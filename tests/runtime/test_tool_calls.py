@@ -24,6 +24,8 @@ CALL, MORE = FORM.render("get", ROME), FORM.render("get.more-2", THREE)
 WIDE = '```json\n{\n  "name": "get",\n  "arguments": {\n    "city": "Rome"\n  }\n}\n```'
 JSON = '```json\n{"city": "Rome"}\n```'
 PACKAGE = '```json\n{\n  "name": "my-package",\n  "version": 1\n}\n```'
+LINE = '```json\n{"name":"my-package","arguments":{}}\n```'
+SPACED = '```json\n{"name": "get", "arguments": {"city": "Rome"}}\n```'
 WORLD, BYTES = WorldTokenizer(), ByteTokenizer()
 
 
@@ -62,7 +64,9 @@ SPLIT: list[tuple[str, tuple[str, list[list[str]], bool]]] = [
     ("Well.\n\nUse", ("Well.\n\nUse", [], True)),
     ("Well. ```json\n{", ("Well. ```json\n{", [], True)),
     ("a\n```json\n{ \"name\":1} and much more" + " text" * 40, ("a\n```json\n{ \"name\":1} and much more" + " text" * 40, [], True)),
-    ('```json\n{"name":"ge', ("", [], True)),
+    (f"{LINE} is it", (f"{LINE} is it", [], True)),
+    (f"{LINE}\n{SPACED}", (LINE, [["get", '{"city": "Rome"}']], True)),
+    ('```json\n{"name":"ge', ('```json\n{"name":"ge', [], True)),
     ('```json\n{"name":"get"', ("", [["get", ""]], False)),
     ('```json\n{"name":"get","arg', ("", [["get", ""]], False)),
     (CALL[: CALL.index('me"}')], ("", [["get", '{"city":"Ro\\"}{']], False)),
@@ -78,7 +82,7 @@ def test_text_and_calls(answer: str, parts: tuple[str, list[list[str]], bool]) -
 
 
 FRAGMENTS = st.sampled_from(
-    [CALL, MORE, WIDE, JSON, PACKAGE, "```json\n{", '"name":', "```json", "\n", " ", "\n\nUser", "\nUser:", "é", "a b"]
+    [CALL, MORE, WIDE, JSON, PACKAGE, LINE, SPACED, "```json\n{", '"name":', "```json", "\n", " ", "\n\nUser", "\nUser:", "é", "a b"]
 )  # fmt: skip
 
 
@@ -158,8 +162,11 @@ FOLLOWED = [
     (True, True, f" {JSON} {PACKAGE}", f" {JSON} {PACKAGE}", "may end"),
     (True, True, f" {WIDE}", f" {WIDE}", "may end"),
     (True, False, f" {WIDE}", f" {WIDE}", "complete"),
-    (True, True, ' ```json\n{"name":"x', ' ```json\n{"name":"', "no"),
-    (True, True, ' ```json\n{"name": "now"', ' ```json\n{"name":', "no"),
+    (True, True, f" {LINE} {ROOM}", f" {LINE} {ROOM}", "may end"),
+    (True, True, f" {SPACED}\n{NOW}", f" {SPACED}\n{NOW}", "may end"),
+    (True, True, ' ```json\n{"name":"now","version"', ' ```json\n{"name":"now","', "no"),
+    (True, True, ' ```json\n{"name": "now","x"', ' ```json\n{"name": "now","', "no"),
+    (False, True, ' ```json\n{"name":"x', ' ```json\n{"name":"', "no"),
     (True, True, ' ```json\n{"name":"get","arguments":{}', ' ```json\n{"name":"get","arguments":{', "no"),
     (False, True, f" {ROOM}\n{NOW}", f" {ROOM}\n{NOW}", "may end"),
     (False, True, " Well", " ", "no"),

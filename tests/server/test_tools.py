@@ -263,7 +263,7 @@ def test_arguments_in_another_form_are_read_again() -> None:
 
 def test_json_in_an_answer_is_no_call() -> None:
     model: Any = Script("", "g1")
-    text = 'So:\n```json\n{\n  "name": "my-package",\n  "version": 1\n}\n```\nor\n```json\n{"a": 1}\n```'
+    text = 'So:\n```json\n{\n  "name": "my-package",\n  "version": 1\n}\n```\nor\n```json\n{"a": 1}\n```\n```json\n{"name":"Ada"}\n```'
     with serving(model) as here:
         model.say(f" {text}\n\nUser: And?")
         (choice,) = choices(here, {"messages": HELLO, "tools": TOOLS, **GREEDY})
