@@ -79,14 +79,12 @@ class Ticket:
     tell: Callable[[News], None]
     cached: int = 0
     """Tokens of the prompt whose state was kept from before."""
+    completion_tokens: int = 0
+    """Tokens that were drawn so far."""
     dropped: bool = False
     _made: Generation | None = None
+    """While it is in the making: the ticket may be held for long, and a state is large."""
     _logprobs: int = field(default=0, repr=False)
-
-    @property
-    def completion_tokens(self) -> int:
-        """Tokens that were drawn so far."""
-        return self._made.completion_tokens if self._made is not None else 0
 
     def drop(self) -> None:
         """Nobody waits for it any more; nothing is told of it."""
@@ -280,6 +278,7 @@ class Texts:
             feed_together(self._model, made)
         except Exception as error:
             for ticket in self._active:
+                ticket._made = None
                 ticket.tell(News(error=error))
             self._active.clear()
             return
@@ -294,8 +293,10 @@ class Texts:
             parts = made.advance()
         except Exception as error:
             self._active.remove(ticket)
+            ticket._made = None
             ticket.tell(News(error=error))
             return
+        ticket.completion_tokens = made.completion_tokens
         logprobs = made.logprobs[ticket._logprobs :]
         ticket._logprobs = len(made.logprobs)
         if made.done:
@@ -306,7 +307,7 @@ class Texts:
     def _leave(self, ticket: Ticket) -> None:
         """Give the place away; the state after a text is kept, if a later prompt may begin with all of it."""
         self._active.remove(ticket)
-        made, asked = ticket._made, ticket.asked
+        made, ticket._made, asked = ticket._made, None, ticket.asked
         if asked.lasting is not None or made is None or made.state is None:
             return
         try:

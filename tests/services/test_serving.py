@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import queue
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -305,3 +307,21 @@ def test_an_interruption_ends_a_prompt_and_all_texts(model: Model, monkeypatch: 
         with pytest.raises(Stopped):
             Asker(texts, endless)
         assert texts.closed
+
+
+def test_of_a_text_that_has_ended_nothing_large_is_held(model: Model, texts: Texts) -> None:
+    gc.collect()
+    gc.disable()  # which is slow to come where circles hold few objects, whatever their size
+    try:
+        gone = Asker(texts, asked(model, "It was", max_tokens=-1, sampling=ENDLESS))
+        gone.next()
+        made = weakref.ref(gone.tickets[0]._made)
+        gone.tickets[0].drop()
+        there = Asker(texts, asked(model, "Once"))
+        assert isinstance(there.all()[0][1], Generation)
+        Asker(texts, asked(model, "Once")).all()
+        assert made() is None
+        assert there.tickets[0]._made is None
+        assert there.tickets[0].completion_tokens == 20
+    finally:
+        gc.enable()
