@@ -315,9 +315,10 @@ class _Known:
         if found is not None and (found["v6"] or found["name"]) in self._hosts:
             await self._app(scope, receive, send)
             return
-        response = _error(
-            400, f"this is no host {said!r}: the server is for this machine", "invalid_request_error"
+        message = (
+            f"this is no host {said!r}: the server is for this machine (a proxy has to send Host: localhost)"
         )
+        response = _error(400, message, "invalid_request_error")
         await response(scope, receive, send)
 
 

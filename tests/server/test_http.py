@@ -343,7 +343,9 @@ def test_no_web_page_reaches_it_by_a_name_of_its_own(here: Here, host: str, know
     response = here.get("/health", Host=host)
     assert response.status == (200 if known else 400)
     if not known:
-        message = f"this is no host {host!r}: the server is for this machine"
+        message = (
+            f"this is no host {host!r}: the server is for this machine (a proxy has to send Host: localhost)"
+        )
         assert response.json["error"]["message"] == message
 
 
