@@ -12,7 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +106,17 @@ def test_a_prompt_that_is_read_does_not_keep_it(number: int) -> None:
     """
     body = json.dumps({"prompt": "x" * 4_000_000, "stream": True}).encode()
     with served(command=[sys.executable, "-P", "-c", program]) as (process, url):
-        connection = http.client.HTTPConnection(url.split("/")[2], timeout=60)
-        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-        health = url.replace("/v1", "/health")
-        active = 0
-        while not active:
-            with urllib.request.urlopen(health, timeout=60) as answer:
-                active = json.loads(answer.read())["active"]
-        process.send_signal(number)
-        with connection.getresponse() as refused:
-            assert refused.status == 503
-            assert json.loads(refused.read())["error"]["message"] == "the server is stopping"
-        connection.close()
+        with closing(http.client.HTTPConnection(url.split("/")[2], timeout=60)) as connection:
+            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+            health = url.replace("/v1", "/health")
+            active = 0
+            while not active:
+                with urllib.request.urlopen(health, timeout=60) as answer:
+                    active = json.loads(answer.read())["active"]
+            process.send_signal(number)
+            with connection.getresponse() as refused:
+                assert refused.status == 503
+                assert json.loads(refused.read())["error"]["message"] == "the server is stopping"
         process.communicate(timeout=60)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 0}[signal.Signals(number)]
 

@@ -309,9 +309,10 @@ def test_a_long_prompt_is_told_of_beside_other_requests(
     assert told[0].status == 200
 
 
+TEXTS = st.text('a"\\/,:[]{}\x00\n\x7f\u2028é€😀')
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner),
 )
 
 
