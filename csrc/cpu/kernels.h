@@ -18,10 +18,14 @@ struct Acts {
     int k = 0;
     int k_pad = 0;
     int width = 1;
-    float* f = nullptr;         ///< [T, k_pad]
-    int8_t* q = nullptr;        ///< [T / width, k_pad / 4, width, 4], -127..127
-    float* scale = nullptr;     ///< [T / width, k_pad / 32, width]; value = q * scale
-    int32_t* bias_q8 = nullptr; ///< like scale: -128 times the group's sum of q
+    float* f = nullptr;      ///< [T, k_pad]
+    int8_t* q = nullptr;     ///< [T / width, k_pad / 4, width, 4], -127..127
+    float* scale = nullptr;  ///< [T / width, k_pad / 32, width]; value = q * scale
+    int8_t* split = nullptr; ///< [T / width, k_pad / 4, width, 8], see KernelTable::splits_q8: of four q the
+                             ///< magnitudes, and bytes by which an exclusive or makes of a code of q8 what
+                             ///< is multiplied with them: code - 128, of a negative q 127 - code
+    int32_t* bias_q8 = nullptr; ///< like scale: -128 times the group's sum of q; beside `split` what its
+                                ///< products lack, the sum of the magnitudes of what is negative
     int32_t* bias_q4 = nullptr; ///< [T / width, k_pad / 16, width]: -64 times the half group's sum of q; q6
                                 ///< takes half of it
 };
@@ -70,6 +74,7 @@ size_t product_scratch_bytes(const Matrix& w, int rows);
 struct KernelTable {
     const char* name;
     int token_block; ///< Acts::width of several rows
+    bool splits_q8;  ///< whether products of several rows with tiles of q8 read Acts::split
 
     /// Units [begin, end) of a product over `rows` rows. Any split of the units gives the same result.
     /// `scratch` has product_scratch_bytes and is 64-byte aligned.

@@ -91,6 +91,7 @@ void embedding_row(const Matrix& m, int row, float* out) {
 constexpr KernelTable make_table(const char* name) {
     return {name,
             kMaxTokens,
+            kSplitsSigns,
             product,
             layer_norm,
             shift_acts,

@@ -158,8 +158,10 @@ RWKV_BY_ITSELF void decoded_times_tokens(const Matrix& w, int tile, const uint8_
                                          const uint8_t* fetch, int lines) {
     constexpr int kHalf = E == Encoding::kQ8 ? 32 : 16; // inputs per bias
     constexpr int kBiases = kGroup / kHalf;
+    constexpr bool kSplit = E == Encoding::kQ8 && kSplitsSigns;
+    constexpr size_t kQuad = kSplit ? 8 : 4; // bytes of four inputs of a token
     const size_t first_group = size_t(block) * size_t(w.k_pad / kActGroup) * kMaxTokens;
-    const int8_t* xq = x.q + first_group * kActGroup;
+    const int8_t* xq = (kSplit ? x.split : x.q) + first_group * (kActGroup / 4) * kQuad;
     const float* x_scale = x.scale + first_group;
     const int32_t* bias = E == Encoding::kQ8 ? x.bias_q8 + first_group : x.bias_q4 + 2 * first_group;
     for (int t = 0; t < T; ++t)
@@ -172,16 +174,23 @@ RWKV_BY_ITSELF void decoded_times_tokens(const Matrix& w, int tile, const uint8_
         vi dot[T];
         for (int t = 0; t < T; ++t) {
             const int32_t start = kBiases == 2 ? bias[t] + bias[kMaxTokens + t] : bias[t];
-            dot[t] = has_codebook(E)      ? dot_start(start)
-                     : E == Encoding::kQ6 ? dot_start_q6(start)
-                                          : dot_start_q8(start);
+            dot[t] = has_codebook(E) || kSplit ? dot_start(start)
+                     : E == Encoding::kQ6      ? dot_start_q6(start)
+                                               : dot_start_q8(start);
         }
         bias += kBiases * kMaxTokens;
-        for (int j = 0; j < kGroup / 4; ++j, codes += 64, xq += 4 * kMaxTokens) {
-            const vc quads = load_codes(codes);
+        constexpr int kLines = E == Encoding::kQ6 && kAddsSixBits ? 2 : 1; // of four inputs each
+        for (int j = 0; j < kGroup / 4;
+             j += kLines, codes += kLines * 64, xq += kLines * kQuad * kMaxTokens) {
+            const vc quads = load_codes(codes), next = kLines == 2 ? load_codes(codes + 64) : quads;
             for (int t = 0; t < T; ++t) {
-                dot[t] = E == Encoding::kQ8 ? dot_q8(dot[t], quads, xq + 4 * t)
-                                            : dot_q4(dot[t], quads, xq + 4 * t);
+                const int8_t* in = xq + kQuad * size_t(t);
+                if constexpr (kLines == 2)
+                    dot[t] = dot_eight_q6(dot[t], quads, next, in, in + kQuad * kMaxTokens);
+                else if constexpr (kSplit)
+                    dot[t] = dot_split(dot[t], quads, in);
+                else
+                    dot[t] = E == Encoding::kQ8 ? dot_q8(dot[t], quads, in) : dot_q4(dot[t], quads, in);
                 stay_in_registers(dot[t]);
             }
         }

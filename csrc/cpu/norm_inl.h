@@ -59,13 +59,24 @@ void shift_mix_delta(const float* x, const float* prev, const float* mix, const 
 /// Below this a group of activations counts as zero (127 / max would overflow long before it matters).
 constexpr float kTiny = 1e-30f;
 
-/// Four channels of one row as they stand in the interleaved form.
-inline void store_quads(int8_t* to, size_t stride, vi low, vi high) {
-    int8_t codes[kActGroup];
-    store_i8(codes, low);
-    store_i8(codes + 16, high);
+/// The codes of one row's group as they stand in the interleaved form, four side by side.
+inline void store_quads(int8_t* to, size_t stride, const int8_t* codes) {
     for (size_t j = 0; j < kActGroup / 4; ++j)
         memcpy(to + j * stride, codes + 4 * j, 4);
+}
+
+/// The same in Acts::split. Returns the sum of the magnitudes of what is negative.
+inline int32_t store_split(int8_t* to, size_t stride, const int8_t* codes) {
+    int8_t magnitudes[kActGroup], turns[kActGroup];
+    int32_t negative = 0;
+    for (int i = 0; i < kActGroup; ++i) {
+        magnitudes[i] = int8_t(codes[i] < 0 ? -codes[i] : codes[i]);
+        turns[i] = int8_t(codes[i] < 0 ? 127 : -128);
+        negative -= codes[i] < 0 ? codes[i] : 0;
+    }
+    store_quads(to, stride, magnitudes);
+    store_quads(to + 4, stride, turns);
+    return negative;
 }
 
 /// Channels [c, c + count) of row `t`, at most a group.
@@ -85,7 +96,10 @@ inline void set_group(const float* x, int t, int c, int count, Acts& acts) {
     const vf inverse = set(used ? 127.0f / largest : 0.0f);
     const vi a = round_int(mul(low, inverse)), b = round_int(mul(high, inverse));
     const size_t group = block / kActGroup + size_t(c / kActGroup) * width + lane;
-    store_quads(acts.q + block + size_t(c) * width + 4 * lane, 4 * width, a, b);
+    int8_t codes[kActGroup];
+    store_i8(codes, a);
+    store_i8(codes + 16, b);
+    store_quads(acts.q + block + size_t(c) * width + 4 * lane, 4 * width, codes);
     // beside a NaN, which may have hidden the largest, codes mean nothing; an infinity less itself is one
     const bool numbers = nonzero_mask(add(sub(low, low), sub(high, high))) == 0;
     const int32_t sum_a = numbers ? int32_t(reduce_add(to_float(a))) : 0,
@@ -95,6 +109,9 @@ inline void set_group(const float* x, int t, int c, int count, Acts& acts) {
     acts.bias_q4[half] = -kQ4Zero * sum_a;
     acts.bias_q4[half + width] = -kQ4Zero * sum_b;
     acts.bias_q8[group] = -kQ8Zero * (sum_a + sum_b);
+    if (kSplitsSigns && acts.split && width > 1)
+        acts.bias_q8[group] =
+            store_split(acts.split + 2 * (block + size_t(c) * width + 4 * lane), 8 * width, codes);
 }
 
 /// The same of `rows` rows, `stride` floats apart, that lie in one block: at once where a level can.

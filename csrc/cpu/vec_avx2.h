@@ -291,8 +291,13 @@ inline vi dot_q4(vi acc, vc w, const int8_t* x) {
 }
 inline vi dot_start_q8(int32_t bias) { return iset(bias); }
 inline vi dot_q8(vi acc, vc w, const int8_t* x) { return dot_q4(acc, w, x); }
+constexpr bool kSplitsSigns = false;
+constexpr bool kAddsSixBits = false;
 
 #else
+
+constexpr bool kSplitsSigns = true; // multiplications share their two ports with what moves signs
+constexpr bool kAddsSixBits = true;
 
 inline vh dot_pairs(vh acc, vh w, int32_t x) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(w, _mm256_set1_epi32(x)));
@@ -316,6 +321,20 @@ inline vi dot_q8(vi acc, vc w, const int8_t* x) {
     const __m256i wb = _mm256_sign_epi8(_mm256_xor_si256(w.b, flip), four);
     return {add_quads(acc.a, _mm256_maddubs_epi16(magnitude, wa)),
             add_quads(acc.b, _mm256_maddubs_epi16(magnitude, wb))};
+}
+// A magnitude is at most 127, what it meets within -128 and 127: a pair sums to no less than -32512.
+inline vi dot_split(vi acc, vc w, const int8_t* x) {
+    const __m256i magnitude = four_bytes(x), turn = four_bytes(x + 4);
+    return {add_quads(acc.a, _mm256_maddubs_epi16(magnitude, _mm256_xor_si256(w.a, turn))),
+            add_quads(acc.b, _mm256_maddubs_epi16(magnitude, _mm256_xor_si256(w.b, turn)))};
+}
+// Four products of codes below 64 sum to at most 32004.
+inline vi dot_eight_q6(vi acc, vc w, vc next, const int8_t* x, const int8_t* next_x) {
+    const __m256i four = four_bytes(x), next_four = four_bytes(next_x);
+    const auto pairs = [&](__m256i a, __m256i b) {
+        return _mm256_add_epi16(_mm256_maddubs_epi16(a, four), _mm256_maddubs_epi16(b, next_four));
+    };
+    return {add_quads(acc.a, pairs(w.a, next.a)), add_quads(acc.b, pairs(w.b, next.b))};
 }
 
 #endif

@@ -20,7 +20,9 @@ constexpr int kMaxTokens = 8;
 constexpr int kFloatRows = 4;         // rows of floats that kMaxTokens / 2 tokens meet in registers
 constexpr bool kDecodesTiles = false; // whether tiles are decoded for all tokens at once
 constexpr bool kTakesPanels = true;   // whether many tokens meet two tiles at once
-constexpr int kValueVectors = 4;      // vectors of value channels that a recurrence takes at once
+constexpr bool kSplitsSigns = false;
+constexpr bool kAddsSixBits = false;
+constexpr int kValueVectors = 4; // vectors of value channels that a recurrence takes at once
 
 using vf = __m512;
 using vi = __m512i;

@@ -22,7 +22,9 @@ constexpr int kMaxTokens = 4;        // sixteen of the 32 registers are accumula
 constexpr int kFloatRows = 2;        // rows of floats that kMaxTokens / 2 tokens meet in registers
 constexpr bool kDecodesTiles = true; // so the codebook needs none
 constexpr bool kTakesPanels = false; // for want of registers
-constexpr int kValueVectors = 1;     // of a head, whose sums stay in registers
+constexpr bool kSplitsSigns = false;
+constexpr bool kAddsSixBits = false;
+constexpr int kValueVectors = 1; // of a head, whose sums stay in registers
 
 struct vf {
     float32x4_t v[4];

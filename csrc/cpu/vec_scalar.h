@@ -19,7 +19,9 @@ constexpr int kMaxTokens = 4; // tokens that one tile of weights meets in regist
 constexpr int kFloatRows = 4; // rows of floats that kMaxTokens / 2 tokens meet in registers
 constexpr bool kDecodesTiles = true;
 constexpr bool kTakesPanels = false;
-constexpr int kValueVectors = 4; // vectors of value channels that a recurrence takes at once
+constexpr bool kSplitsSigns = false; // whether tiles of q8 meet Acts::split (dot_split)
+constexpr bool kAddsSixBits = false; // whether codes of six bits meet eight inputs at a time (dot_eight_q6)
+constexpr int kValueVectors = 4;     // vectors of value channels that a recurrence takes at once
 
 struct vf {
     float v[16];
@@ -368,6 +370,17 @@ vi dot_q4(vi acc, vc w, const int8_t* x) {
 /// The same for codes up to 255, where the level's dot_start_q8 says what the accumulator begins with.
 vi dot_q8(vi acc, vc w, const int8_t* x) { return dot_q4(acc, w, x); }
 vi dot_start_q8(int32_t bias) { return iset(bias); }
+/// The same of x as Acts::split has it, from dot_start(bias) on.
+inline vi dot_split(vi acc, vc w, const int8_t* x) {
+    for (int row = 0; row < 16; ++row)
+        for (int i = 0; i < 4; ++i)
+            acc.v[row] += uint8_t(x[i]) * int8_t(w.v[4 * row + i] ^ uint8_t(x[4 + i]));
+    return acc;
+}
+/// dot_q4 of two lines of codes below 64.
+inline vi dot_eight_q6(vi acc, vc w, vc next, const int8_t* x, const int8_t* next_x) {
+    return dot_q4(dot_q4(acc, w, x), next, next_x);
+}
 
 #undef RWKV_LANES
 

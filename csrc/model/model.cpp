@@ -25,9 +25,9 @@ Model::Model(const std::string& path, const Config& config, const TensorSpecs& s
     weight_bytes_ = weights_.head.bytes();
     for (const Block& b : weights_.blocks)
         Weights::each_matrix(b, [&](const Matrix& m) { weight_bytes_ += m.bytes(); });
-    const size_t row = Scratch::bytes_per_row(config_, weights_);
+    const size_t row = Scratch::bytes_per_row(config_, weights_, op_);
     chunk_ = int(std::clamp<size_t>(kScratchBudget / row, 8, kLongestChunk)) / 8 * 8;
-    scratch_ = Scratch(config_, weights_, 1, pool_.size());
+    scratch_ = Scratch(config_, weights_, op_, 1, pool_.size());
     if (!specs.count("blocks." + std::to_string(config_.n_layer) + ".ln1.weight"))
         file_.populate(); // the rest of a file that has more blocks is not read here
 }
@@ -133,7 +133,7 @@ bool Model::run(std::span<const int32_t> tokens, const std::vector<Segment>& seg
     if (scratch_.capacity < rows) {
         const int capacity = std::min(chunk_, std::max(8, (rows + 7) / 8 * 8));
         scratch_ = Scratch(); // the old one goes before the new one comes
-        scratch_ = Scratch(config_, weights_, capacity, pool_.size());
+        scratch_ = Scratch(config_, weights_, op_, capacity, pool_.size());
     }
     scratch_.set_width(rows == 1 ? 1 : op_.token_block);
     scratch_.head.width = wanted.size() <= 1 ? 1 : op_.token_block;

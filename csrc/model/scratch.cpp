@@ -7,11 +7,26 @@ namespace {
 
 size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
+bool is_q8_tile(const Matrix& m) { return m.layout == Layout::kTile && m.encoding == Encoding::kQ8; }
+
+/// Whether `m`, the head or a matrix of the last block, or what other blocks have in its place, is in tiles
+/// of q8.
+bool is_q8_anywhere(const Weights& weights, const Matrix* m) {
+    const auto last = Weights::matrices(weights.blocks.back());
+    const size_t at = size_t(std::find(last.begin(), last.end(), m) - last.begin());
+    if (at == last.size())
+        return is_q8_tile(*m);
+    const auto there = [at](const Block& block) { return is_q8_tile(*Weights::matrices(block)[at]); };
+    return std::any_of(weights.blocks.begin(), weights.blocks.end(), there);
+}
+
 /// Cuts pieces from one allocation; with no memory it only counts.
 class Cutter {
   public:
-    Cutter(uint8_t* memory, int rows)
-        : memory_(memory), rows_(rows == 1 ? 1 : round_up(size_t(rows), cpu::kWidestBlock)) {}
+    /// `splits`: whether tiles of q8 read Acts::split.
+    Cutter(uint8_t* memory, const Weights& weights, int rows, bool splits)
+        : memory_(memory), weights_(weights), splits_(splits),
+          rows_(rows == 1 ? 1 : round_up(size_t(rows), cpu::kWidestBlock)) {}
 
     template <class T>
     T* cut(size_t per_row) {
@@ -30,11 +45,12 @@ class Cutter {
         to = {};
         to.k = k;
         to.k_pad = int(round_up(size_t(k), kActGroup));
-        bool floats = false, codes = false;
+        bool floats = false, codes = false, split = false;
         for (const Matrix* m : consumers) {
             if (m->empty())
                 continue;
             (m->wants_quantized() ? codes : floats) = true;
+            split |= splits_ && rows_ > 1 && is_q8_anywhere(weights_, m);
         }
         const size_t groups = size_t(to.k_pad) / kActGroup;
         if (floats)
@@ -42,6 +58,8 @@ class Cutter {
         if (codes) {
             to.q = cut<int8_t>(size_t(to.k_pad));
             to.scale = cut<float>(groups);
+            if (split)
+                to.split = cut<int8_t>(2 * size_t(to.k_pad));
             to.bias_q8 = cut<int32_t>(groups);
             to.bias_q4 = cut<int32_t>(2 * groups);
         }
@@ -50,6 +68,8 @@ class Cutter {
 
   private:
     uint8_t* memory_;
+    const Weights& weights_;
+    bool splits_;
     size_t rows_;
     size_t used_ = 0;
 };
@@ -66,7 +86,8 @@ void Scratch::set_width(int width) {
         set(*acts);
 }
 
-void Scratch::build(const Config& config, const Weights& weights, int rows, int threads, bool measure) {
+void Scratch::build(const Config& config, const Weights& weights, const cpu::KernelTable& op, int rows,
+                    int threads, bool measure) {
     const int c = config.n_embd;
     // The last block stands for all: Model has checked that the others take the same forms (block 0 of v7
     // lacks v1, v2).
@@ -111,7 +132,7 @@ void Scratch::build(const Config& config, const Weights& weights, int rows, int 
         cutter.acts(ffn_hidden, config.n_ffn, {&b.ffn_value});
         cutter.acts(head, c, {&weights.head});
     };
-    Cutter count(nullptr, rows);
+    Cutter count(nullptr, weights, rows, op.splits_q8);
     cut_all(count);
     measured_ = count.used();
     if (measure)
@@ -120,7 +141,7 @@ void Scratch::build(const Config& config, const Weights& weights, int rows, int 
     pool_ = AlignedBuffer<uint8_t>(measured_);
     // a product writes 32 outputs of each row, and the next row's lie pages away
     os::prefer_large_pages(pool_.data(), measured_);
-    Cutter cutter(pool_.data(), rows);
+    Cutter cutter(pool_.data(), weights, rows, op.splits_q8);
     cut_all(cutter);
     capacity = rows;
 
@@ -134,13 +155,14 @@ void Scratch::build(const Config& config, const Weights& weights, int rows, int 
     thread_rows_ = AlignedBuffer<float>(row_stride_ * 2 * size_t(threads));
 }
 
-Scratch::Scratch(const Config& config, const Weights& weights, int rows, int threads) {
-    build(config, weights, rows, threads, false);
+Scratch::Scratch(const Config& config, const Weights& weights, const cpu::KernelTable& op, int rows,
+                 int threads) {
+    build(config, weights, op, rows, threads, false);
 }
 
-size_t Scratch::bytes_per_row(const Config& config, const Weights& weights) {
+size_t Scratch::bytes_per_row(const Config& config, const Weights& weights, const cpu::KernelTable& op) {
     Scratch scratch;
-    scratch.build(config, weights, 64, 1, true);
+    scratch.build(config, weights, op, 64, 1, true);
     return scratch.measured_ / 64;
 }
 

@@ -18,7 +18,7 @@ struct Rows {
 
 struct Scratch {
     Scratch() = default;
-    Scratch(const Config& config, const Weights& weights, int rows, int threads);
+    Scratch(const Config& config, const Weights& weights, const cpu::KernelTable& op, int rows, int threads);
 
     int capacity = 0; ///< rows
 
@@ -46,10 +46,11 @@ struct Scratch {
     }
 
     /// Bytes that one row takes, so that a prompt's chunk can be chosen from a budget.
-    static size_t bytes_per_row(const Config& config, const Weights& weights);
+    static size_t bytes_per_row(const Config& config, const Weights& weights, const cpu::KernelTable& op);
 
   private:
-    void build(const Config& config, const Weights& weights, int rows, int threads, bool measure);
+    void build(const Config& config, const Weights& weights, const cpu::KernelTable& op, int rows,
+               int threads, bool measure);
 
     size_t measured_ = 0;
     AlignedBuffer<uint8_t> pool_;

@@ -2,6 +2,7 @@
 // that the formulas use in another form (decays, v4's mixes), computed once at load.
 #pragma once
 
+#include <array>
 #include <map>
 #include <string>
 #include <vector>
@@ -68,14 +69,17 @@ class Weights {
     Norm ln0, ln_out;
     std::vector<Block> blocks;
 
-    /// Calls f(const Matrix&) for every matrix of a block.
+    /// The matrices of a block, also those that its version does not have, which are empty.
+    static std::array<const Matrix*, 24> matrices(const Block& b) {
+        return {&b.receptance, &b.key,       &b.value,     &b.gate,      &b.output,    &b.maa_w1,
+                &b.maa_w2[0],  &b.maa_w2[1], &b.maa_w2[2], &b.maa_w2[3], &b.maa_w2[4], &b.decay_w1,
+                &b.decay_w2,   &b.w1,        &b.w2,        &b.a1,        &b.a2,        &b.v1,
+                &b.v2,         &b.g1,        &b.g2,        &b.ffn_key,   &b.ffn_value, &b.ffn_receptance};
+    }
+    /// Calls f(const Matrix&) for every matrix that a block has.
     template <class F>
     static void each_matrix(const Block& b, F f) {
-        for (const Matrix* m :
-             {&b.receptance, &b.key,       &b.value,     &b.gate,      &b.output,    &b.maa_w1,
-              &b.maa_w2[0],  &b.maa_w2[1], &b.maa_w2[2], &b.maa_w2[3], &b.maa_w2[4], &b.decay_w1,
-              &b.decay_w2,   &b.w1,        &b.w2,        &b.a1,        &b.a2,        &b.v1,
-              &b.v2,         &b.g1,        &b.g2,        &b.ffn_key,   &b.ffn_value, &b.ffn_receptance})
+        for (const Matrix* m : matrices(b))
             if (!m->empty())
                 f(*m);
     }

@@ -188,11 +188,13 @@ ActsBuffer::ActsBuffer(const cpu::KernelTable& op, const std::vector<float>& x, 
     f = AlignedBuffer<float>(n);
     q = AlignedBuffer<int8_t>(n);
     scale = AlignedBuffer<float>(n / 32);
+    split = AlignedBuffer<int8_t>(2 * n);
     bias_q8 = AlignedBuffer<int32_t>(n / 32);
     bias_q4 = AlignedBuffer<int32_t>(n / 16);
     acts.f = f.data();
     acts.q = q.data();
     acts.scale = scale.data();
+    acts.split = split.data();
     acts.bias_q8 = bias_q8.data();
     acts.bias_q4 = bias_q4.data();
     for (int t = 0; t < rows; ++t)

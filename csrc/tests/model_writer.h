@@ -12,8 +12,8 @@
 namespace rwkv::test {
 
 /// Writes a model with random weights, tensor after tensor, and remembers where they lie. `encoding` "mixed":
-/// another one for each kind of matrix. Of ffn.key's rows in quantized encodings every `key_rows`th has
-/// weights: about half of those leave an activation above zero.
+/// another one for each kind of matrix, "uneven": another one in the first block. Of ffn.key's rows in
+/// quantized encodings every `key_rows`th has weights: about half of those leave an activation above zero.
 class ModelWriter {
   public:
     ModelWriter(const Config& config, std::string encoding, bool kn, int key_rows = 1)
@@ -133,6 +133,8 @@ class ModelWriter {
     }
     std::string encoding_of(const std::string& name) const {
         const auto has = [&](const char* part) { return name.find(part) != std::string::npos; };
+        if (encoding_ == "uneven")
+            return has("blocks.0.") ? "q8g32" : "q4g32";
         if (encoding_ != "mixed")
             return encoding_;
         if (has("ffn.value"))

@@ -80,7 +80,7 @@ struct ActsBuffer {
     ActsBuffer(const cpu::KernelTable& op, const std::vector<float>& x, int rows, int k);
     cpu::Acts acts;
     AlignedBuffer<float> f, scale;
-    AlignedBuffer<int8_t> q;
+    AlignedBuffer<int8_t> q, split;
     AlignedBuffer<int32_t> bias_q8, bias_q4;
     int code(int t, int k) const;
     double quantized(int t, int k) const;

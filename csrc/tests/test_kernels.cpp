@@ -230,8 +230,8 @@ bool same_acts(const ActsBuffer& a, const ActsBuffer& b) {
     const auto same = [](const auto& x, const auto& y) {
         return !std::memcmp(x.data(), y.data(), x.size() * sizeof(*x.data()));
     };
-    return same(a.f, b.f) && same(a.q, b.q) && same(a.scale, b.scale) && same(a.bias_q8, b.bias_q8) &&
-           same(a.bias_q4, b.bias_q4);
+    return same(a.f, b.f) && same(a.q, b.q) && same(a.split, b.split) && same(a.scale, b.scale) &&
+           same(a.bias_q8, b.bias_q8) && same(a.bias_q4, b.bias_q4);
 }
 
 } // namespace

@@ -15,7 +15,7 @@ using namespace rwkv::test;
 TEST(models_are_bitwise_equal_however_they_run) {
     const std::vector<int32_t> tokens = {5, 0, 49, 7, 7, 31, 2, 18, 40, 3, 11, 29, 1, 44, 6, 23, 9, 12};
     for (const Version version : {Version::k4, Version::k5_0, Version::k6, Version::k7}) {
-        for (const char* encoding : {"f32", "q8g32", "q6g32", "q6g16", "q5g32", "q5g16", "q4g16"}) {
+        for (const char* encoding : {"f32", "q8g32", "q6g32", "q6g16", "q5g32", "q5g16", "q4g16", "uneven"}) {
             Config config;
             config.version = version;
             config.n_layer = 2;
