@@ -83,3 +83,24 @@ class ScriptModel:
 
     def forward_batch(self, tokens: list[Any], states: list[ScriptState]) -> NDArray[np.float32]:
         return np.stack([self.evaluate(list(one), state) for one, state in zip(tokens, states, strict=True)])
+
+
+class ServedScript(ScriptModel):
+    """One as a server has it, which can be told to say something else."""
+
+    fingerprint = "0" * 64
+    config = SimpleNamespace(vocab_size=WORLD.vocab_size)
+
+    def new_state(self) -> ScriptState:
+        return _ServedState()
+
+    def say(self, text: str) -> None:
+        self.script = [*WORLD.encode(text), WORLD.eos_id]
+
+
+class _ServedState(ScriptState):
+    def copy(self) -> ScriptState:
+        return _ServedState(list(self.seen), self.pause)
+
+    def to_numpy(self) -> dict[str, Any]:
+        return {"seen": np.zeros(1, np.float32)}

@@ -61,6 +61,11 @@ class ThoughtSplitter:
         text, self._held = self._held, ""
         return self._parts(self._trim.push(text) + self._trim.flush(), bool(self._thinks))
 
+    @property
+    def thinks(self) -> bool:
+        """Whether what comes next is a thought, or the end of the thoughts."""
+        return self._thinks is True
+
     def state(self) -> dict[str, Any]:
         """What is needed to go on later. Ready for JSON."""
         if self._thinks is False and self.told is not True:  # as one that never thought

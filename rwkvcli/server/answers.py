@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from rwkvcli.server import logprobs
 from rwkvcli.server.calls import CallsOfAnswer
@@ -36,11 +36,72 @@ class _Text:
     """What tells calls of tools from the text, if there are tools to call; `text` is all of it then."""
 
 
-class Reply:
-    """The answer to one request: take `News` in, and give JSON out.
+class Used(NamedTuple):
+    """Tokens of a request, so far."""
+
+    read: int
+    """Of prompts; one counts once, however many texts are made from it."""
+    known: int
+    """Those of them that had not to be read."""
+    made: int
+    thoughts: int
+    """Those of them that are thoughts."""
+
+    @classmethod
+    def of(cls, tickets: Sequence[Ticket], each: int = 1) -> Used:
+        """By `tickets`, of which every `each` have the same prompt."""
+        firsts = tickets[::each]
+        return cls(
+            sum(len(ticket.asked.ids) for ticket in firsts),
+            sum(ticket.cached for ticket in firsts),
+            sum(ticket.completion_tokens for ticket in tickets),
+            sum(ticket.thinking_tokens for ticket in tickets),
+        )
+
+
+class Reply(Protocol):
+    """The answer to one request: takes `News` in, and gives JSON out, whole or as the pieces of a stream."""
+
+    end: str
+    """What a stream has after its pieces."""
+
+    @property
+    def done(self) -> bool:
+        """Whether all texts have ended."""
+
+    @property
+    def used(self) -> Used:
+        """The tokens of it."""
+
+    def opening(self) -> list[dict[str, Any]]:
+        """The first pieces of a stream."""
+
+    def take(self, number: int, news: News) -> list[dict[str, Any]]:
+        """What is new of text `number`, which has no error: the next pieces of a stream."""
+
+    def closing(self) -> list[dict[str, Any]]:
+        """The last pieces of a stream."""
+
+    def broken(self, why: dict[str, Any]) -> list[dict[str, Any]]:
+        """The last pieces of a stream that ends by the failure `why`."""
+
+    def whole(self) -> dict[str, Any]:
+        """All of it, when it is done."""
+
+
+def told_apart(news: News) -> tuple[str, str]:
+    """The thoughts in `news`, and the text."""
+    thoughts = "".join(part.text for part in news.parts if part.thinking)
+    return thoughts, "".join(part.text for part in news.parts if not part.thinking)
+
+
+class ChoicesReply:
+    """Texts side by side, as `choices`.
 
     `chat`: an answer of a conversation, else a text. `name`: what the model is called.
     """
+
+    end = "data: [DONE]\n\n"
 
     def __init__(
         self, wanted: Wanted, tickets: Sequence[Ticket], model: Model, name: str, chat: bool
@@ -66,11 +127,13 @@ class Reply:
 
     @property
     def done(self) -> bool:
-        """Whether all texts have ended."""
         return all(text.finish is not None for text in self._texts)
 
+    @property
+    def used(self) -> Used:
+        return Used.of(self._tickets, self._wanted.each)
+
     def opening(self) -> list[dict[str, Any]]:
-        """The first pieces of a stream."""
         if self._chat:
             start = {"role": "assistant", "content": "" if self._wanted.calls is None else None}
             return [self._chunk(i, start) for i in range(len(self._texts))]
@@ -83,10 +146,8 @@ class Reply:
         ]
 
     def take(self, number: int, news: News) -> list[dict[str, Any]]:
-        """What is new of text `number`, which has no error: the next pieces of a stream."""
         text, chunks = self._texts[number], []
-        thoughts = "".join(part.text for part in news.parts if part.thinking)
-        answer = "".join(part.text for part in news.parts if not part.thinking)
+        thoughts, answer = told_apart(news)
         shows = self._wanted.asked[number].settings.think == "show"
         told = self._logprobs(number, news.logprobs)
         if news.prompt is not None:
@@ -114,25 +175,24 @@ class Reply:
         return chunks
 
     def closing(self) -> list[dict[str, Any]]:
-        """The last piece of a stream, if it is wanted: the usage."""
         if not self._wanted.usage:
             return []
-        return [{**self._chunk_head(), "choices": [], "usage": self.usage()}]
+        return [{**self._chunk_head(), "choices": [], "usage": self._usage()}]
+
+    def broken(self, why: dict[str, Any]) -> list[dict[str, Any]]:
+        return [why]
 
     def whole(self) -> dict[str, Any]:
-        """All of it, when it is done."""
-        return {**self._head, "choices": [*map(self._choice, range(len(self._texts)))], "usage": self.usage()}
+        choices = [*map(self._choice, range(len(self._texts)))]
+        return {**self._head, "choices": choices, "usage": self._usage()}
 
-    def usage(self) -> dict[str, Any]:
-        """Tokens so far; a prompt counts once, however many texts are made from it."""
-        firsts = self._tickets[:: self._wanted.each]
-        prompt = sum(len(ticket.asked.ids) for ticket in firsts)
-        completion = sum(ticket.completion_tokens for ticket in self._tickets)
+    def _usage(self) -> dict[str, Any]:
+        used = self.used
         return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": sum(ticket.cached for ticket in firsts)},
+            "prompt_tokens": used.read,
+            "completion_tokens": used.made,
+            "total_tokens": used.read + used.made,
+            "prompt_tokens_details": {"cached_tokens": used.known},
         }
 
     def _choice(self, number: int) -> dict[str, Any]:
@@ -196,6 +256,6 @@ def json_in_parts(value: Any) -> str:
     return "[" + ",".join(parts) + "]"
 
 
-def failure(message: str, kind: str, param: str | None = None) -> dict[str, Any]:
+def failure(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """An error."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": None}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import os
 import re
 import time
@@ -24,9 +25,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rwkvcli.errors import RwkvError, UsageError
 from rwkvcli.server import requests, vocabulary
-from rwkvcli.server.answers import Reply, failure, json_in_parts, json_of, model_card
+from rwkvcli.server.answers import ChoicesReply, Reply, failure, json_in_parts, json_of, model_card
 from rwkvcli.server.running import LOOPBACK
-from rwkvcli.services.serving import Busy, News, Stopped, Texts
+from rwkvcli.services.serving import Busy, News, Stopped, Texts, Ticket
 
 if TYPE_CHECKING:
     from rwkvcli.runtime.model import Model
@@ -157,16 +158,23 @@ class Server:
         wanted = await run_in_threadpool(
             lambda: requests.completion(requests.parsed(body), self._model, states)
         )
-        return await self._answered(request, wanted, chat=False)
+        return await self._answered(request, wanted, self._choices(wanted, chat=False))
 
     async def _chat(self, request: Request) -> Response:
         body, options = await _body(request), self._options
         wanted = await run_in_threadpool(
             lambda: requests.chat(requests.parsed(body), self._model, options.states, options.think)
         )
-        return await self._answered(request, wanted, chat=True)
+        return await self._answered(request, wanted, self._choices(wanted, chat=True))
 
-    async def _answered(self, request: Request, wanted: Wanted, *, chat: bool) -> Response:
+    def _choices(self, wanted: Wanted, *, chat: bool) -> Callable[[Sequence[Ticket]], Reply]:
+        name = self._names[wanted.asked[0].start]
+        return lambda tickets: ChoicesReply(wanted, tickets, self._model, name, chat)
+
+    async def _answered(
+        self, request: Request, wanted: Wanted, made_of: Callable[[Sequence[Ticket]], Reply]
+    ) -> Response:
+        """The texts that are wanted, in the form that `made_of` gives them."""
         begin = time.monotonic()
         loop = asyncio.get_running_loop()
         news: asyncio.Queue[tuple[int, News]] = asyncio.Queue()
@@ -193,8 +201,7 @@ class Server:
             ended = True
 
         tickets = self._texts.ask(wanted.asked, tell)
-        reply = Reply(wanted, tickets, self._model, self._names[wanted.asked[0].start], chat)
-
+        reply = made_of(tickets)
         status: int | str = "gone"
         gone = asyncio.ensure_future(_gone(request))
         try:
@@ -244,12 +251,14 @@ class Server:
                 told = None if reply.done else await _next(news, None, _PATIENCE)
             for chunk in reply.closing():
                 yield _event(chunk)
-            yield "data: [DONE]\n\n"
+            if reply.end:
+                yield reply.end
             status = 200
         except Exception as error:
             response = self._failed(error)
             status = response.status_code
-            yield f"data: {bytes(response.body).decode()}\n\n"
+            for chunk in reply.broken(json.loads(bytes(response.body))):
+                yield _event(chunk)
         finally:
             over(status)
 
@@ -270,9 +279,8 @@ class Server:
 
     def _note(self, request: Request, reply: Reply, status: int | str, seconds: float) -> None:
         """Say on the log what was done."""
-        used = reply.usage()
-        cached = used["prompt_tokens_details"]["cached_tokens"]
-        tokens = f"{used['prompt_tokens']} tokens in ({cached} known), {used['completion_tokens']} out"
+        used = reply.used
+        tokens = f"{used.read} tokens in ({used.known} known), {used.made} out"
         self._options.log(f"{request.url.path} {status}: {tokens}, {seconds:.2f} s")
 
 
@@ -372,7 +380,8 @@ def _answer_to(error: BaseException) -> Response:
     """What an error looks like to the asker."""
     if isinstance(error, UsageError):
         message = str(error) + (f" ({error.hint})" if error.hint else "")
-        return _error(400, message, "invalid_request_error", getattr(error, "param", None))
+        param, code = getattr(error, "param", None), getattr(error, "code", None)
+        return _error(400, message, "invalid_request_error", param, code)
     if isinstance(error, Busy | Stopped):
         return _error(503, str(error), "overloaded_error", headers={"Retry-After": "5"})
     if isinstance(error, ClientDisconnect):
@@ -381,9 +390,14 @@ def _answer_to(error: BaseException) -> Response:
 
 
 def _error(
-    status: int, message: str, kind: str, param: str | None = None, headers: dict[str, str] | None = None
+    status: int,
+    message: str,
+    kind: str,
+    param: str | None = None,
+    code: str | None = None,
+    headers: dict[str, str] | None = None,
 ) -> Response:
-    return JSONResponse(failure(message, kind, param), status, headers)
+    return JSONResponse(failure(message, kind, param, code), status, headers)
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:

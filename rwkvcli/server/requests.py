@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from rwkvcli.server.fields import Refused, get
-from rwkvcli.server.tools import messages_of, tools_of
+from rwkvcli.server.fields import Refused, get, refuse
+from rwkvcli.server.messages import messages_of, said_in_chat
+from rwkvcli.server.tools import Tools, tools_of
 from rwkvcli.services import constraining
-from rwkvcli.services.dialogue import encode
+from rwkvcli.services.dialogue import Message, encode
 from rwkvcli.services.generation import Settings, seam
 from rwkvcli.services.serving import Asked
 from rwkvcli.services.tool_calls import CallConstraint, CallSplitter, splitter_of
@@ -36,6 +37,7 @@ _EFFORTS = {
     "medium": "show",
     "high": "show",
     "xhigh": "show",
+    "max": "show",
 }
 
 
@@ -75,36 +77,31 @@ def parsed(body: bytes) -> dict[str, Any]:
 def chat(said: Mapping[str, Any], model: Model, states: Mapping[str, State], think: str | None) -> Wanted:
     """What `POST /v1/chat/completions` asks for. `states` can be gone on from, by their names; `think`: how answers are
     thought over where a request does not say. Raises UsageError."""
-    _refuse(said, "functions", "audio")
+    refuse(said, "functions", "audio")
     tools = tools_of(said)
-    messages = messages_of(said, model.template, tools)
-    effort = get(said, "reasoning_effort", str)
-    if effort is not None and effort not in _EFFORTS:
-        raise Refused(f"reasoning_effort is one of {', '.join(_EFFORTS)}", "reasoning_effort")
-    way = get(said, "think", str) or (_EFFORTS[effort] if effort is not None else think)
+    messages = messages_of(said_in_chat(said), model.template, tools)
     top = get(said, "top_logprobs", int) or 0
-    logprobs = top if get(said, "logprobs", bool) else None
-    limit = get(said, "max_completion_tokens", int)
-    settings = _settings(said, CHAT_TOKENS if limit is None else limit, logprobs)
-    calls = tools.constraint(model.template) if tools is not None else None
-    settings = replace(settings, chat=True, think=way, constraint=_constraint(said, calls))
-    if way is not None:
-        model.template.check_way(way)
-    if way == "only":
-        raise Refused("think is one of show, hide, fast, off", "think")
-    start, state = _start(said, states)
-    between = seam(model.template, state) if state is not None else ""
-    encoded = encode(model.template, model.tokenizer, messages, _form(way), between)
-    wanted = _wanted(said, [Asked(encoded.ids, settings, start, encoded.lasting)], [""])
-    return wanted if calls is None else replace(wanted, calls=lambda: splitter_of(calls))
+    return answer(
+        said,
+        model,
+        states,
+        messages,
+        tools=tools,
+        way=way_of(said, model, get(said, "reasoning_effort", str), "reasoning_effort", think),
+        form=Form(get(said, "response_format", dict), "response_format", "json_schema"),
+        limit=limit_of(said, CHAT_TOKENS, "max_tokens", "max_completion_tokens"),
+        logprobs=top if get(said, "logprobs", bool) else None,
+    )
 
 
 def completion(said: Mapping[str, Any], model: Model, states: Mapping[str, State]) -> Wanted:
     """What `POST /v1/completions` asks for. Raises UsageError."""
-    _refuse(said, "suffix")
-    settings = _settings(said, COMPLETION_TOKENS, get(said, "logprobs", int))
+    refuse(said, "suffix")
+    limit = limit_of(said, COMPLETION_TOKENS, "max_tokens")
+    settings = _settings(said, limit, get(said, "logprobs", int))
     echo = bool(get(said, "echo", bool))
-    settings = replace(settings, constraint=_constraint(said), logprobs_to_end=echo)
+    form = Form(get(said, "response_format", dict), "response_format", "json_schema")
+    settings = replace(settings, constraint=_constraint(said, form), logprobs_to_end=echo)
     judged = echo and settings.logprobs is not None
     start, state = _start(said, states)
     tokenizer, asked, before = model.tokenizer, [], []
@@ -117,6 +114,62 @@ def completion(said: Mapping[str, Any], model: Model, states: Mapping[str, State
         asked.append(Asked(ids or [tokenizer.eos_id], settings, start, judged=judged))
         before.append((prompt if isinstance(prompt, str) else tokenizer.decode(ids)) if echo else "")
     return _wanted(said, asked, before)
+
+
+def answer(
+    said: Mapping[str, Any],
+    model: Model,
+    states: Mapping[str, State],
+    messages: Sequence[Message],
+    *,
+    tools: Tools | None,
+    way: str | None,
+    form: Form,
+    limit: int,
+    logprobs: int | None,
+) -> Wanted:
+    """The next answer after `messages`, of at most `limit` tokens; all else is called alike in the forms that a request may have.
+    Raises UsageError."""
+    settings = _settings(said, limit, logprobs)
+    calls = tools.constraint(model.template) if tools is not None else None
+    settings = replace(settings, chat=True, think=way, constraint=_constraint(said, form, calls))
+    start, state = _start(said, states)
+    between = seam(model.template, state) if state is not None else ""
+    encoded = encode(model.template, model.tokenizer, messages, thinking_of(way), between)
+    wanted = _wanted(said, [Asked(encoded.ids, settings, start, encoded.lasting)], [""])
+    return wanted if calls is None else replace(wanted, calls=lambda: splitter_of(calls))
+
+
+def way_of(
+    said: Mapping[str, Any], model: Model, effort: str | None, where: str, think: str | None
+) -> str | None:
+    """How an answer is thought over: as `think` of the request says, or `effort`, which stands at `where`, or else `think`."""
+    if effort is not None and effort not in _EFFORTS:
+        raise Refused(f"{where} is one of {', '.join(_EFFORTS)}", where)
+    way = get(said, "think", str) or (_EFFORTS[effort] if effort is not None else think)
+    if way is not None:
+        model.template.check_way(way)
+    if way == "only":
+        raise Refused("think is one of show, hide, fast, off", "think")
+    return way
+
+
+def thinking_of(way: str | None) -> str:
+    """Which of `rwkvcli.runtime.templates.THINK` a way to think is."""
+    from rwkvcli.runtime.templates import WAYS
+
+    return WAYS[way or "off"]
+
+
+def limit_of(said: Mapping[str, Any], usual: int, *names: str) -> int:
+    """The most tokens, from the first of the fields `names` that is there."""
+    for name in names:
+        limit = get(said, name, int)
+        if limit is not None:
+            if limit < -1:
+                raise Refused(f"{name} is from 0 up, or -1: until the model ends the text", name)
+            return int(limit)
+    return usual
 
 
 def _start(said: Mapping[str, Any], states: Mapping[str, State]) -> tuple[int, State | None]:
@@ -153,7 +206,7 @@ def _nth(settings: Settings, number: int) -> Settings:
     return replace(settings, sampling={**settings.sampling, "seed": (seed + number) % _SEEDS})
 
 
-def _settings(said: Mapping[str, Any], max_tokens: int, logprobs: int | None) -> Settings:
+def _settings(said: Mapping[str, Any], limit: int, logprobs: int | None) -> Settings:
     """How texts are made, but for what only conversations have. Everything is checked here, as far as it can be."""
     from rwkvcli.runtime.sampling import SamplingParams
 
@@ -170,47 +223,52 @@ def _settings(said: Mapping[str, Any], max_tokens: int, logprobs: int | None) ->
     if seed is not None and seed < 0:
         del sampling["seed"]  # what programs send that mean any
     SamplingParams.of({}, sampling)
-    given = get(said, "max_tokens", int)
-    limit = max_tokens if given is None else given
-    if limit < -1:
-        raise Refused("max_tokens is from 0 up, or -1: until the model ends the text", "max_tokens")
     if logprobs is not None and not 0 <= logprobs <= _MOST_LIKELIEST:
         raise Refused(f"logprobs are told of 0 to {_MOST_LIKELIEST} tokens", "logprobs")
     return Settings(limit, sampling, tuple(_texts(said, "stop")), logprobs=logprobs)
 
 
-def _constraint(said: Mapping[str, Any], calls: CallConstraint | None = None) -> Constraint | None:
-    """What the text is held to: `calls` of tools, `response_format`, or what a line of `rwkv generate --jsonl` may say."""
-    own = _format(said)
+@dataclass(frozen=True)
+class Form:
+    """What a request says of the form of a text, as `response_format`."""
+
+    given: Mapping[str, Any] | None
+    where: str
+    """Its place in the request."""
+    inside: str = ""
+    """The field of it that tells of the schema; empty: it does itself."""
+
+
+def _constraint(
+    said: Mapping[str, Any], form: Form, calls: CallConstraint | None = None
+) -> Constraint | None:
+    """What the text is held to: `calls` of tools, `form`, or what a line of `rwkv generate --jsonl` may say."""
+    own = _format(said, form)
     if own is not None and calls is not None:
         hint = "with tool_choice none no tool is called"
         raise Refused("the answer is held to two things: tools, and a format", "tools", hint=hint)
     return own if calls is None else calls
 
 
-def _format(said: Mapping[str, Any]) -> Constraint | None:
-    """What `response_format` asks for, or one of those that stand beside it."""
-    form = get(said, "response_format", dict)
+def _format(said: Mapping[str, Any], form: Form) -> Constraint | None:
+    """What `form` asks for, or one of those that stand beside it."""
+    given, where, inside = form.given, form.where, f"{form.inside}." if form.inside else ""
     own = constraining.of_line(said)
-    if form is None or form.get("type") == "text":
+    if given is None or given.get("type") == "text":
         return own
     if own is not None:
-        raise Refused(
-            "the text is held to two things: response_format, and what stands beside it", "response_format"
-        )
-    if form.get("type") == "json_object":
+        raise Refused(f"the text is held to two things: {where}, and what stands beside it", where)
+    if given.get("type") == "json_object":
         return constraining.of_line({"schema": {"type": "object"}})
-    about = form.get("json_schema")
+    about = given.get(form.inside) if inside else given
     if (
-        form.get("type") != "json_schema"
+        given.get("type") != "json_schema"
         or not isinstance(about, dict)
         or not isinstance(about.get("schema"), dict)
     ):
-        raise Refused(
-            "response_format has the type text, json_object, or json_schema with json_schema.schema",
-            "response_format",
-        )
-    strict = get(about, "strict", bool, "response_format.json_schema.")
+        message = f"{where} has the type text, json_object, or json_schema with {inside}schema"
+        raise Refused(message, where)
+    strict = get(about, "strict", bool, f"{where}.{inside}")
     return constraining.Constraint.of_schema(about["schema"], lenient=not strict)
 
 
@@ -245,16 +303,3 @@ def _texts(said: Mapping[str, Any], name: str) -> list[str]:
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
         raise Refused(f"{name} is neither a string nor a list of strings", name)
     return texts
-
-
-def _refuse(said: Mapping[str, Any], *names: str) -> None:
-    """Raise Refused for what would change an answer, and cannot be done."""
-    for name in names:
-        if said.get(name):
-            raise Refused(f"{name} is not supported", name)
-
-
-def _form(way: str | None) -> str:
-    from rwkvcli.runtime.templates import WAYS
-
-    return WAYS[way or "off"]

@@ -106,6 +106,8 @@ class Generation:
     prompt_left: int = 0
     """Bytes of the prompt that were not fed: of a run that was stopped in it."""
     completion_tokens: int = 0
+    thinking_tokens: int = 0
+    """Those of them that are thoughts, or end them: the first."""
     finish_reason: str = "interrupted"
     """`stop`, `length`, or what ended it from outside: `interrupted`, `timeout`."""
     text: str = ""
@@ -246,6 +248,7 @@ class Generation:
             piece = run.end(keep=self.keep)
         else:
             settled = stream.settled
+            thinks = self._splitter is not None and self._splitter.thinks
             piece = run.draw(self._logits)
             token = run.drawn if self.settings.logprobs_to_end else piece.token
             if self.settings.logprobs is not None and token is not None:
@@ -255,9 +258,11 @@ class Generation:
                 unsure = stream.matched is not None or not stream.settled
                 self._before = self.whole_state().copy() if unsure else None
             self.completion_tokens += 1
+            self.thinking_tokens += thinks
         finish = piece.finish
         if finish is not None:
             self._finish, self.finish_reason, self.completion_tokens = finish, finish.reason, finish.tokens
+            self.thinking_tokens = min(self.thinking_tokens, self.completion_tokens)
         goes_on = finish is None or (self.keep and finish.reason == "length")
         parts = self._tell(piece.text, ended=not goes_on)
         self.timings.decode = time.perf_counter() - self._opened

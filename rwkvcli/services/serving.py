@@ -81,6 +81,8 @@ class Ticket:
     """Tokens of the prompt whose state was kept from before."""
     completion_tokens: int = 0
     """Tokens that were drawn so far."""
+    thinking_tokens: int = 0
+    """Those of them that are thoughts: the first."""
     dropped: bool = False
     _made: Generation | None = None
     """While it is in the making: the ticket may be held for long, and a state is large."""
@@ -296,7 +298,7 @@ class Texts:
             ticket._made = None
             ticket.tell(News(error=error))
             return
-        ticket.completion_tokens = made.completion_tokens
+        ticket.completion_tokens, ticket.thinking_tokens = made.completion_tokens, made.thinking_tokens
         logprobs = made.logprobs[ticket._logprobs :]
         ticket._logprobs = len(made.logprobs)
         if made.done:

@@ -240,7 +240,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     (CHAT, {"messages": HELLO, "functions": [{}]}, "functions is not supported"),
     (CHAT, {"messages": HELLO, "max_tokens": "9"}, "max_tokens is not a whole number"),
     (CHAT, {"messages": HELLO, "max_tokens": True}, "max_tokens is not a whole number"),
-    (CHAT, {"messages": HELLO, "max_completion_tokens": -2}, "max_tokens is from 0 up, or -1"),
+    (CHAT, {"messages": HELLO, "max_completion_tokens": -2}, "max_completion_tokens is from 0 up, or -1"),
     (CHAT, {"messages": HELLO, "stream": "yes"}, "stream is not true or false"),
     (CHAT, {"messages": HELLO, "n": 0}, "from 1 to 128 texts can be asked for at once, not 0"),
     (CHAT, {"messages": HELLO, "n": 129}, "from 1 to 128 texts can be asked for at once, not 129"),

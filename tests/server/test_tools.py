@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("uvicorn")
@@ -15,7 +13,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("llguidance")
 
 from model_server import Here, serving
-from scripted import ScriptModel, ScriptState
+from scripted import ServedScript
 
 from rwkvcli.runtime.templates import named
 
@@ -46,27 +44,6 @@ ROME = '{"city":"Rome","days":2}'
 FENCE = '```json\n{"name":"get_weather","arguments":' + ROME + "}\n```"
 FENCE_NOW = '```json\n{"name":"now","arguments":{}}\n```'
 GREEDY = {"temperature": 0, "presence_penalty": 0, "frequency_penalty": 0}
-
-
-class Script(ScriptModel):
-    """A model that says what it is told to, as a server has one."""
-
-    fingerprint = "0" * 64
-    config = SimpleNamespace(vocab_size=ScriptModel.tokenizer.vocab_size)
-
-    def new_state(self) -> ScriptState:
-        return _State()
-
-    def say(self, text: str) -> None:
-        self.script = [*self.tokenizer.encode(text), self.tokenizer.eos_id]
-
-
-class _State(ScriptState):
-    def copy(self) -> ScriptState:
-        return _State(list(self.seen), self.pause)
-
-    def to_numpy(self) -> dict[str, Any]:
-        return {"seen": np.zeros(1, np.float32)}
 
 
 def choices(here: Here, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -173,7 +150,7 @@ def test_logprobs_and_usage(here: Here) -> None:
 
 @pytest.mark.parametrize("family", ["g1", "g1-flower", "world", "raven", "plain"])
 def test_a_conversation_with_calls_is_read_once(family: str) -> None:
-    model: Any = Script("", family)
+    model: Any = ServedScript("", family)
     template = named(family)
     with serving(model) as here:
 
@@ -249,7 +226,7 @@ def test_what_one_call_gave_has_no_name(here: Here) -> None:
 
 
 def test_arguments_in_another_form_are_read_again() -> None:
-    model: Any = Script("", "g1")
+    model: Any = ServedScript("", "g1")
     with serving(model) as here:
         model.say(f" {FENCE}")
         body = {"messages": HELLO, "tools": TOOLS, **GREEDY}
@@ -262,7 +239,7 @@ def test_arguments_in_another_form_are_read_again() -> None:
 
 
 def test_json_in_an_answer_is_no_call() -> None:
-    model: Any = Script("", "g1")
+    model: Any = ServedScript("", "g1")
     text = 'So:\n```json\n{\n  "name": "my-package",\n  "version": 1\n}\n```\nor\n```json\n{"a": 1}\n```\n```json\n{"name":"Ada"}\n```'
     with serving(model) as here:
         model.say(f" {text}\n\nUser: And?")
@@ -279,7 +256,7 @@ def test_json_in_an_answer_is_no_call() -> None:
 
 @pytest.mark.parametrize("choice", ["auto", "required"])
 def test_a_call_after_thoughts(choice: str) -> None:
-    model: Any = Script("", "g1")
+    model: Any = ServedScript("", "g1")
     with serving(model) as here:
         model.say(f"> I could say {FENCE_NOW} but no.</think>\n{FENCE}\n\nUser")
         body = {"messages": HELLO, "tools": TOOLS, "tool_choice": choice, **GREEDY}
@@ -294,7 +271,7 @@ def test_a_call_after_thoughts(choice: str) -> None:
 REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
     ({"tools": "all"}, "tools is not a list", "tools"),
     ({"tools": [5]}, "tools[0] is not an object", "tools[0]"),
-    ({"tools": [{"type": "web_search"}]}, "tools[0].type is not function: tools of the type function are supported", "tools[0].type"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type is web_search, which is not supported (tools of the type function are supported)", "tools[0].type"),
     ({"tools": [NOW, {"type": "function"}]}, "tools[1].function is missing", "tools[1].function"),
     ({"tools": [{"type": "function", "function": []}]}, "tools[0].function is not an object", "tools[0].function"),
     ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name is not 1 to 64 letters", "tools[0].function.name"),
@@ -341,7 +318,7 @@ HISTORY: list[tuple[list[Any], str, str]] = [
     ([{"role": "assistant", "content": 5, "tool_calls": [call()]}], "messages[1].content is neither a string", "messages[1].content"),
     ([{"role": "assistant", "tool_calls": {}}], "messages[1].tool_calls is not a list", "messages[1].tool_calls"),
     ([{"role": "assistant", "tool_calls": [1]}], "messages[1].tool_calls[0] is not an object", "messages[1].tool_calls[0]"),
-    ([{"role": "assistant", "tool_calls": [call(type="custom")]}], "messages[1].tool_calls[0].type is not function", "messages[1].tool_calls[0].type"),
+    ([{"role": "assistant", "tool_calls": [call(type="custom")]}], "messages[1].tool_calls[0].type is custom, which is not supported", "messages[1].tool_calls[0].type"),
     ([{"role": "assistant", "tool_calls": [call(id=None)]}], "messages[1].tool_calls[0].id is missing", "messages[1].tool_calls[0].id"),
     ([{"role": "assistant", "tool_calls": [call(function=None)]}], "messages[1].tool_calls[0].function is missing", "messages[1].tool_calls[0].function"),
     ([{"role": "assistant", "tool_calls": [call(function={"name": "now"})]}], "messages[1].tool_calls[0].function.arguments is missing", "messages[1].tool_calls[0].function.arguments"),

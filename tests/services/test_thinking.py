@@ -37,6 +37,19 @@ def test_thoughts_are_told_from_the_answer(think: str) -> None:
     assert report.get("thinking") == (run.thinking if think == "show" else None)
 
 
+def test_tokens_of_thoughts_are_counted() -> None:
+    run, model = made(THINKS, "hide")
+    ids = model.tokenizer.encode(THINKS)
+    until = next(n for n in range(len(ids)) if "</think>" in model.tokenizer.decode(ids[:n]))
+    assert (run.thinking_tokens, run.completion_tokens) == (until, len(ids))
+    cut, _ = made(THINKS, "hide", max_tokens=3)
+    assert (cut.thinking_tokens, cut.completion_tokens) == (3, 3)
+    ended, _ = made("> So", "show")
+    assert ended.thinking_tokens == ended.completion_tokens == len(model.tokenizer.encode("> So"))
+    for think in ("fast", "off", None):
+        assert made("> Yes.", think)[0].thinking_tokens == 0
+
+
 def test_only_the_thoughts() -> None:
     run, model = made(THINKS, "only")
     assert (run.thinking, run.text, run.finish_reason) == ("Four legs, and\n\nit barks.", "", "stop")
