@@ -89,9 +89,9 @@ def serve(
 ) -> None:
     """Answer programs over HTTP that speak OpenAI's protocol.
 
-    /v1/chat/completions, /v1/completions and /v1/models are there, whole or streamed, and take the settings of the sampler
-    beside OpenAI's own. Point a program to http://127.0.0.1:8080/v1, with any API key where none is set. /tokenize and /detokenize
-    tell token ids.
+    /v1/chat/completions, /v1/responses, /v1/completions and /v1/models are there, whole or streamed, and take the settings of
+    the sampler beside OpenAI's own. Point a program to http://127.0.0.1:8080/v1, with any API key where none is set. /tokenize
+    and /detokenize tell token ids.
 
     Texts that are asked for at the same time are made together, and each is what it would be alone. States of earlier prompts
     are kept: a conversation is gone on with by reading what is new in it, however long it is. With --state manual.state requests

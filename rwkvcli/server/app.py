@@ -24,8 +24,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rwkvcli.errors import RwkvError, UsageError
-from rwkvcli.server import requests, vocabulary
+from rwkvcli.server import items, requests, responses, stored, vocabulary
 from rwkvcli.server.answers import ChoicesReply, Reply, failure, json_in_parts, json_of, model_card
+from rwkvcli.server.response_answers import ItemsReply
 from rwkvcli.server.running import LOOPBACK
 from rwkvcli.services.serving import Busy, News, Stopped, Texts, Ticket
 
@@ -76,6 +77,7 @@ class Server:
         self._options = options
         self._names = [options.name, *options.states]
         self._began = int(time.time())
+        self._stored = stored.Stored()
         post, get = ["POST"], ["GET"]
         middleware = [Middleware(_Known, hosts=options.hosts)] if options.hosts is not None else []
         if options.origins:
@@ -83,7 +85,7 @@ class Server:
                 Middleware(
                     CORSMiddleware,
                     allow_origins=list(options.origins),
-                    allow_methods=["GET", "POST"],
+                    allow_methods=["GET", "POST", "DELETE"],
                     allow_headers=["*"],
                 )
             )
@@ -94,6 +96,10 @@ class Server:
                 Route("/v1/models/{name:path}", self._guarded(self._one_model), methods=get),
                 Route("/v1/completions", self._guarded(self._completions), methods=post),
                 Route("/v1/chat/completions", self._guarded(self._chat), methods=post),
+                Route("/v1/responses", self._guarded(self._responses), methods=post),
+                Route("/v1/responses/{id}", self._guarded(self._one_response), methods=["GET", "DELETE"]),
+                Route("/v1/responses/{id}/input_items", self._guarded(self._input_items), methods=get),
+                Route("/v1/responses/{id}/cancel", self._guarded(self._cancel), methods=post),
                 Route("/tokenize", self._guarded(self._tokenize), methods=post),
                 Route("/detokenize", self._guarded(self._detokenize), methods=post),
                 Route("/tokenizer_info", self._guarded(self._tokenizer), methods=get),
@@ -170,6 +176,48 @@ class Server:
     def _choices(self, wanted: Wanted, *, chat: bool) -> Callable[[Sequence[Ticket]], Reply]:
         name = self._names[wanted.asked[0].start]
         return lambda tickets: ChoicesReply(wanted, tickets, self._model, name, chat)
+
+    async def _responses(self, request: Request) -> Response:
+        body, options = await _body(request), self._options
+        wanted = await run_in_threadpool(
+            lambda: responses.response(
+                requests.parsed(body), self._model, options.states, options.think, self._stored
+            )
+        )
+        name, keep = self._names[wanted.text.asked[0].start], self._stored.keep
+        return await self._answered(
+            request,
+            wanted.text,
+            lambda tickets: ItemsReply(wanted, tickets[0], self._model, name, keep),
+        )
+
+    async def _one_response(self, request: Request) -> Response:
+        name = request.path_params["id"]
+        if request.method == "DELETE":
+            if not self._stored.forget(name):
+                return _no_response(name)
+            return JSONResponse({"id": name, "object": "response", "deleted": True})
+        found = self._stored.find(name)
+        if found is None:
+            return _no_response(name)
+        if request.query_params.get("stream", "false") != "false":
+            return _error(400, "what is stored cannot be streamed", "invalid_request_error", "stream")
+        return Response(found.body, media_type="application/json")
+
+    async def _input_items(self, request: Request) -> Response:
+        name = request.path_params["id"]
+        found = self._stored.find(name)
+        if found is None:
+            return _no_response(name)
+        turn, query = found.turn, request.query_params
+        return await run_in_threadpool(lambda: _Json(items.page_of(turn.asked(), query)))
+
+    async def _cancel(self, request: Request) -> Response:
+        name = request.path_params["id"]
+        if self._stored.find(name) is None:
+            return _no_response(name)
+        message = "the response is whole: none is made in the background"
+        return _error(400, message, "invalid_request_error")
 
     async def _answered(
         self, request: Request, wanted: Wanted, made_of: Callable[[Sequence[Ticket]], Reply]
@@ -370,10 +418,12 @@ async def _body(request: Request) -> bytes:
 
 
 def _event(chunk: dict[str, Any], write: Callable[[Any], str] = json_of) -> str:
+    """A server-sent event, named as its type where it has one."""
     text = write(chunk)
     for c, escaped in _LINE_ENDS.items():
         text = text.replace(c, escaped)
-    return f"data: {text}\n\n"
+    name = f"event: {chunk['type']}\n" if "type" in chunk else ""
+    return f"{name}data: {text}\n\n"
 
 
 def _answer_to(error: BaseException) -> Response:
@@ -398,6 +448,10 @@ def _error(
     headers: dict[str, str] | None = None,
 ) -> Response:
     return JSONResponse(failure(message, kind, param, code), status, headers)
+
+
+def _no_response(name: str) -> Response:
+    return _error(404, f"no response {name!r} is stored here", "not_found_error", "response_id")
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:

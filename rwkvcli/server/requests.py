@@ -58,6 +58,17 @@ class Wanted:
     """Makes what tells calls of tools from text, for each of the texts; None: there are no tools to call."""
 
 
+@dataclass(frozen=True)
+class Form:
+    """What a request says of the form of a text, as `response_format`."""
+
+    given: Mapping[str, Any] | None
+    where: str
+    """Its place in the request."""
+    inside: str = ""
+    """The field of it that tells of the schema; empty: it does itself."""
+
+
 def parsed(body: bytes) -> dict[str, Any]:
     """The object in a body. Raises Refused."""
     try:
@@ -88,7 +99,7 @@ def chat(said: Mapping[str, Any], model: Model, states: Mapping[str, State], thi
         messages,
         tools=tools,
         way=way_of(said, model, get(said, "reasoning_effort", str), "reasoning_effort", think),
-        form=Form(get(said, "response_format", dict), "response_format", "json_schema"),
+        form=_response_format(said),
         limit=limit_of(said, CHAT_TOKENS, "max_tokens", "max_completion_tokens"),
         logprobs=top if get(said, "logprobs", bool) else None,
     )
@@ -100,8 +111,7 @@ def completion(said: Mapping[str, Any], model: Model, states: Mapping[str, State
     limit = limit_of(said, COMPLETION_TOKENS, "max_tokens")
     settings = _settings(said, limit, get(said, "logprobs", int))
     echo = bool(get(said, "echo", bool))
-    form = Form(get(said, "response_format", dict), "response_format", "json_schema")
-    settings = replace(settings, constraint=_constraint(said, form), logprobs_to_end=echo)
+    settings = replace(settings, constraint=_constraint(said, _response_format(said)), logprobs_to_end=echo)
     judged = echo and settings.logprobs is not None
     start, state = _start(said, states)
     tokenizer, asked, before = model.tokenizer, [], []
@@ -228,15 +238,8 @@ def _settings(said: Mapping[str, Any], limit: int, logprobs: int | None) -> Sett
     return Settings(limit, sampling, tuple(_texts(said, "stop")), logprobs=logprobs)
 
 
-@dataclass(frozen=True)
-class Form:
-    """What a request says of the form of a text, as `response_format`."""
-
-    given: Mapping[str, Any] | None
-    where: str
-    """Its place in the request."""
-    inside: str = ""
-    """The field of it that tells of the schema; empty: it does itself."""
+def _response_format(said: Mapping[str, Any]) -> Form:
+    return Form(get(said, "response_format", dict), "response_format", "json_schema")
 
 
 def _constraint(
