@@ -198,6 +198,7 @@ def with_settings(
                 value = defaults.get(option.name)
             if value is not None:
                 chosen[option.name] = value
+        _settle_gpu_layers(chosen, typed)
         if "color" in chosen:
             chosen["color"] = Color(chosen["color"])
         for name in values.keys() & defaults.keys():
@@ -218,6 +219,21 @@ def with_settings(
     ]
     _set_parameters(verb, [_CONTEXT, *kept, *(g.parameter(False) for g in _GLOBALS), *_EAGER])
     return verb
+
+
+def _settle_gpu_layers(chosen: dict[str, Any], typed: set[str]) -> None:
+    """Layers for a GPU on a device that takes none: a number that was typed is refused, a default passed over."""
+    device = str(chosen.get("device"))
+    if device != "cpu" and device.partition(":")[0] != "torch":
+        return
+    layers = chosen.get("gpu_layers", -1)
+    if "gpu_layers" not in typed:
+        chosen.pop("gpu_layers", None)
+    elif layers > 0:
+        named = f"--device {device}" if "device" in typed else f"the default device {device}"
+        raise Misuse(
+            f"--gpu-layers {layers} and {named} do not go together: layers go on a GPU with auto or cuda"
+        )
 
 
 def _was_typed(ctx: Any, name: str) -> bool:

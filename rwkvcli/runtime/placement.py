@@ -31,7 +31,7 @@ class Placement(NamedTuple):
 def place(file: ModelFile, device: str = "auto", gpu_layers: int | None = None) -> Placement:
     """Where the model in `file` goes. `gpu_layers` counts for `cuda`, and for `auto` at most so many; None or -1: all.
 
-    Raises UsageError. `auto` raises nothing for the device's sake.
+    Raises UsageError, also for a number of layers on a device that takes none of them. `auto` raises nothing for the device's sake.
     """
     wanted = ALL if gpu_layers is None else gpu_layers
     if wanted < ALL:
@@ -43,6 +43,11 @@ def place(file: ModelFile, device: str = "auto", gpu_layers: int | None = None) 
         if wanted == 0:
             return Placement("cpu", why="no layer is to be on a GPU")
         return Placement(kind, which, ALL if wanted >= file.arch.n_layer else wanted)
+    if wanted > 0:
+        raise UsageError(
+            f"gpu_layers {wanted} and device {device} do not go together",
+            hint="layers go on a GPU with device auto or cuda",
+        )
     return Placement(kind, which)
 
 

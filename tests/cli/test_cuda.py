@@ -38,6 +38,26 @@ def test_a_library_that_cannot_be_loaded(model: Path) -> None:
     assert second == "hint: use `--device cpu`; `rwkv doctor` tells what is here"
 
 
+def test_layers_for_a_gpu_need_one(model: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("gpu-layers = 3\n")
+    cpu = ["generate", "-m", model, "--device", "cpu", *GREEDY, "It was"]
+    plain = run(*cpu)
+    assert plain.code == 0
+    for default in ({"RWKV_GPU_LAYERS": "3"}, {"RWKV_CONFIG": str(config)}):
+        assert run(*cpu, **default) == plain
+    for harmless in ("0", "-1"):
+        assert run(*cpu, "--gpu-layers", harmless) == plain
+    refused = " do not go together: layers go on a GPU with auto or cuda\n"
+    for device in ("cpu", "torch:cpu"):
+        asked = run("generate", "-m", "nowhere.st", "--device", device, "--gpu-layers", "3", "It was")
+        assert (asked.code, asked.out) == (2, "")
+        assert f"error: --gpu-layers 3 and --device {device}{refused}" in asked.err
+    usual = run("--gpu-layers", "3", "generate", "-m", model, "It was", RWKV_DEVICE="cpu")
+    assert (usual.code, usual.out) == (2, "")
+    assert f"error: --gpu-layers 3 and the default device cpu{refused}" in usual.err
+
+
 def test_gptq_asks_for_pytorch(pth: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("It was a fine morning. " * 200)

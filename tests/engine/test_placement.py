@@ -90,7 +90,7 @@ def test_a_library_that_cannot_be_used_is_no_error(
     assert NAME in model.why
 
 
-@pytest.mark.parametrize(("device", "layers", "kind"), [("cpu", 3, "cpu"), ("cuda:2", 0, "cpu"), ("torch", 1, "torch")])  # fmt: skip
+@pytest.mark.parametrize(("device", "layers", "kind"), [("cpu", -1, "cpu"), ("cuda:2", 0, "cpu"), ("torch", 0, "torch")])  # fmt: skip
 def test_what_is_asked_for_wins(file: ModelFile, device: str, layers: int, kind: str) -> None:
     assert place(file, device, layers).kind == kind
 
@@ -105,6 +105,10 @@ def test_layers_of_a_gpu_that_is_asked_for(file: ModelFile) -> None:
     ]
     with pytest.raises(UsageError, match=r"^gpu_layers must be at least 0, or -1 for all, not -2$"):
         place(file, "cuda", -2)
+    assert place(file, "cpu", -1) == place(file, "cpu", 0) == place(file, "cpu")
+    for device in ("cpu", "torch", "torch:cpu"):
+        with pytest.raises(UsageError, match=rf"^gpu_layers 3 and device {device} do not go together$"):
+            place(file, device, 3)
 
 
 def test_with_a_library_for_development_auto_is_the_cpu(
