@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rwkvcli.errors import UsageError
+from rwkvcli.runtime.numbers import whole
 from rwkvcli.runtime.streaming import StopMatcher, TextStream
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def check_limits(max_tokens: int, stop: Sequence[str]) -> None:
     """Raise UsageError for a `max_tokens` or `stop` that `decode` would refuse."""
     hint = "-1 is until the text ends"
     try:
-        limit = operator.index(max_tokens)
+        limit = whole(max_tokens)
     except TypeError:
         raise UsageError(f"max_tokens must be a whole number, not {max_tokens!r}", hint=hint) from None
     if limit < -1:

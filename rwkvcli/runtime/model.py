@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from rwkvcli.errors import DeviceUnavailable, OutOfMemory, StateMismatch, UsageE
 from rwkvcli.runtime.backend import UNUSED_EPS, Backend
 from rwkvcli.runtime.device import cpu_level, parse_device
 from rwkvcli.runtime.machine import default_threads
+from rwkvcli.runtime.numbers import whole
 from rwkvcli.runtime.state import State, wrong_model
 from rwkvcli.runtime.state_file import Origin
 
@@ -365,7 +365,7 @@ def demo_path() -> Path:
 
 def _whole(value: Any, name: str) -> int:
     try:
-        return operator.index(value)
+        return whole(value)
     except TypeError:
         raise UsageError(f"{name} must be a whole number, not {value!r}") from None
 
@@ -376,7 +376,7 @@ def _single(token: Any) -> int:
     try:
         if isinstance(token, Sequence | np.ndarray):
             (token,) = token
-        return operator.index(token)
+        return whole(token)
     except (TypeError, ValueError):
         raise UsageError("forward_batch takes one token, a whole number, per state") from None
 

@@ -15,7 +15,6 @@ the running sum of the weights, over ascending ids, exceeds the draw.
 from __future__ import annotations
 
 import math
-import operator
 import secrets
 from array import array
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from rwkvcli.errors import FormatError, UsageError
+from rwkvcli.runtime.numbers import real, whole
 
 if TYPE_CHECKING:
     from rwkvcli.runtime.backend import Logits
@@ -124,17 +124,17 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None:
                 try:
-                    object.__setattr__(self, name, operator.index(value))
+                    object.__setattr__(self, name, whole(value))
                 except TypeError:
                     raise UsageError(f"{name} must be a whole number, not {value!r}") from None
         for name in _FLOATS:
             value = getattr(self, name)
             try:
-                object.__setattr__(self, name, float(value))
+                object.__setattr__(self, name, real(value))
             except (TypeError, ValueError, OverflowError):
                 raise UsageError(f"{name} must be a number, not {value!r}") from None
         try:
-            biases = {operator.index(token): float(bias) for token, bias in self.logit_bias.items()}
+            biases = {whole(token): real(bias) for token, bias in self.logit_bias.items()}
         except (AttributeError, TypeError, ValueError, OverflowError):
             raise UsageError("logit_bias takes token ids and numbers, as {id: number}") from None
         object.__setattr__(self, "logit_bias", biases)

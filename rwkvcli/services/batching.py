@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rwkvcli.errors import FormatError, RwkvError, UsageError
+from rwkvcli.runtime.numbers import real
 from rwkvcli.services import constraining
 from rwkvcli.services.generation import Generation, Settings
 
@@ -258,6 +259,6 @@ def is_texts(said: Any) -> bool:
 def _bias(said: Any) -> dict[int, float]:
     """{token id: bias} of a JSON object, whose keys are strings."""
     try:
-        return {int(token): float(value) for token, value in said.items()}
+        return {int(token): real(value) for token, value in said.items()}
     except (AttributeError, TypeError, ValueError, OverflowError):
         raise UsageError("logit_bias is not an object of token ids and numbers") from None

@@ -297,7 +297,9 @@ def test_generate_goes_on_where_a_run_was_left() -> None:
     "settings",
     [{"temperature": -1}, {"temperature": "hot"}, {"top_k": 2.5}, {"seed": 1.5}, {"stop": "x"}, {"max_tokens": 2.5},
      {"max_tokens": -2}, {"no_such": 1}, {"max_tokens": "5"}, {"max_tokens": None}, {"stop": [1]}, {"logit_bias": [1]},
-     {"logit_bias": {"5": 1}}, {"logit_bias": {5: "x"}}, {"banned_strings": [1]}, {"banned_strings": 1}, {"stop": None}],
+     {"logit_bias": {"5": 1}}, {"logit_bias": {5: "x"}}, {"banned_strings": [1]}, {"banned_strings": 1}, {"stop": None},
+     {"max_tokens": True}, {"temperature": True}, {"temperature": np.True_}, {"top_p": "0.5"}, {"top_k": True}, {"seed": False},
+     {"logit_bias": {True: 1}}, {"logit_bias": {5: True}}],
 )  # fmt: skip
 def test_settings_are_checked_at_the_call(model: Model, settings: dict[str, object]) -> None:
     with pytest.raises(UsageError):
@@ -330,7 +332,7 @@ def test_numbers_of_numpy_are_numbers(make_model: ModelMaker) -> None:
     assert model.tokenizer.decode(np.array([72, 105])) == "Hi"  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("tokens", [[1.9], ["5"], [None], [[1, 2]], [[]]])
+@pytest.mark.parametrize("tokens", [[1.9], ["5"], [True], [None], [[1, 2]], [[]]])
 def test_batches_take_one_whole_number_each(model: Model, tokens: list[object]) -> None:
     with pytest.raises(UsageError):
         model.forward_batch(tokens, [model.new_state()])  # type: ignore[arg-type]
