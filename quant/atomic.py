@@ -41,7 +41,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     Somebody else who is writing the same file is waited for. Raises OSError, and InvalidRequest for what
     `replaceable` refuses.
     """
-    with Replacement(replaceable(path), wait=True) as new, named(path):
+    with Replacement(replaceable(path), wait=True, told=path) as new, named(path):
         # a second descriptor: closing it keeps the lock until the file is in its place or gone
         with open(os.dup(new.file.fileno()), "wb") as file:
             yield file
@@ -90,7 +90,7 @@ class Replacement:
     def __enter__(self) -> Replacement:
         """Raises InvalidRequest (somebody is writing the same file; `.NAME.part` is no file) and OSError."""
         for _ in range(_TRIES):
-            handle = open_lockable(self.temporary, mode=0o600)
+            handle = self._opened()
             try:
                 if self._take(handle):
                     self.file = io.FileIO(handle, "r+b")
@@ -137,6 +137,19 @@ class Replacement:
                 raise _irreplaceable(self.path, self._told) or _in_use(self._told) from None
         else:
             os.replace(self.temporary, self.path)
+
+    def _opened(self) -> int:
+        """A descriptor of the file beside `path`; an error does not name that, unless it is there."""
+        try:
+            return open_lockable(self.temporary, mode=0o600)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            folder = Path(self._told).parent
+            error.filename = str(self.path.parent if folder.is_dir() else folder)
+            raise
+        except OSError as error:
+            if not os.path.lexists(self.temporary):
+                error.filename = os.fspath(self._told)
+            raise
 
     def _take(self, handle: int) -> bool:
         """Whether the open file is now ours, and empty or to be kept; if not, it is to be opened again."""
@@ -208,14 +221,20 @@ def is_name_on_windows(name: str) -> bool:
 def replaceable(path: str | os.PathLike[str]) -> Path:
     """Where the new file for `path` goes: to the end of its links, so that they stay.
 
-    Raises InvalidRequest if anything but a regular file is there: renaming over a device would destroy it. On Windows also
-    for a name that no file can have.
+    Raises InvalidRequest if anything but a regular file is there: renaming over a device would destroy it. Also for a path from
+    a working folder that was deleted, and on Windows for a name that no file can have.
     """
     if sys.platform == "win32" and not is_name_on_windows(Path(path).name):
         raise InvalidRequest(
             f"{os.fspath(path)} cannot be written: Windows allows no such name", hint="name another file"
         )
-    final = Path(os.path.realpath(path))
+    try:
+        final = Path(os.path.realpath(path))
+    except FileNotFoundError:  # of the working folder; nothing else need be there
+        raise InvalidRequest(
+            f"{os.fspath(path)} cannot be written: the working folder was deleted",
+            hint="change to another folder",
+        ) from None
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):

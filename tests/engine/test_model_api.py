@@ -143,6 +143,12 @@ def test_state_files_are_checked(model: Model, make_model: ModelMaker, tmp_path:
         State.load(make_model("7", "int8"), model)
 
 
+def test_a_folder_that_is_not_there_is_named(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        model.new_state().save(tmp_path / "nowhere" / "s")
+    assert caught.value.filename == str(tmp_path / "nowhere")
+
+
 def test_an_interrupted_save_leaves_the_old_file(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from links import link
 
-from quant.atomic import Replacement, is_name_on_windows, new_file, part_name, whole_file
+from quant.atomic import Replacement, is_name_on_windows, new_file, part_name, replaceable, whole_file
 from quant.errors import InvalidRequest
 from quant.mapped_file import MappedFile
 
@@ -109,6 +109,38 @@ def test_a_folder_that_takes_no_files_is_refused_before_any_work(
     with pytest.raises(InvalidRequest, match="x cannot be written: no files may be made in its folder"):
         new_file(tmp_path / "x", force=True, kept={})
     assert asked == [(tmp_path, os.W_OK | os.X_OK)]
+
+
+def test_errors_name_the_folder_or_the_file_and_not_the_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def error_of(path: Path) -> OSError:
+        with pytest.raises(OSError, match=r".") as caught, whole_file(path):
+            pass
+        return caught.value
+
+    assert error_of(tmp_path / "nowhere" / "x").filename == str(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    assert error_of(tmp_path / "file" / "x").filename == str(tmp_path / "file")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "x")
+    assert error_of(tmp_path / "dangling").filename == str(tmp_path / "nowhere")
+
+    def refused(*_: object, **__: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", "hidden")
+
+    monkeypatch.setattr("quant.atomic.open_lockable", refused)
+    assert error_of(tmp_path / "x").filename == str(tmp_path / "x")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a folder that is in use is not deleted there")
+def test_a_working_folder_that_was_deleted_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for refuse in (lambda: new_file("x", force=False, kept={}), lambda: replaceable("../x")):
+        with pytest.raises(InvalidRequest, match=r"x cannot be written: the working folder was deleted$"):
+            refuse()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
