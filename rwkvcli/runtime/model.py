@@ -166,7 +166,7 @@ class Model:
         """Feed one token to each of B different states: `forward_batch([t0, t1], [s0, s1])`. Logits [B, vocab]."""
         import numpy as np
 
-        flat, states = [_single(token) for token in tokens], list(states)
+        flat, states = [_single(token) for token in _each(tokens, "tokens")], _each(states, "states")
         if len(flat) != len(states):
             raise UsageError(f"{len(flat)} tokens for {len(states)} states")
         if len({id(state) for state in states}) != len(states):
@@ -368,6 +368,13 @@ def _whole(value: Any, name: str) -> int:
         return whole(value)
     except TypeError:
         raise UsageError(f"{name} must be a whole number, not {value!r}") from None
+
+
+def _each(given: Any, name: str) -> list[Any]:
+    try:
+        return list(given)
+    except TypeError:
+        raise UsageError(f"{name} are a list, one for each sequence, not {type(given).__name__}") from None
 
 
 def _single(token: Any) -> int:

@@ -142,8 +142,8 @@ class State:
 
 
 def wrong_model(state: Any) -> StateMismatch:
-    """The error for a state handed to a model that did not make it."""
-    kind = (
-        "the state of another model" if isinstance(state, State) else f"a {type(state).__name__}, not a State"
+    """The error for what is given as a state of a model that did not make it."""
+    wrong = (
+        "is that of another model" if isinstance(state, State) else f"is a State, not {type(state).__name__}"
     )
-    return StateMismatch(f"forward was given {kind}", hint="make one with model.new_state()")
+    return StateMismatch(f"`state` {wrong}", hint="make one with model.new_state()")

@@ -365,7 +365,7 @@ def _bad_ids(ids: Sequence[int], vocab_size: int) -> UsageError:
                     f"token {token} is outside the vocabulary of {vocab_size}",
                     hint="it belongs to another vocabulary",
                 )
-    except TypeError:
+    except (TypeError, ValueError):  # ValueError: rows of an array
         pass
     return UsageError("token ids must be whole numbers")
 

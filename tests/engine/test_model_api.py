@@ -51,6 +51,27 @@ def test_foreign_states_are_refused(model: Model, make_model: ModelMaker) -> Non
     assert same(state, other.new_state())
 
 
+def test_what_is_no_state_is_called_that(make_model: ModelMaker) -> None:
+    model = Model.load(make_model("7", "int8", vocab_size=256))
+    foreign = Model.load(make_model("7", "int4", vocab_size=256)).new_state()
+    calls: list[Callable[[Any], object]] = [
+        lambda state: model.generate("a", state=state),
+        lambda state: model.score("a", ["b"], state=state),
+        lambda state: model.forward([1], state),
+        lambda state: model.forward_batch([1], [state]),
+    ]
+    for call in calls:
+        with pytest.raises(StateMismatch, match=r"^`state` is a State, not int$"):
+            call(5)
+        with pytest.raises(StateMismatch, match=r"^`state` is that of another model$"):
+            call(foreign)
+    for wrong in (5, None, model.new_state()):
+        with pytest.raises(UsageError, match=r"^states are a list, one for each sequence, not "):
+            model.forward_batch([1], wrong)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match=r"^tokens are a list, one for each sequence, not "):
+            model.forward_batch(wrong, [model.new_state()])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("copied", [State.copy, copy.copy, copy.deepcopy])
 def test_a_copy_goes_its_own_way(model: Model, copied: Callable[[State], State]) -> None:
     state = model.new_state()
@@ -336,6 +357,8 @@ def test_numbers_of_numpy_are_numbers(make_model: ModelMaker) -> None:
     assert plain == "".join(model.generate("abc", np.int64(5), seed=7))  # type: ignore[arg-type]
     assert plain == "".join(model.generate("abc", 5, seed=np.uint64(7), temperature=np.float32(1)))  # type: ignore[arg-type]
     assert model.tokenizer.decode(np.array([72, 105])) == "Hi"  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"^token ids must be whole numbers$"):
+        model.tokenizer.decode(np.array([[72, 105]]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("tokens", [[1.9], ["5"], [True], [None], [[1, 2]], [[]]])
