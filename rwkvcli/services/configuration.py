@@ -138,8 +138,8 @@ def checked(text: str, path: Path) -> dict[str, Any]:
 
 
 def environment_of(key: str) -> str | None:
-    """What the environment says about `key`; None for keys that it cannot set, or does not."""
-    return os.environ.get(variable(key)) if "." not in key else None
+    """What the environment says about `key`; None for keys that it cannot set, or does not: an empty variable is none."""
+    return os.environ.get(variable(key)) or None if "." not in key else None
 
 
 def variable(key: str) -> str:
@@ -150,6 +150,8 @@ def variable(key: str) -> str:
 def parsed(key: str, text: str) -> Any:
     """`text` from a command line as the value of `key`. Raises UsageError."""
     setting = known(key)
+    if not text:  # a variable of a script that is not set
+        raise UsageError(f"the value of {key} is empty", hint=f"`rwkv config unset {key}` takes it away")
     try:
         if setting.kind is bool:
             if text.lower() not in _TRUE + _FALSE:

@@ -75,6 +75,8 @@ def test_flags_beat_the_environment_and_the_environment_the_file(tmp_path: Path)
     assert first == second  # temperature 0
     assert run(path, "tokenize", "AB").out == "65 66\n"  # the model
     assert run(path, "show", "--json").code == 0
+    unset = run(path, "config", "get", "threads", RWKV_THREADS="")  # an empty variable says nothing
+    assert unset.out == "1\n"
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,14 @@ def test_flags_beat_the_environment_and_the_environment_the_file(tmp_path: Path)
         (["set", "quiet", "maybe"], "quiet takes yes or no, not `maybe`\n"),
         (["set", "generate.top-p", "nan"], "generate.top-p takes a number, not `nan`\n"),
         (["set", "chat.max-tokens", "-2"], "chat.max-tokens takes a whole number from -1, not `-2`\n"),
+        (
+            ["set", "model", ""],
+            "the value of model is empty\nhint: `rwkv config unset model` takes it away\n",
+        ),
+        (
+            ["set", "threads", ""],
+            "the value of threads is empty\nhint: `rwkv config unset threads` takes it away\n",
+        ),
         (["set", "chat.system", "\udcff"], "chat.system takes UTF-8 text\n"),
     ],
 )
