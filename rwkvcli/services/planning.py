@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _MOST_BPW = 1e6
 """More than any plan has, padding included; a larger number is no other limit."""
 _NF4_ROWS = "blocks of NF4 run along its inputs"
+_TOO_LARGE = 2**62
+"""Bytes."""
 _UNITS = {
     "B": 1,
     "kB": 10**3,
@@ -247,6 +249,8 @@ def parse_size(text: str) -> int:
         size = float(number) * _UNITS[unit]
     except (KeyError, ValueError):
         size = 0.0
-    if not 1 <= size < 2**62:
+    if size >= _TOO_LARGE:
+        raise UsageError(f"{text!r} is more than any disk or memory holds", hint="for example 900MB or 1.5GB")
+    if not size >= 1:  # also refuses NaN
         raise UsageError(f"{text!r} is no size", hint="for example 900MB or 1.5GB")
     return int(size)
