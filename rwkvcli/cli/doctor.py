@@ -21,7 +21,7 @@ EXAMPLES = """
 """
 
 
-@with_settings
+@with_settings(tells_of_stored=True)
 def doctor(
     settings: Settings,
     *,
@@ -36,7 +36,7 @@ def doctor(
     which is measured, over the bytes that a token needs; how much of it fits into a GPU; and what --device
     auto chooses. A checkpoint, here or on the Hub, is judged by what can be made of it; nothing is downloaded
     for that. Without MODEL the default is judged, if one is set; that it is not here is told then, as it is of
-    a default device.
+    a default device, and of defaults that cannot be read.
     """
     from rwkvcli.cli.render import table
     from rwkvcli.services import diagnosis, fitting
@@ -44,6 +44,9 @@ def doctor(
     console = Console(settings)
     problem = _device_problem(settings)
     found = diagnosis.examine(settings.threads)
+    if settings.stored_problem is not None:
+        error = settings.stored_problem
+        found["defaults"] = {"problem": str(error), "hint": error.hint}
     if problem is not None:
         found["device"] = problem
     model = file if file is not None else settings.model
@@ -99,6 +102,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
             told.append(f'{missing} not installed: pip install "rwkvcli[{extra}]"')
         yield f"extra {extra}", "; ".join(told)
     yield from found["folders"].items()
+    if "defaults" in found:
+        yield from _problem_lines("defaults", found["defaults"])
     if "device" in found:
         yield from _problem_lines("default device", found["device"])
     if "model" in found:

@@ -10,12 +10,15 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Annotated, Any, overload
+from typing import TYPE_CHECKING, Annotated, Any, overload
 
 import typer
 
 from rwkvcli.cli.console import write_answer
 from rwkvcli.cli.settings import Color, Settings
+
+if TYPE_CHECKING:
+    from rwkvcli.errors import RwkvError
 
 GLOBAL_PANEL = "Global options"
 SAMPLING_PANEL = "Sampling"
@@ -166,25 +169,32 @@ def with_root_options(function: Callable[[typer.Context], None]) -> Callable[...
 def with_settings(function: Callable[..., None]) -> Callable[..., None]: ...
 @overload
 def with_settings(
-    *, stored: bool = True, own_stored: bool = True
+    *, stored: bool = True, own_stored: bool = True, tells_of_stored: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]: ...
 def with_settings(
-    function: Callable[..., None] | None = None, *, stored: bool = True, own_stored: bool = True
+    function: Callable[..., None] | None = None,
+    *,
+    stored: bool = True,
+    own_stored: bool = True,
+    tells_of_stored: bool = False,
 ) -> Any:
     """Replace the parameter `settings` of a verb by the global options, and hand them over as `Settings`.
 
     What neither flags nor the environment say is looked up in the person's configuration, the verb's own
-    options too; not with `stored=False`, and the verb's own not with `own_stored=False`.
+    options too; not with `stored=False`, and the verb's own not with `own_stored=False`. One that cannot be read ends the
+    verb; with `tells_of_stored` it is as if there was none, and the verb has the error as `settings.stored_problem`.
     """
     if function is None:
-        return partial(with_settings, stored=stored, own_stored=own_stored)
+        return partial(with_settings, stored=stored, own_stored=own_stored, tells_of_stored=tells_of_stored)
 
     @wraps(function)
     def verb(ctx: typer.Context, **values: Any) -> None:
         root = ctx.find_root()
         for flag in _EAGER:
             values.pop(flag.name)
-        defaults = _stored(function.__name__ if own_stored else None) if stored else {}
+        defaults, problem = _stored(function.__name__ if own_stored else None) if stored else ({}, None)
+        if problem is not None and not tells_of_stored:
+            raise problem
         chosen: dict[str, Any] = {}
         typed = set()
         for option in _GLOBALS:
@@ -205,7 +215,7 @@ def with_settings(
             source: Any = ctx.get_parameter_source(name)
             if source is not None and source.name == "DEFAULT":
                 values[name] = defaults[name]
-        settings = Settings(**chosen, typed=frozenset(typed))
+        settings = Settings(**chosen, typed=frozenset(typed), stored_problem=problem)
         if ctx.obj is not None:
             ctx.obj(settings)
         function(settings=settings, **values)
@@ -242,16 +252,22 @@ def _was_typed(ctx: Any, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _stored(verb: str | None) -> dict[str, Any]:
-    """What the configuration says for `verb`, or for all of them alone: {name of a parameter: value}."""
+def _stored(verb: str | None) -> tuple[dict[str, Any], RwkvError | None]:
+    """What the configuration says for `verb`, or for all of them alone: {name of a parameter: value}; and why it cannot be
+    read, if it cannot."""
+    from rwkvcli.errors import RwkvError
     from rwkvcli.services import configuration
 
     found: dict[str, Any] = {}
-    for key, value in configuration.load().items():
+    try:
+        said = configuration.load()
+    except RwkvError as error:
+        return found, error
+    for key, value in said.items():
         table, _, name = key.rpartition(".")
         if table in ("", verb):
             found[name.replace("-", "_")] = value
-    return found
+    return found, None
 
 
 def _set_parameters(function: Callable[..., None], parameters: list[inspect.Parameter]) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rwkvcli.errors import RwkvError
 
 
 class Color(StrEnum):
@@ -30,3 +34,5 @@ class Settings:
     color: Color = Color.auto
     typed: frozenset[str] = frozenset()
     """The fields that the command line says, rather than the environment or the configuration."""
+    stored_problem: RwkvError | None = None
+    """Why the configuration cannot be read, for a verb that tells of it."""

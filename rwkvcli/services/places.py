@@ -53,7 +53,12 @@ class Place:
 
     def told(self) -> str:
         """Where it is, for people."""
-        return str(self.path()) if self.is_known() else f"nowhere: neither HOME nor {self.variable} is set"
+        if not self.is_known():
+            return f"nowhere: neither HOME nor {self.variable} is set"
+        try:
+            return str(self.path())
+        except UsageError as error:
+            return str(error)
 
     def _usual(self) -> Path | None:
         """The default; None without a home folder, of which platformdirs makes an error or a relative path."""

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_runner import environment, rwkv, rwkv_inside
+from cli_runner import KNOWS_HOMES, environment, rwkv, rwkv_inside
 
 from quant.arch import parameter_count
 from quant.checkpoints import open_checkpoint
@@ -139,6 +139,35 @@ def test_a_default_that_cannot_be_judged_is_a_finding(
     named = rwkv_inside("doctor", "-m", found["model"]["name"], cwd=tmp_path)
     assert (named.code, named.out) == (4 if hint is None else 3, "")
     assert named.err.startswith(f"error: {problem}\n")
+
+
+@pytest.mark.parametrize(
+    ("env", "problem", "hint"),
+    [
+        ({"RWKV_CONFIG": "bad.toml"}, "bad.toml: no setting 'treads'", "`rwkv config list` shows all"),
+        (
+            {"RWKV_CONFIG": "."},
+            "RWKV_CONFIG=.: is a directory",
+            "RWKV_CONFIG names the file of your defaults",
+        ),
+        pytest.param(
+            {"RWKV_CONFIG": "~nobody-here/x"},
+            "RWKV_CONFIG=~nobody-here/x: there is no such home folder",
+            "RWKV_CONFIG names the file of your defaults",
+            marks=KNOWS_HOMES,
+        ),
+    ],
+)
+def test_defaults_that_cannot_be_read_are_a_finding(
+    env: dict[str, str], problem: str, hint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.toml").write_text('model = "demo"\ntreads = 2\n')
+    done = rwkv_inside("doctor", "-t", "1", cwd=tmp_path, env=env)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.endswith(f"\n\ndefaults       {problem}\nhint           {hint}\n")
+    found = json.loads(rwkv_inside("doctor", "--json", cwd=tmp_path, env=env).out)
+    assert found["defaults"] == {"problem": problem, "hint": hint}
+    assert rwkv_inside("tokenize", "-m", "demo", "x", cwd=tmp_path, env=env).code != 0
 
 
 def test_a_device_that_cannot_be_used(tmp_path: Path) -> None:
