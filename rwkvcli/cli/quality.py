@@ -24,6 +24,8 @@ def opened_text(name: str, what: str = "FILE") -> Iterator[tuple[BinaryIO, int]]
 
     `what` the name was given as. Raises SourceNotFound.
     """
+    if not name:
+        raise SourceNotFound(f"{what} is empty", hint="name a text file, or - for stdin")
     if name == "-":
         if sys.stdin is None:
             raise SourceNotFound("stdin is closed")

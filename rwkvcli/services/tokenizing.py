@@ -46,6 +46,8 @@ def tokenizer_named(name: str) -> Tokenizer:
     hint = "--tokenizer takes world, bytes or a tokenizer.json file"
     try:
         path = Path(name).expanduser()
+        if not name:
+            raise SourceNotFound("the name of the vocabulary is empty", hint=hint)
         if path.is_dir():  # Windows says that it may not be read
             raise SourceNotFound(f"{name}: is a directory", hint=hint)
         data = path.read_bytes()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import signal
+from pathlib import Path
 
 import pytest
+from cli_runner import rwkv_inside
 
 import rwkvcli.cli.root
 from rwkvcli.cli.app import main
@@ -127,3 +129,32 @@ def test_a_traceback_comes_only_if_asked_for(
     if understood or "--stop" not in args:  # it takes a parser to know a value from a flag
         assert err.startswith("Traceback") == wanted
     assert "error: nowhere.pth does not exist\n" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "flag"),
+    [
+        (["generate", "-m", "demo", "-f", "", "x"], "'-f' / '--file'"),
+        (["generate", "-m", "demo", "--save-state", "", "x"], "'--save-state'"),
+        (["generate", "-m", "demo", "--schema", "", "x"], "'--schema'"),
+        (["export", "demo", "--to", "hf", "-o", ""], "'-o' / '--out'"),
+        (["quantize", "demo", "--to", "int4", "--report", ""], "'--report'"),
+        (["state", "info", ""], "'STATE...'"),
+        (["perplexity", "-m", "demo", ""], "'FILE'"),
+    ],
+)
+def test_a_file_without_a_name_is_not_the_working_folder(tmp_path: Path, args: list[str], flag: str) -> None:
+    done = rwkv_inside(*args, cwd=tmp_path)
+    assert (done.code, done.out) == (2, "")
+    assert f"\nerror: invalid value for {flag}: the name is empty\n" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_text_to_measure_on_without_a_name() -> None:
+    for flag in ("--eval", "--calibrate"):
+        done = rwkv_inside("quantize", "demo", "--to", "int4", "--dry-run", flag, "")
+        assert (done.code, done.out) == (3, "")
+        assert done.err == f"error: {flag} is empty\nhint: name a text file, or - for stdin\n"
+    done = rwkv_inside("tokenize", "--tokenizer", "", "x")
+    assert (done.code, done.out) == (3, "")
+    assert done.err.startswith("error: the name of the vocabulary is empty\nhint: ")
