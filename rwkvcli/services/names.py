@@ -21,6 +21,10 @@ KINDS = ("int4", "int5", "int6", "int8")
 """What is made of a download on request."""
 
 _REFERENCE = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<file>[^@]+))?(@(?P<revision>.+))?", re.ASCII)
+_ADDRESS = re.compile(
+    r"https?://[^/]+/(?P<repo>[^/]+/[^/?#]+)(/(?:resolve|blob|raw|tree)/(?P<revision>[^/?#]+)(/(?P<file>[^?#]+))?)?/?([?#].*)?"
+)
+"""Of a page or a file on the Hub, or on a mirror of it."""
 _ALIAS = re.compile(
     rf"(?P<family>[a-z]\w*)-(?P<size>[\d.]+[bm])(-(?P<kind>{'|'.join(KINDS)}))?(@(?P<wanted>.+))?",
     re.ASCII | re.IGNORECASE,
@@ -161,6 +165,20 @@ def reference(text: str) -> Reference | None:
     """The file or repository on the Hub that `text` names; None for what names none."""
     match = _REFERENCE.fullmatch(text)
     return Reference(match["repo"], match["file"], match["revision"]) if match is not None else None
+
+
+def of_address(text: str) -> Reference | None:
+    """The file or repository that an address or a path within the Hub stands for; None for what is neither."""
+    from urllib.parse import unquote
+
+    match = _ADDRESS.fullmatch(text)
+    if match is not None:
+        revision = match["revision"] if match["revision"] != "main" else None
+        file = unquote(match["file"]).rstrip("/") if match["file"] else None
+        return reference(str(Reference(match["repo"], file, revision)))
+    owner, _, rest = text.partition("/")
+    repo, _, file = rest.partition("/")
+    return reference(f"{owner}/{repo}:{file}") if file.endswith(SUFFIXES) else None
 
 
 def short_name(repo: str, file: str) -> Alias | None:

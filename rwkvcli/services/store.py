@@ -276,6 +276,9 @@ def _what_else(name: str, path: Path) -> str:
     """What the person may have meant by a path that does not exist."""
     parent = path.parent
     if str(parent) not in ("", ".") and not parent.is_dir():
+        there = names.of_address(name)
+        if there is not None:
+            return f"if it is on the Hub, write {there}"
         return f"there is no folder {parent}"
     import difflib
 
