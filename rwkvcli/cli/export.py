@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rwkvcli.cli.console import Console
-from rwkvcli.cli.options import Misuse, with_settings
+from rwkvcli.cli.options import Misuse, check_target, with_settings
 from rwkvcli.cli.settings import Settings
 from rwkvcli.cli.signals import held_signals
 
@@ -91,8 +91,7 @@ def export(
         raise Misuse("no SRC: name a checkpoint, for example `model.pth`")
     if to is None:
         raise Misuse("no format: give one, for example `--to gguf`")
-    if out == "-":
-        raise Misuse("-o takes a file, and stdout is none (`./-` is a file of that name)")
+    check_target(out, folder=to in (To.hf, To.bnb))
     from rwkvcli.cli.download import model_file
     from rwkvcli.cli.render import QuantizationBar, size
     from rwkvcli.services import exporting

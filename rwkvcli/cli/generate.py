@@ -24,6 +24,7 @@ from rwkvcli.cli.options import (
     SystemOption,
     TemplateOption,
     TimeoutOption,
+    check_target,
     check_timeout,
     with_settings,
 )
@@ -279,6 +280,7 @@ def _target(state: str | None, save_state: str | None, update: bool) -> Path | N
     """The file that the state is to be written to, if any."""
     if STDIN in (state, save_state):
         raise Misuse("a state is a file, and stdin and stdout are none (`./-` is a file of that name)")
+    check_target(save_state, "--save-state")
     if not update:
         return Path(save_state) if save_state is not None else None
     if state is None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 from rwkvcli.cli.options import GLOBAL_PANEL, SAMPLING_PANEL
 
+_TEXTS = ("PROMPT", "TEXT")
+"""What stands for text in help pages."""
+_UsageError: Any = typer.BadParameter.__base__
 _SECTIONS = ("Options", SAMPLING_PANEL, GLOBAL_PANEL)
 
 
@@ -53,3 +57,13 @@ class Page:
 
 class VerbCommand(Page, TyperCommand):
     """A verb."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Sort the words of the command line; those that are too many after a text are likely more of it."""
+        try:
+            return super().parse_args(ctx, args)
+        except _UsageError as error:
+            text = next((param.metavar for param in self.params if param.metavar in _TEXTS), None)
+            if text is not None and "unexpected extra argument" in error.message:
+                error.message += f": {text} is one argument, write several words in quotes"
+            raise

@@ -7,6 +7,7 @@ environment, and the environment over the person's configuration.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -60,6 +61,14 @@ def check_timeout(timeout: float | None) -> None:
     """Refuse a --timeout that is none."""
     if timeout is not None and not 0 < timeout < 1e9:
         raise typer.BadParameter("not a number of seconds above 0", param_hint="'--timeout'")
+
+
+def check_target(name: str | None, flag: str = "-o", *, folder: bool = False) -> None:
+    """Refuse what is no name of a file to write: stdout, and unless it may be a `folder`, what ends as only the name of one does."""
+    if name == "-":
+        raise Misuse(f"{flag} takes a file, and stdout is none (`./-` is a file of that name)")
+    if name is not None and name.endswith(("/", os.sep)) and not folder:
+        raise Misuse(f"{flag} takes a file, and `{name}` is the name of a folder")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rwkvcli.cli.console import Console
-from rwkvcli.cli.options import Misuse, with_settings
+from rwkvcli.cli.options import Misuse, check_target, with_settings
 from rwkvcli.cli.settings import Settings
 from rwkvcli.cli.signals import held_signals
 
@@ -191,9 +191,8 @@ def quantize(
         raise Misuse("no format: give one, for example `--to int4`")
     if calibrate == eval_text == "-":
         raise Misuse("--calibrate and --eval cannot both read stdin")
-    for name, flag in ((out, "-o"), (report, "--report")):
-        if name == "-":
-            raise Misuse(f"{flag} takes a file, and stdout is none (`./-` is a file of that name)")
+    check_target(out)
+    check_target(report, "--report")
     if (fail_over or context is not None) and eval_text is None:
         flag = "--fail-over" if fail_over else "--ctx"
         raise Misuse(f"{flag} needs a text to measure on: --eval TEXT")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rwkvcli.cli.console import Console
-from rwkvcli.cli.options import Misuse, with_settings
+from rwkvcli.cli.options import Misuse, check_target, with_settings
 from rwkvcli.cli.settings import Settings
 
 EXAMPLES = """
@@ -63,6 +63,7 @@ def sessions(
     They are what `rwkv chat` saves, each in a folder of its own (RWKV_SESSIONS names the folder of all). An export is the
     current branch.
     """
+    check_target(out)
     from rwkvcli.services import sessions as service
 
     console = Console(settings)

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from rwkvcli.cli.console import Console
-from rwkvcli.cli.options import Misuse, with_settings
-from rwkvcli.cli.prompt import STDIN, gather_prompt, why_no_text
+from rwkvcli.cli.options import Misuse, check_target, with_settings
+from rwkvcli.cli.prompt import gather_prompt, why_no_text
 from rwkvcli.cli.settings import Settings
 from rwkvcli.cli.signals import stopping_between
 from rwkvcli.errors import Cancelled, FormatError, RwkvError, StateMismatch
@@ -101,12 +101,9 @@ def state(
     writes = action in (Action.build, Action.export, Action.import_)
     if writes and out is None:
         raise Misuse(f"no OUT: write `rwkv {_FORM[action]}`")
-    if out is not None and (out == STDIN or not writes):
-        raise Misuse(
-            "-o takes a file, and stdout is none (`./-` is a file of that name)"
-            if out == STDIN
-            else f"`state {action.value}` writes no file: leave -o out"
-        )
+    check_target(out)
+    if out is not None and not writes:
+        raise Misuse(f"`state {action.value}` writes no file: leave -o out")
     paths = [Path(name) for name in given]
     if action is Action.build:
         assert out is not None

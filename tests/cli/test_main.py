@@ -158,3 +158,30 @@ def test_a_text_to_measure_on_without_a_name() -> None:
     done = rwkv_inside("tokenize", "--tokenizer", "", "x")
     assert (done.code, done.out) == (3, "")
     assert done.err.startswith("error: the name of the vocabulary is empty\nhint: ")
+
+
+def test_several_words_without_quotes() -> None:
+    said = "is one argument, write several words in quotes\n"
+    for verb, name in (("generate", "PROMPT"), ("score", "PROMPT"), ("tokenize", "TEXT")):
+        done = rwkv_inside(verb, "-m", "demo", "once", "upon", "a time")
+        assert (done.code, done.out) == (2, "")
+        assert f"error: got unexpected extra argument(s) (upon a time): {name} {said}" in done.err
+    assert said not in rwkv_inside("show", "demo", "demo").err
+
+
+@pytest.mark.parametrize(
+    ("args", "flag"),
+    [
+        (["quantize", "demo", "--to", "int4", "-o", "new/"], "-o"),
+        (["quantize", "demo", "--to", "int4", "--report", "new/"], "--report"),
+        (["export", "demo", "--to", "pth", "-o", "new/"], "-o"),
+        (["generate", "-m", "demo", "--save-state", "new/", "x"], "--save-state"),
+        (["state", "build", "-m", "demo", "-f", "x", "-o", "new/"], "-o"),
+        (["sessions", "export", "x", "-o", "new/"], "-o"),
+    ],
+)
+def test_the_name_of_a_folder_makes_no_file_of_it(tmp_path: Path, args: list[str], flag: str) -> None:
+    done = rwkv_inside(*args, cwd=tmp_path)
+    assert (done.code, done.out) == (2, "")
+    assert f"\nerror: {flag} takes a file, and `new/` is the name of a folder\n" in done.err
+    assert not list(tmp_path.iterdir())
