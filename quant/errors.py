@@ -5,7 +5,7 @@ A message is one short line that names the file or tensor; what to do about it i
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class QuantError(Exception):
@@ -20,6 +20,10 @@ class QuantError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is, whatever its kind is made of: an error that cannot be unpickled leaves a pool of processes waiting."""
+        return _again, (type(self), self.args), self.__dict__
 
 
 class InvalidRequest(QuantError):
@@ -79,3 +83,7 @@ def amount(nbytes: int) -> str:
         value /= 1000
     digits = 0 if unit == "B" or value >= 99.95 else 1 if value >= 9.995 else 2
     return f"{value:.{digits}f} {unit}"
+
+
+def _again(kind: type[QuantError], args: tuple[object, ...]) -> QuantError:
+    return kind.__new__(kind, *args)

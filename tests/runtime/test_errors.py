@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 
 import pytest
 
@@ -57,3 +59,18 @@ def test_a_missing_extra_says_how_to_install_it() -> None:
     error = errors.MissingExtra("torch", "--device torch")
     assert 'pip install "rwkvcli[torch]"' in str(error)
     assert str(error).startswith("--device torch ")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.MissingExtra("torch", "--device torch"),
+        errors.NotUtf8(3),
+        errors.StateMismatch("a.state: of another model", hint="make a new one"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_crosses_processes(error: errors.RwkvError) -> None:
+    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(other) is type(error)
+        assert (str(other), vars(other)) == (str(error), vars(error))
