@@ -221,9 +221,11 @@ def is_name_on_windows(name: str) -> bool:
 def replaceable(path: str | os.PathLike[str]) -> Path:
     """Where the new file for `path` goes: to the end of its links, so that they stay.
 
-    Raises InvalidRequest if anything but a regular file is there: renaming over a device would destroy it. Also for a path from
-    a working folder that was deleted, and on Windows for a name that no file can have.
+    Raises InvalidRequest if anything but a regular file is there: renaming over a device would destroy it. Also for an empty
+    path, for one from a working folder that was deleted, and on Windows for a name that no file can have.
     """
+    if not os.fspath(path):  # whose place is the working folder's
+        raise InvalidRequest("the name of the file is empty")
     if sys.platform == "win32" and not is_name_on_windows(Path(path).name):
         raise InvalidRequest(
             f"{os.fspath(path)} cannot be written: Windows allows no such name", hint="name another file"

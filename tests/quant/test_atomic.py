@@ -132,6 +132,18 @@ def test_errors_name_the_folder_or_the_file_and_not_the_temporary_one(
     assert error_of(tmp_path / "x").filename == str(tmp_path / "x")
 
 
+def test_a_file_without_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for force in (False, True):
+        with pytest.raises(InvalidRequest, match=r"^the name of the file is empty$"):
+            new_file("", force=force, kept={})
+    with pytest.raises(InvalidRequest, match=r"^the name of the file is empty$"), whole_file(""):
+        pass
+    assert names(tmp_path) == ["folder"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="a folder that is in use is not deleted there")
 def test_a_working_folder_that_was_deleted_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = tmp_path / "gone"
