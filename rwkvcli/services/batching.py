@@ -56,7 +56,8 @@ def parsed(line: bytes) -> dict[str, Any]:
 def understand(said: Mapping[str, Any], number: int, settings: Settings) -> Line:
     """What line `number` (from 0) asks for: an object of `prompt` and what differs from `settings`.
 
-    Its seed is its own, else that of `settings` plus `number`. Raises UsageError.
+    Its seed is its own, else that of `settings` plus `number`. Null is as usual; of `stop` and what lists or constrains, none.
+    Raises UsageError.
     """
     if not isinstance(said.get("prompt"), str):
         raise UsageError(NO_PROMPT)
@@ -64,14 +65,15 @@ def understand(said: Mapping[str, Any], number: int, settings: Settings) -> Line
     if sampling.get("seed") is not None:
         sampling["seed"] = (sampling["seed"] + number) % _SEEDS
     sampling.update((name, value) for name, value in said.items() if name not in _OWN)
-    if "logit_bias" in said:
+    if said.get("logit_bias") is not None:
         sampling["logit_bias"] = _bias(said["logit_bias"])
     banned = sampling.get("banned_strings")
     if banned is not None and not is_texts(banned):
         raise UsageError("banned_strings is not a list of strings")
     stop, system = said.get("stop", settings.stop), said.get("system", settings.system)
-    stop = (stop,) if isinstance(stop, str) else stop
-    max_tokens = said.get("max_tokens", settings.max_tokens)
+    stop = (stop,) if isinstance(stop, str) else () if stop is None else stop
+    max_tokens = said.get("max_tokens")
+    max_tokens = settings.max_tokens if max_tokens is None else max_tokens
     if not is_texts(stop):
         raise UsageError("stop is neither a string nor a list of strings")
     if not isinstance(system, str | None):

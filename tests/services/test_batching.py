@@ -129,6 +129,17 @@ def test_a_bad_line_fails_alone(model: Model, line: Any, error: str) -> None:
         assert (batch.given, batch.failed) == (3, 1)
 
 
+def test_what_programs_write_for_nothing_is_nothing() -> None:
+    options = Settings(max_tokens=7, sampling={"seed": 100, "logit_bias": {5: 1.0}}, stop=("x",))
+    said = dict.fromkeys(
+        ("max_tokens", "stop", "logit_bias", "banned_strings", "temperature", "system", "regex"), None
+    )
+    asked = understand({"prompt": "a", **said}, 2, options).settings
+    assert (asked.max_tokens, asked.stop, asked.system, asked.constraint) == (7, (), None, None)
+    assert asked.sampling["seed"] == 102
+    assert asked.sampling["logit_bias"] is asked.sampling["temperature"] is None
+
+
 @pytest.mark.parametrize("id", ["q7", None, ["a", 1], "\ud800"])
 def test_a_line_that_fails_has_its_own_id(model: Model, id: Any) -> None:
     for wrong in ({"prompt": 5}, {"prompt": "x", "stop": 1}, {"prompt": "x", "top_p": 0}):
