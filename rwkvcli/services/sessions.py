@@ -170,6 +170,8 @@ class Session:
             self._open()
         else:
             PLACE.check()  # before anything is said that could not be kept
+            if os.path.lexists(self.folder) and not self.folder.is_dir():
+                raise UsageError(f"{self.folder} is in the way: not a folder", hint="begin another session")
 
     @property
     def is_new(self) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_runner import environment
+from links import link
 
 from rwkvcli import Model, State
 from rwkvcli.errors import FormatError, ModelNotFound, StateMismatch, UsageError
@@ -166,6 +167,17 @@ def test_names_that_windows_does_not_allow(root: Path) -> None:
         with pytest.raises(UsageError, match="no name for a session: Windows allows no such folder"):
             Session(name)
     assert not root.exists()
+
+
+def test_what_is_in_the_way_is_told_before_anything_is_said(root: Path) -> None:
+    root.mkdir()
+    (root / "file").touch()
+    link(root / "dangling", "nowhere")
+    for name in ("file", "dangling"):
+        with pytest.raises(UsageError, match=rf"{name} is in the way: not a folder$"):
+            Session(name)
+    (root / "folder").mkdir()
+    assert Session("folder").is_new
 
 
 def test_listing_and_removing(demo: Model, root: Path) -> None:
