@@ -101,6 +101,16 @@ def test_a_state_is_updated_by_one_process_at_a_time(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "s"]
 
 
+def test_two_that_save_at_once_leave_the_state_of_one(tmp_path: Path) -> None:
+    runs = [
+        start(*DEMO, "--max-tokens", "5", "--save-state", "s", prompt, cwd=tmp_path)
+        for prompt in ("It was", "Once upon a time")
+    ]
+    assert [(run.communicate()[1], run.returncode) for run in runs] == [(b"", 0)] * 2
+    assert State.load(tmp_path / "s", Model.load("demo", threads=1)).tokens_seen in (6 + 5, 16 + 5)
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
 def test_a_time_limit_keeps_the_state(tmp_path: Path) -> None:
     done = rwkv_inside(*ENDLESS, "--timeout", "1.5", "--save-state", "s", "--json", "It was", cwd=tmp_path)
     assert done.code == 124
