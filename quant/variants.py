@@ -27,6 +27,8 @@ def refuse_by_name(shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
         if any(search(name) for name in shapes):
             raise UnsupportedModel(f"{where} holds {what}: not supported yet", hint=hint)
     states = sum(name.endswith(".att.time_state") for name in shapes)
+    if any(name.endswith(".ffn.x_prev") for name in shapes):  # of no model
+        raise UnsupportedModel(f"{where} is a state, not a model", hint="`rwkv state info` shows it")
     if states and states == len(shapes):
         raise UnsupportedModel(f"{where} holds an initial state (time_state), not a model")
     if states:

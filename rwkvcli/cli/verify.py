@@ -52,6 +52,8 @@ def verify(
             entries += catalog.removable(name)
     if not models:
         entries = catalog.entries()
+        if not _files(entries):
+            console.note("nothing is here to compare: `rwkv pull` brings models")
     damaged: list[Entry] = []
     refused: dict[Path, FormatError] = {}
     for path in paths:

@@ -271,6 +271,13 @@ def test_a_state_is_no_model(built: Path, verb: list[str]) -> None:
         assert (done.code, done.err) == (4, f"error: {message}\n")
 
 
+@pytest.mark.parametrize("verb", [["show"], ["quantize", "--to", "int8"], ["export", "--to", "hf"]])
+def test_a_state_is_no_checkpoint(built: Path, verb: list[str]) -> None:
+    done = rwkv_inside(*verb, "manual.state", cwd=built)
+    assert (done.code, done.out) == (4, "")
+    assert done.err == ("error: manual.state is a state, not a model\nhint: `rwkv state info` shows it\n")
+
+
 def test_rwkv_4_has_no_matrices(tmp_path: Path) -> None:
     quantized(checkpoint(tmp_path / "v4.pth", synthetic_arch("4", 2, 64, 256)), tmp_path / "v4.st", "f32")
     done = rwkv_inside("state", "build", "-m", "v4.st", "-o", "a.state", stdin="text", cwd=tmp_path)
