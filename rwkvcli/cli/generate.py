@@ -239,7 +239,7 @@ def generate(
         loading.check_device(settings.device)
         if target is not None:
             loading.check_state_target(target)
-        if target is not None and state is not None and os.path.realpath(target) == os.path.realpath(state):
+        if target is not None and state is not None and _is_same(target, state):
             held.enter_context(loading.updating(target))
         name = settings.model or default_model(console)
         console = Console(replace(settings, model=name))
@@ -288,6 +288,12 @@ def _target(state: str | None, save_state: str | None, update: bool) -> Path | N
     if save_state is not None:
         raise Misuse("--update writes to the file of --state, and --save-state to another: use one of them")
     return Path(state)
+
+
+def _is_same(target: Path, state: str) -> bool:
+    """Whether the state that is read is the one to be written. One that is not there has no place that could be told in a
+    working folder that was deleted."""
+    return os.path.lexists(state) and os.path.realpath(target) == os.path.realpath(state)
 
 
 def _check_many(

@@ -101,6 +101,22 @@ def test_a_state_is_updated_by_one_process_at_a_time(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "s"]
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--save-state", "s"], "s cannot be written: the working folder was deleted\nhint: change to another folder\n"),
+        (["--save-state", "{there}/s", "--state", "../a"], f"{Path('../a')}: no such state file\nhint: "),
+    ],
+)  # fmt: skip
+def test_a_working_folder_that_was_deleted(tmp_path: Path, args: list[str], message: str) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    args = [arg.format(there=tmp_path) for arg in args]
+    done = rwkv(*DEMO, "--max-tokens", "1", *args, "It was", cwd=gone, preexec_fn=gone.rmdir)
+    assert (done.code in (2, 3), done.out) == (True, "")
+    assert done.err.startswith(f"error: {message}")
+
+
 def test_two_that_save_at_once_leave_the_state_of_one(tmp_path: Path) -> None:
     runs = [
         start(*DEMO, "--max-tokens", "5", "--save-state", "s", prompt, cwd=tmp_path)

@@ -122,7 +122,7 @@ def test_errors_name_the_folder_or_the_file_and_not_the_temporary_one(
     assert error_of(tmp_path / "nowhere" / "x").filename == str(tmp_path / "nowhere")
     (tmp_path / "file").touch()
     assert error_of(tmp_path / "file" / "x").filename == str(tmp_path / "file")
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "x")
+    link(tmp_path / "dangling", tmp_path / "nowhere" / "x")
     assert error_of(tmp_path / "dangling").filename == str(tmp_path / "nowhere")
 
     def refused(*_: object, **__: object) -> int:
