@@ -274,18 +274,29 @@ def downloads(repo: str | None = None) -> list[Download]:
 def _every_download(repo: str | None) -> Iterator[Download]:
     """The same, each version in every snapshot that has it."""
     pattern = repository_folder(repo).name if repo is not None else "models--*"
-    for snapshot in hub_cache().glob(f"{pattern}/snapshots/*"):
+    for snapshot in _listed(f"{pattern}/snapshots/*"):
         owner, _, name = snapshot.parent.parent.name.removeprefix("models--").partition("--")
         for file, others in _models_in(snapshot).items():
             path = snapshot / file
             yield Download(f"{owner}/{name}", file, snapshot.name, path, whole_etag(path), others)
 
 
+def _listed(pattern: str) -> list[Path]:
+    """What is in the cache. Raises UsageError for one that may not be looked into, as that of another user's home."""
+    cache = hub_cache()
+    try:
+        return list(cache.glob(pattern))
+    except PermissionError:
+        raise UsageError(
+            f"{cache}: permission denied", hint="HF_HOME names another folder for downloads"
+        ) from None
+
+
 def partials(repo: str | None = None) -> list[Partial]:
     """Every interrupted download of a model repository."""
     pattern = repository_folder(repo).name if repo is not None else "models--*"
     found = []
-    for path in sorted(hub_cache().glob(f"{pattern}/blobs/*{INCOMPLETE}")):
+    for path in sorted(_listed(f"{pattern}/blobs/*{INCOMPLETE}")):
         owner, _, name = path.parent.parent.name.removeprefix("models--").partition("--")
         found.append(Partial(f"{owner}/{name}", path))
     return found

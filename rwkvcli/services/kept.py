@@ -159,7 +159,9 @@ def _origins(repo: str | None) -> Iterator[Origin]:
     if not PLACE.is_known():
         return
     pattern = repo.replace("/", "--") if repo is not None else "*"
-    for folder in kept_path().glob(f"{pattern}/*"):
+    with PLACE.in_use():  # it may be below another user's home
+        folders = list(kept_path().glob(f"{pattern}/*"))
+    for folder in folders:
         origin = _read(folder)
         if origin is not None:
             yield origin

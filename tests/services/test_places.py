@@ -12,7 +12,7 @@ from cli_runner import rwkv_inside
 from links import link
 
 from rwkvcli.errors import UsageError
-from rwkvcli.services import hub_cache
+from rwkvcli.services import hub_cache, kept
 from rwkvcli.services.places import Place
 
 not_on_windows = pytest.mark.skipif(
@@ -181,3 +181,24 @@ def test_a_configuration_that_cannot_be_read_or_written(tmp_path: Path) -> None:
             assert (done.code, done.out) == (2, "")
             assert done.err == f"error: RWKV_CONFIG={asked}: {reason}\n{hint}"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_may_not_be_looked_into_is_told_with_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("RWKV_MODELS", str(tmp_path / "models"))
+
+    def refused(path: Path, _pattern: str) -> list[Path]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))  # root may look into everything
+
+    monkeypatch.setattr(Path, "glob", refused)
+    message = f"{tmp_path / 'hub'}: permission denied"
+    for action in (hub_cache.downloads, hub_cache.partials):
+        with pytest.raises(UsageError) as caught:
+            action()
+        assert (str(caught.value), caught.value.hint) == (
+            message, "HF_HOME names another folder for downloads"
+        )  # fmt: skip
+    with pytest.raises(UsageError, match=r"^RWKV_MODELS=.*: permission denied$"):
+        kept.kept()
