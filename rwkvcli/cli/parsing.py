@@ -19,8 +19,6 @@ import typer
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off", "")
-_FILES = ("FILE", "FILE|JSON", "OUT", "STATE...")
-"""What stands for the name of a file in help pages."""
 _FILES = ("FILE", "OUT", "STATE...", "FILE|JSON")
 """What stands for the name of a file in help pages."""
 
@@ -64,10 +62,6 @@ def _process(declared: _Declared, ctx: Any, value: Any) -> Any:
         if param.required:
             return original(ctx, value)
         value = None
-    elif info.metavar in _FILES and "" in (value if isinstance(value, list | tuple) else (value,)):
-        raise typer.BadParameter(
-            "the name is empty", ctx=ctx, param=param
-        )  # which would be the working folder
     elif info.metavar in _FILES and "" in ([value] if isinstance(value, str) else value):
         raise typer.BadParameter("the name is empty", ctx=ctx, param=param)  # it would be the working folder
     elif typing.get_origin(kind) is list:

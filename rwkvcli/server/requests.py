@@ -218,6 +218,7 @@ def _nth(settings: Settings, number: int) -> Settings:
 
 def _settings(said: Mapping[str, Any], limit: int, logprobs: int | None) -> Settings:
     """How texts are made, but for what only conversations have. Everything is checked here, as far as it can be."""
+    from rwkvcli.runtime.numbers import real
     from rwkvcli.runtime.sampling import SamplingParams
 
     sampling = {
@@ -226,7 +227,7 @@ def _settings(said: Mapping[str, Any], limit: int, logprobs: int | None) -> Sett
     if "logit_bias" in sampling:
         bias = get(said, "logit_bias", dict) or {}
         try:
-            sampling["logit_bias"] = {int(token): float(value) for token, value in bias.items()}
+            sampling["logit_bias"] = {int(token): real(value) for token, value in bias.items()}
         except (TypeError, ValueError, OverflowError):
             raise Refused("logit_bias is not an object of token ids and numbers", "logit_bias") from None
     seed = get(said, "seed", int)

@@ -254,6 +254,11 @@ REFUSED: list[tuple[str, Any, str]] = [
     ),
     (
         CHAT,
+        {"messages": HELLO, "logit_bias": {"1": True}},
+        "logit_bias is not an object of token ids and numbers",
+    ),
+    (
+        CHAT,
         {"messages": HELLO, "logit_bias": {"1": 10**400}},
         "logit_bias is not an object of token ids and numbers",
     ),
