@@ -17,6 +17,7 @@ from typing import IO
 
 from quant.errors import InvalidRequest
 from quant.locking import lock, open_lockable, try_lock
+from quant.paths import is_there
 
 if sys.platform == "win32":
     from quant import windows
@@ -273,7 +274,7 @@ def new_file(
     for name, other in kept.items():
         if final == Path(os.path.realpath(other)) or _is_same(final, other):
             raise InvalidRequest(f"{os.fspath(path)} is {name}", hint="choose another file")
-    if final.exists() and not force:
+    if is_there(final) and not force:
         raise InvalidRequest(f"{os.fspath(path)} exists already", hint="use --force to replace it")
     if error := _irreplaceable(final, path):
         raise error

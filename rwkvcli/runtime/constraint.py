@@ -69,7 +69,7 @@ class Constraint:
         except (TypeError, ValueError) as e:  # a dictionary may hold anything
             raise UsageError(f"the schema is not JSON: {e}") from None
         except RecursionError:
-            raise UsageError("the schema is nested too deeply") from None
+            raise _too_deep() from None
         if len(rules) > 2 * LARGEST:  # of a dictionary; as text it may have been shorter
             raise _too_large("schema")
         return cls._checked("schema", rules)
@@ -141,6 +141,8 @@ class Constraint:
             first = first_bytes(_joined(rules))
         except ValueError as e:
             why, hint = told(str(e)), _HINTS.get(kind)
+            if kind == "schema" and "recursion limit" in why:
+                raise _too_deep() from None
             if kind == "regex":
                 why = re.sub(r"^line \d+, column \d+: ", "", why)  # of a grammar that is not the person's
             if kind == "grammar" and _GBNF.search(source):
@@ -193,6 +195,10 @@ def _too_large(kind: str) -> UsageError:
     return UsageError(f"{KINDS[kind]} cannot be used: larger than {_LARGEST[kind] >> 10} KB")
 
 
+def _too_deep() -> UsageError:
+    return UsageError("the schema is nested too deeply")
+
+
 def _parsed(text: str) -> dict[str, Any]:
     """The object in a schema's text. Raises UsageError."""
 
@@ -207,7 +213,7 @@ def _parsed(text: str) -> dict[str, Any]:
     except ValueError as e:
         raise UsageError(f"the schema is not JSON: {e}") from None
     except RecursionError:
-        raise UsageError("the schema is nested too deeply") from None
+        raise _too_deep() from None
     if not isinstance(schema, dict):
         raise UsageError("the schema is no JSON object", hint='{"type": "object"} is one: any object')
     return schema

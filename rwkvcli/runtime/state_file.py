@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from quant.container.header import arch_fields
 from quant.errors import SourceNotFound, quoted
+from quant.paths import is_there
 from quant.safetensors_file import SafetensorsFile
 from rwkvcli.errors import FormatError, ModelNotFound, StateMismatch
 
@@ -251,7 +252,7 @@ def _open(path: Path) -> SafetensorsFile:
     try:
         return SafetensorsFile(path)
     except SourceNotFound as error:
-        if not path.exists() and not path.is_symlink():
+        if not is_there(path) and not path.is_symlink():
             raise ModelNotFound(
                 f"{path}: no such state file", hint="`rwkv state build` and `--save-state` make one"
             ) from None

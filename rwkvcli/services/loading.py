@@ -58,12 +58,13 @@ def check_state_target(path: Path) -> None:
     Raises UsageError.
     """
     from quant.atomic import new_file
+    from quant.paths import is_there
     from rwkvcli.errors import RwkvError
     from rwkvcli.runtime.state_file import is_state_file
 
     new_file(path, force=True, kept={})
     try:
-        if not path.exists() or is_state_file(path):
+        if not is_there(path) or is_state_file(path):
             return
     except RwkvError:
         pass

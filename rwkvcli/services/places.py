@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from quant.paths import is_there
 from rwkvcli.errors import UsageError
 
 _NO_FOLDER = (errno.ENOTDIR, errno.EEXIST)
@@ -73,7 +74,7 @@ class Place:
         with self.in_use():
             path = self.path().absolute()
             above = (path, *path.parents)
-            there = next((folder for folder in above if folder.exists() or folder.is_symlink()), None)
+            there = next((folder for folder in above if is_there(folder) or folder.is_symlink()), None)
             if there is None:  # Windows has a root on every disk
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
             if not there.is_dir():

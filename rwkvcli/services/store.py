@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from quant.paths import is_there
 from rwkvcli.errors import ModelNotFound, NetworkError, RwkvError, UsageError
 from rwkvcli.services import hub_cache, kept, names, parts
 from rwkvcli.services.names import DEMO, SUFFIXES, Alias, Reference
@@ -168,7 +169,7 @@ def parse(name: str) -> Path | Alias | Reference:
             return path
         if path.is_dir() and reference is None:
             raise ModelNotFound(f"{name} is a folder", hint="name the model file inside it")
-        if path.exists() and not path.is_dir():
+        if is_there(path) and not path.is_dir():
             return path
     except OSError as error:  # a folder that may not be searched; a name longer than the system takes
         raise ModelNotFound(f"{name[:200]}: {(error.strerror or str(error)).lower()}") from None

@@ -90,6 +90,7 @@ def test_a_place_that_is_not_there_is_made_when_it_is_used(
 def test_a_disk_that_is_not_there(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """On Windows a path has a root of its own on every disk; here it is made to be missing."""
     monkeypatch.setattr(Path, "exists", lambda _: False)
+    monkeypatch.setattr("rwkvcli.services.places.is_there", lambda _: False)
     assert said(place, place.check) == (
         f"{place.path()}: {os.strerror(errno.ENOENT).lower()}",
         "RWKV_HERE names the folder for tests",
