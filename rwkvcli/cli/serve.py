@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -24,6 +25,7 @@ EXAMPLES = """
   curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
       -d '{"messages": [{"role": "user", "content": "Hello"}]}'
   rwkv serve -m g1-1.5b --state manual.state
+  rwkv serve -m g1-1.5b --keep ~/states
   RWKV_API_KEY=secret rwkv serve -m g1-1.5b --host 0.0.0.0
 """
 
@@ -74,6 +76,18 @@ def serve(
     cache: Annotated[
         str, typer.Option("--cache", metavar="SIZE", help="Memory for states of earlier prompts; 0: none.")
     ] = "512MB",
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            "--keep",
+            metavar="FOLDER",
+            help="Keep states in FOLDER too: conversations are gone on with after a restart. What they say can be told from it.",
+            show_default=False,
+        ),
+    ] = None,
+    keep_size: Annotated[
+        str, typer.Option("--keep-size", metavar="SIZE", help="What they take on disk at most.")
+    ] = "8GB",
     think: Annotated[
         Think | None,
         typer.Option(
@@ -94,12 +108,14 @@ def serve(
     and /detokenize tell token ids.
 
     Texts that are asked for at the same time are made together, and each is what it would be alone. States of earlier prompts
-    are kept: a conversation is gone on with by reading what is new in it, however long it is. With --state manual.state requests
+    are kept: a conversation is gone on with by reading what is new in it, however long it is, with --keep FOLDER by the next
+    server as well. With --state manual.state requests
     for the model `manual` go on from what that file has seen, which is not read again. --draft is for a text that is the only one
     in the making.
 
     Ctrl-C or SIGTERM (Ctrl-Break on Windows) ends it; the latter is no error (exit code 0).
     """
+    import contextlib
     from concurrent.futures import ThreadPoolExecutor
 
     console = Console(settings)
@@ -109,16 +125,21 @@ def serve(
     except ImportError:
         raise MissingExtra("serve", "rwkv serve") from None
     from rwkvcli.cli.download import default_model, drafting_for, loaded, model_to_run
+    from rwkvcli.services.kept_states import KeptStates, kept_folder
     from rwkvcli.services.loading import check_device, load_state
     from rwkvcli.services.planning import parse_size
     from rwkvcli.services.serving import Texts
 
     limit = 0 if cache.strip() == "0" else parse_size(cache)
+    disk_limit = parse_size(keep_size)
+    if keep == "":
+        raise typer.BadParameter("the name is empty", param_hint="'--keep'")
     if api_key is not None and not api_key.strip():
         raise typer.BadParameter("the key is empty", param_hint="'--api-key'")
     key = api_key or os.environ.get("RWKV_API_KEY") or None
     check_device(settings.device)
-    with running.listen(host, port) as listener:
+    with running.listen(host, port) as listener, contextlib.ExitStack() as stack:
+        folder = stack.enter_context(kept_folder(keep)) if keep is not None else None
         name = settings.model or default_model(console)
         console = Console(replace(settings, model=name))
         model = loaded(console, model_to_run(console, name))
@@ -140,9 +161,16 @@ def serve(
         with Interruption(raises=False) as interruption, ThreadPoolExecutor(1) as other_thread:
             # the engine is here: signals reach it in the main thread alone
             starts = list(states.values())
-            texts = Texts(model, parallel, limit, _WAITING, starts, drafting, interruption.raising)
+            disk = KeptStates(folder, model, disk_limit, starts, console.note) if folder is not None else None
+            texts = Texts(model, parallel, limit, _WAITING, starts, drafting, interruption.raising, disk)
             server = Server(model, texts, options)
-            _tell(console, running.address(listener), name, open_to_all=options.hosts is None and key is None)
+            _tell(
+                console,
+                running.address(listener),
+                name,
+                None if disk is None else (keep, len(disk)),
+                open_to_all=options.hosts is None and key is None,
+            )
             served = other_thread.submit(
                 running.serve,
                 server.app,
@@ -152,6 +180,9 @@ def serve(
                 console.note,
             )
             texts.run()
+            again = threading.Event()
+            interruption.notify = again.set
+            texts.put_away(again.is_set)
             served.result()
     if interruption.caught == signal.SIGINT:
         raise KeyboardInterrupt
@@ -177,11 +208,16 @@ def _tell_fault(console: Console, error: BaseException) -> None:
     print_unexpected(error, console.settings.color)
 
 
-def _tell(console: Console, url: str, name: str, *, open_to_all: bool) -> None:
-    """Say where it listens."""
+def _tell(
+    console: Console, url: str, name: str, found: tuple[str | None, int] | None, *, open_to_all: bool
+) -> None:
+    """Say where it listens, and where how many states were `found`."""
     if console.settings.json:
-        console.json({"url": f"{url}/v1", "model": name})
+        states = {} if found is None else {"states": found[1]}
+        console.json({"url": f"{url}/v1", "model": name, **states})
     else:
+        if found is not None:
+            console.note(f"states of earlier conversations in {found[0]}: {found[1]}")
         console.note(f"{name} answers at {url}/v1 (Ctrl-C ends it)")
     if open_to_all:
         console.note("warning: other machines can reach it, and no API key is set: RWKV_API_KEY sets one")

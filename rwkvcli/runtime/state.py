@@ -121,24 +121,27 @@ class State:
         (another model's).
         """
         with StateFile(path) as file:
-            file.check_belongs_to(model.origin)
-            file.verify()
-            state = model.new_state()
-            expected = {name: array.shape for name, array in state.inner.to_numpy().items()}
-            if file.shapes != expected:
-                raise FormatError(f"{path}: its arrays are not those of the model's states")
-            pause = file.pause
-            logits = pause.logits if pause is not None else None
-            if logits is not None and logits.shape != (model.config.vocab_size,):
-                raise FormatError(f"{path}: {LOGITS} is not as long as the vocabulary")
-            values = {
-                name: each.cast("B").cast("f", file.shapes[name]) for name, each in file.values().items()
-            }
-            try:
-                state.inner.load_numpy(values)
-            except ValueError as e:
-                raise FormatError(f"{path}: {e}") from None
-        return State(state.inner, model.origin, file.tokens_seen, pause)
+            return cls.of(file, model)
+
+    @classmethod
+    def of(cls, file: StateFile, model: Model) -> State:
+        """The state in an open file. Raises as `load`."""
+        file.check_belongs_to(model.origin)
+        file.verify()
+        state = model.new_state()
+        expected = {name: array.shape for name, array in state.inner.to_numpy().items()}
+        if file.shapes != expected:
+            raise FormatError(f"{file.path}: its arrays are not those of the model's states")
+        pause = file.pause
+        logits = pause.logits if pause is not None else None
+        if logits is not None and logits.shape != (model.config.vocab_size,):
+            raise FormatError(f"{file.path}: {LOGITS} is not as long as the vocabulary")
+        values = {name: each.cast("B").cast("f", file.shapes[name]) for name, each in file.values().items()}
+        try:
+            state.inner.load_numpy(values)
+        except ValueError as e:
+            raise FormatError(f"{file.path}: {e}") from None
+        return cls(state.inner, model.origin, file.tokens_seen, pause)
 
 
 def wrong_model(state: Any) -> StateMismatch:

@@ -1,8 +1,8 @@
 """The file of a state: safetensors with the canonical arrays, what they belong to, and a checksum over all of it.
 
 Metadata (strings): `format`, `format_version`, `fingerprint` of the model file, `model` (JSON: version and sizes),
-`source` (name of the checkpoint), `tokens_seen`, `pause` (JSON, see `Pause`; may be missing), `sha256`. Tensors
-are float32: those of `State.to_numpy`, and with a pause perhaps `logits` [V]. The same state gives the same bytes.
+`source` (name of the checkpoint), `tokens_seen`, `pause` (JSON, see `Pause`; may be missing), what else its writer says of it
+(`kept`: `services/kept_states.py`), `sha256`. Tensors are float32: those of `State.to_numpy`, and with a pause perhaps `logits` [V]. The same state gives the same bytes.
 """
 
 from __future__ import annotations
@@ -92,6 +92,11 @@ class StateFile:
     def nbytes(self) -> int:
         """Size of the file."""
         return self._file.size
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """All that the file says of itself."""
+        return self._file.metadata
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -203,6 +208,26 @@ def write_state(
     Raises OSError when the folder cannot be written, and UsageError for a path that is no regular file.
     """
     from quant.atomic import whole_file
+
+    parts = state_parts(arrays, origin, tokens_seen, pause)
+    try:
+        with whole_file(path) as file:
+            for part in parts:
+                file.write(part)
+    except OSError as error:
+        if error.filename is None:  # of a full disk: say what did not fit
+            error.filename = str(path)
+        raise
+
+
+def state_parts(
+    arrays: Mapping[str, Logits],
+    origin: Origin,
+    tokens_seen: int,
+    pause: Pause | None,
+    more: Mapping[str, str] | None = None,
+) -> list[bytes | memoryview]:
+    """The bytes of a state file, one part after the other; `more` is metadata beside that of all."""
     from quant.safetensors_file import header_bytes
 
     metadata = {
@@ -212,6 +237,7 @@ def write_state(
         "model": _json(dict(origin.sizes)),
         "source": origin.source,
         "tokens_seen": str(tokens_seen),
+        **(more or {}),
     }
     arrays = dict(arrays)
     if pause is not None:
@@ -222,15 +248,7 @@ def write_state(
     bytes_of = {name: memoryview(cast("Buffer", array)).cast("B") for name, array in arrays.items()}
     metadata["sha256"] = _digest(metadata, shapes, bytes_of)
     places = {name: ("F32", shape, len(bytes_of[name])) for name, shape in shapes.items()}
-    try:
-        with whole_file(path) as file:
-            file.write(header_bytes(places, metadata))
-            for data in bytes_of.values():
-                file.write(data)
-    except OSError as error:
-        if error.filename is None:  # of a full disk: say what did not fit
-            error.filename = str(path)
-        raise
+    return [header_bytes(places, metadata), *bytes_of.values()]
 
 
 def _json(value: Any) -> str:

@@ -85,6 +85,8 @@ KEYS |= {
     "serve.port": Key(int, "its port", low=0, high=65535),
     "serve.parallel": Key(int, "texts made together", low=1, high=1024),
     "serve.cache": Key(str, "memory for states of earlier prompts"),
+    "serve.keep": Key(str, "folder for states that outlive the server"),
+    "serve.keep-size": Key(str, "bytes that they take at most"),
     "serve.think": Key(str, "thoughts of reasoning models", ("show", "hide", "fast", "off")),
 }
 

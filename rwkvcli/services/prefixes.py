@@ -6,10 +6,11 @@ the whole prompt gives. So what is kept decides how long an answer takes, and no
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from rwkvcli.errors import OutOfMemory
 from rwkvcli.runtime.judged import Judged, judge_ids
@@ -20,9 +21,15 @@ if TYPE_CHECKING:
     from rwkvcli.runtime.backend import Logits
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.state import State
+    from rwkvcli.services.kept_states import KeptStates
 
+_T = TypeVar("_T")
 _LEAST = 32
 """Tokens: a common beginning that is shorter is read again sooner than looked for."""
+_LONG = 1024
+"""Tokens: reading so many takes longer than writing any state."""
+_LAST = 5.0
+"""Seconds that are for writing when the server ends."""
 _RECENT = 64
 """Prompts that a new one is compared with, at most."""
 _SHARE = 8
@@ -35,6 +42,8 @@ class _Kept(NamedTuple):
     """Of the last token; None: more has to be fed before anything can be drawn."""
     judged: Judged | None
     """What the model made of all its tokens, if that was asked for."""
+    lasting: bool = False
+    """Whether it is for the disk too."""
 
 
 class Prefixes:
@@ -44,12 +53,17 @@ class Prefixes:
     What was not used for the longest time goes first. Of a prompt are kept the state after all of it, those at the places that
     the caller names, and the one after the longest beginning that it shares with a recent prompt: a system message, examples,
     a document that is asked about.
+
+    `disk` keeps more of them, and for longer: those that later prompts are likely to begin with. Not what was made of their tokens.
     """
 
-    def __init__(self, model: Model, limit: int, starts: Sequence[State] = ()) -> None:
+    def __init__(
+        self, model: Model, limit: int, starts: Sequence[State] = (), disk: KeptStates | None = None
+    ) -> None:
         self._model = model
         self._starts = starts
         self._limit = limit
+        self._disk = disk
         self._size = _state_size(model)
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
         self._recent: deque[bytes] = deque()
@@ -71,6 +85,8 @@ class Prefixes:
         """
         whole = _key(ids, start)
         at, found = self._find(whole, count)
+        if count is None:
+            at, found = self._longer(whole, at, found)
         begin, shared = at, self._shared(whole)
         self._remember(whole)
         if found is not None and at == len(ids) and found.logits is not None:
@@ -92,7 +108,8 @@ class Prefixes:
             else:
                 logits = judge_ids(self._model, state, part, judged, logits, told)
             at = end
-            self.keep(ids[:end], state, logits, start, copied=True, judged=judged)
+            lasting = end < len(ids) or end in places or end - begin >= _LONG
+            self.keep(ids[:end], state, logits, start, copied=True, judged=judged, lasting=lasting)
         assert logits is not None
         return Read(state, logits, len(ids), judged), begin
 
@@ -105,30 +122,79 @@ class Prefixes:
         *,
         copied: bool = False,
         judged: Judged | None = None,
+        lasting: bool = True,
     ) -> None:
         """Keep `state`, which has seen `ids` after `start`; a copy of it where the caller goes on using it (`copied`), as always of
-        `judged`."""
+        `judged`. `lasting`: on disk too."""
         key = _key(ids, start)
+        if lasting:
+            self._write(key, state, logits)
         before = self._kept.get(key)
         if before is not None:
             logits = before.logits if logits is None else logits
             judged = before.judged if judged is None else judged
-        size = self._size_of(key, judged)
-        if size > self._limit:
+            lasting = lasting or before.lasting
+        self._insert(key, _Kept(state, logits, judged, lasting), copied=copied)
+
+    def put_away(self, over: Callable[[], bool]) -> None:
+        """Write what is for the disk and not there yet, the latest first, until `over`, or for some seconds; afterwards nothing is
+        written any more."""
+        if self._disk is None:
             return
-        if before is not None:
-            self._forget(key)
-        self._make_room(size)
-        try:
-            own = self._made(state.copy) if copied else state
-        except OutOfMemory:
-            return
-        self._kept[key] = _Kept(own, logits, judged.copy() if judged is not None else None)
-        self._used += size
+        end = time.monotonic() + _LAST
+
+        def enough() -> bool:
+            return over() or time.monotonic() > end
+
+        for key, kept in reversed(self._kept.items()):
+            self._disk.wait_for_room(enough)
+            if enough():
+                break
+            if kept.lasting:
+                self._write(key, kept.state, kept.logits)
+        self._disk.close(enough)
 
     def __len__(self) -> int:
         """How many states are kept."""
         return len(self._kept)
+
+    def _longer(self, whole: bytes, at: int, found: _Kept | None) -> tuple[int, _Kept | None]:
+        """The same as `_find`, which found that, with what is on disk, where it has clearly more."""
+        disk = self._disk
+        if disk is None:
+            return at, found
+        if found is not None:
+            disk.touch(whole[: 4 * at + 4])
+        for length, name in disk.find(whole, at + _LEAST - 1):
+            loaded = self._made(lambda name=name: disk.load(name))  # type: ignore[misc]
+            key = whole[: 4 * length + 4]
+            if loaded is None or (loaded[1] is None and len(key) == len(whole)):
+                continue
+            found = _Kept(*loaded, None, lasting=True)
+            self._insert(key, found)
+            return length, found
+        return at, found
+
+    def _insert(self, key: bytes, kept: _Kept, *, copied: bool = False) -> None:
+        """Keep it in memory, if it fits, in place of what is under `key`."""
+        size = self._size_of(key, kept.judged)
+        if size > self._limit:
+            return
+        if key in self._kept:
+            self._forget(key)
+        self._make_room(size)
+        try:
+            own = self._made(kept.state.copy) if copied else kept.state
+        except OutOfMemory:
+            return
+        judged = kept.judged.copy() if kept.judged is not None else None
+        self._kept[key] = kept._replace(state=own, judged=judged)
+        self._used += size
+
+    def _write(self, key: bytes, state: State, logits: Logits | None) -> None:
+        """Have it on disk too, if it is worth it."""
+        if self._disk is not None and len(key) // 4 > _LEAST:
+            self._disk.offer(key, state, logits)
 
     def _find(self, whole: bytes, count: int | None) -> tuple[int, _Kept | None]:
         """Tokens of the longest beginning of `whole` from which it can be gone on with, and what is kept of it."""
@@ -163,7 +229,10 @@ class Prefixes:
             self._used -= len(self._recent.popleft())
 
     def _forget_oldest(self) -> None:
-        self._forget(next(iter(self._kept)))
+        key, kept = next(iter(self._kept.items()))
+        if kept.lasting:
+            self._write(key, kept.state, kept.logits)
+        self._forget(key)
 
     def _forget(self, key: bytes) -> None:
         self._used -= self._size_of(key, self._kept.pop(key).judged)
@@ -172,7 +241,7 @@ class Prefixes:
         """Bytes that what is kept under `key` takes."""
         return self._size + len(key) + (judged.nbytes if judged is not None else 0)
 
-    def _made(self, make: Callable[[], State]) -> State:
+    def _made(self, make: Callable[[], _T]) -> _T:
         """A new state; on a device whose memory is full what is kept goes for it. Raises OutOfMemory."""
         while True:
             try:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rwkvcli.runtime.model import Model
     from rwkvcli.runtime.state import State
     from rwkvcli.runtime.thoughts import Part
+    from rwkvcli.services.kept_states import KeptStates
 
 
 class Busy(RwkvError):
@@ -107,7 +108,7 @@ def _tell_nobody(_news: News) -> None:
 class Texts:
     """Texts of `model`, at most `size` in the making and `waiting` before them; `cache` bytes of states are kept. Prompts may go
     on from `starts`. `drafting`: what guesses tokens of a text that is the only one. `interruptible`: within it a signal that ends
-    the program raises KeyboardInterrupt, also out of the engine; a long call of it needs no end then.
+    the program raises KeyboardInterrupt, also out of the engine; a long call of it needs no end then. `disk` keeps states too.
 
     `tell` of a ticket is called in the thread of `run`; it must not wait.
     """
@@ -121,13 +122,14 @@ class Texts:
         starts: Sequence[State] = (),
         drafting: Drafting | None = None,
         interruptible: Callable[[], AbstractContextManager[None]] = nullcontext,
+        disk: KeptStates | None = None,
     ) -> None:
         self._model = model
         self._interruptible = interruptible
         self._drafting = drafting
         self._size = size
         self._most_waiting = waiting
-        self._prefixes = Prefixes(model, cache, starts)
+        self._prefixes = Prefixes(model, cache, starts, disk)
         self._waiting: deque[Ticket] = deque()
         self._active: list[Ticket] = []
         self._reading: Ticket | None = None
@@ -179,6 +181,10 @@ class Texts:
             self.close()
             self._active.clear()
             self._waiting.clear()
+
+    def put_away(self, over: Callable[[], bool]) -> None:
+        """After `run`: have states that are for the disk written, for some seconds at most, or until `over`."""
+        self._prefixes.put_away(over)
 
     def _make(self) -> None:
         while True:
