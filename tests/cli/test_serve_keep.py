@@ -100,6 +100,11 @@ def test_what_it_refuses(tmp_path: Path) -> None:
         done = rwkv_inside("serve", "-m", "demo", "--port", "0", *args)
         assert (done.code, done.out) == (2, "")
         assert done.err.startswith(message)
+    config = {"RWKV_CONFIG": str(tmp_path / "config.toml")}
+    for key, value in (("keep", str(tmp_path / "kept")), ("keep-size", "2kB")):
+        assert rwkv_inside("config", "set", f"serve.{key}", value, env=config).code == 0
+    done = rwkv_inside("serve", "-m", "demo", "--port", "0", env=config)
+    assert done.err.endswith("and all are to take 0.0\nhint: --keep-size SIZE allows more\n")
     done = rwkv_inside("serve", "-m", "demo", "--port", "0", "--keep", "")
     assert "error: invalid value for '--keep': the name is empty\n" in done.err
 

@@ -18,7 +18,7 @@ from response_events import RESPONSES, events_of
 from rwkvcli import Model
 from rwkvcli.server.stored import Stored
 
-ENDLESS = {"input": "It was", "max_output_tokens": -1, "logit_bias": {"0": -1000}}
+ENDLESS = {"input": "It was", "max_output_tokens": -1, "logit_bias": {"0": -1000, "10": -1000}}
 
 
 @pytest.fixture

@@ -332,6 +332,7 @@ def test_what_was_not_used_for_the_longest_time_goes_first(model: Model, tmp_pat
     run.end()
     run = Run(tmp_path, model, limit=size + size // 2)
     assert run.found == len(files(tmp_path)) == 1
+    run.end()
 
 
 def test_a_limit_below_one_state_is_refused(model: Model, tmp_path: Path) -> None:
@@ -444,7 +445,8 @@ def test_a_folder_is_of_one_server(tmp_path: Path) -> None:
 
 def test_what_can_be_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for name in (tmp_path / "file", tmp_path / "file" / "below"):
+    below = [] if sys.platform == "win32" else [tmp_path / "file" / "below"]  # which has its own words
+    for name in (tmp_path / "file", *below):
         with pytest.raises(UsageError) as caught, kept_folder(str(name)):
             pass
         assert str(caught.value) == f"{name}: not a folder"
