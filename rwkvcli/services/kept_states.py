@@ -275,7 +275,7 @@ class KeptStates:
         size = state_bytes(self._model.config) + 4 * self._model.config.vocab_size
         if self._limit < size:
             raise UsageError(
-                f"one state of this model takes {size / 1e6:.1f} MB on disk, and all are to take {self._limit / 1e6:.1f}",
+                f"one state of this model takes {size:,} bytes on disk, and all are to take {self._limit:,}",
                 hint="--keep-size SIZE allows more",
             )
 

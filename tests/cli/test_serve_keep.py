@@ -95,7 +95,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     for args, message in (
         (("--keep", tmp_path / "file"), f"error: {tmp_path / 'file'}: not a folder\nhint: --keep names"),
         (("--keep-size", "much"), "error: 'much' is no size\n"),
-        (("--keep", tmp_path, "--keep-size", "1kB"), "error: one state of this model takes 0.4 MB"),
+        (("--keep", tmp_path, "--keep-size", "1kB"), "error: one state of this model takes 406,528 bytes"),
     ):
         done = rwkv_inside("serve", "-m", "demo", "--port", "0", *args)
         assert (done.code, done.out) == (2, "")
@@ -104,7 +104,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     for key, value in (("keep", str(tmp_path / "kept")), ("keep-size", "2kB")):
         assert rwkv_inside("config", "set", f"serve.{key}", value, env=config).code == 0
     done = rwkv_inside("serve", "-m", "demo", "--port", "0", env=config)
-    assert done.err.endswith("and all are to take 0.0\nhint: --keep-size SIZE allows more\n")
+    assert done.err.endswith("and all are to take 2,000\nhint: --keep-size SIZE allows more\n")
     done = rwkv_inside("serve", "-m", "demo", "--port", "0", "--keep", "")
     assert "error: invalid value for '--keep': the name is empty\n" in done.err
 

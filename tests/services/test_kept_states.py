@@ -337,7 +337,7 @@ def test_what_was_not_used_for_the_longest_time_goes_first(model: Model, tmp_pat
 
 def test_a_limit_below_one_state_is_refused(model: Model, tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"one state of this model takes 0\.4 MB on disk, and all are to take 0\.1"
+        UsageError, match="one state of this model takes 406,528 bytes on disk, and all are to take 100,000"
     ):
         KeptStates(tmp_path, model, 100_000)
 
