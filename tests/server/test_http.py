@@ -215,6 +215,7 @@ def test_a_state_is_a_model(model: Model) -> None:
         assert "prompt is empty" in refused.json["error"]["message"]
 
 
+NO_BIAS = "logit_bias is not an object of token ids and numbers"
 REFUSED: list[tuple[str, Any, str]] = [
     (CHAT, b"{", "the body is not JSON"),
     (CHAT, b"[" * 100_000, "the body is not JSON"),
@@ -247,21 +248,9 @@ REFUSED: list[tuple[str, Any, str]] = [
     (CHAT, {"messages": HELLO, "temperature": "hot"}, "temperature must be a number, not 'hot'"),
     (CHAT, {"messages": HELLO, "temperature": -1}, "temperature must be 0 or more"),
     (CHAT, {"messages": HELLO, "seed": 1.5}, "seed is not a whole number"),
-    (
-        CHAT,
-        {"messages": HELLO, "logit_bias": {"a": 1}},
-        "logit_bias is not an object of token ids and numbers",
-    ),
-    (
-        CHAT,
-        {"messages": HELLO, "logit_bias": {"1": True}},
-        "logit_bias is not an object of token ids and numbers",
-    ),
-    (
-        CHAT,
-        {"messages": HELLO, "logit_bias": {"1": 10**400}},
-        "logit_bias is not an object of token ids and numbers",
-    ),
+    (CHAT, {"messages": HELLO, "logit_bias": {"a": 1}}, NO_BIAS),
+    (CHAT, {"messages": HELLO, "logit_bias": {"1": True}}, NO_BIAS),
+    (CHAT, {"messages": HELLO, "logit_bias": {"1": 10**400}}, NO_BIAS),
     (CHAT, {"messages": HELLO, "logit_bias": {"300": 1}}, "logit_bias: token 300 is outside the vocabulary"),
     (CHAT, {"messages": HELLO, "stop": [1]}, "stop is neither a string nor a list of strings"),
     (CHAT, {"messages": HELLO, "stop": ""}, "stop is neither a string nor a list of strings"),
