@@ -150,9 +150,9 @@ def test_a_file_without_a_name_is_not_the_working_folder(tmp_path: Path, args: l
     assert not list(tmp_path.iterdir())
 
 
-def test_a_text_to_measure_on_without_a_name() -> None:
+def test_a_text_to_measure_on_without_a_name(tmp_path: Path) -> None:
     for flag in ("--eval", "--calibrate"):
-        done = rwkv_inside("quantize", "demo", "--to", "int4", "--dry-run", flag, "")
+        done = rwkv_inside("quantize", "demo", "--to", "int4", "-o", tmp_path / "out", "--dry-run", flag, "")
         assert (done.code, done.out) == (3, "")
         assert done.err == f"error: {flag} is empty\nhint: name a text file, or - for stdin\n"
     done = rwkv_inside("tokenize", "--tokenizer", "", "x")
