@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,18 @@ class Here:
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+
+    def hang_up(self, path: str, body: dict[str, Any]) -> None:
+        """Ask for a text without end, and go: out of the stream, or while it is in the making."""
+        connection = self.connect()
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        if body["stream"]:
+            assert connection.getresponse().read(100)
+        else:
+            while self.texts.load[0] == 0:
+                pass
+        connection.sock.shutdown(socket.SHUT_RDWR)
+        connection.close()
 
     def get(self, path: str, **headers: str) -> Response:
         return self.ask("GET", path, None, headers)

@@ -65,7 +65,9 @@ def test_a_conversation_goes_on_after_a_restart(tmp_path: Path, cache: str) -> N
     assert turns[0][2] == 0
     for (_, tokens, known), (_, _, before) in zip(turns[1:], expected[1:], strict=True):
         assert known == before
-        assert tokens - known < 50
+        assert (
+            tokens - known < 50
+        )  # at most one for each of 26 bytes of a message, 20 of the template, one drawn
 
 
 def test_a_conversation_goes_on_from_a_state_too(tmp_path: Path) -> None:
@@ -75,7 +77,7 @@ def test_a_conversation_goes_on_from_a_state_too(tmp_path: Path) -> None:
     talk, other = Talk(model="manual"), Talk()
     for known in (False, True):
         with served(*keep) as (process, url):
-            assert (talk.turn(url)[2] > 50) is known
+            assert (talk.turn(url)[2] > 50) is known  # its first prompt alone has 53 tokens
             assert (other.turn(url)[2] > 50) is known
             end(process)
 

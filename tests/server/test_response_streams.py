@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import socket
 import threading
 from typing import Any
 
@@ -37,16 +35,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_nobody_waits_for_is_not_stored(here: Here, kept: list[str], stream: bool) -> None:
-    connection = here.connect()
-    body = json.dumps({**ENDLESS, "stream": stream, "stop": None})
-    connection.request("POST", RESPONSES, body, {"Content-Type": "application/json"})
-    if stream:
-        assert connection.getresponse().read(100)
-    else:
-        while here.texts.load[0] == 0:
-            pass
-    connection.sock.shutdown(socket.SHUT_RDWR)
-    connection.close()
+    here.hang_up(RESPONSES, {**ENDLESS, "stream": stream, "stop": None})
     while here.texts.load != (0, 0):
         here.post(RESPONSES, {"input": "a", "max_output_tokens": 1, "store": False})
     assert any(line.startswith(f"{RESPONSES} gone: ") for line in here.log)

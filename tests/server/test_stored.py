@@ -91,11 +91,12 @@ def test_branches_share_what_they_go_on_from() -> None:
 
 
 def test_bytes_are_bounded() -> None:
-    stored = Stored(largest=100_000)
-    for number in range(100):
+    one, stored = Stored(), Stored(largest=100_000)
+    add(one, "r10", text="z" * 2_000)
+    for number in range(10, 100):
         add(stored, f"r{number}", text="z" * 2_000)
-    assert stored.used <= 100_000
-    assert 10 < len(stored) < 25
+    assert len(stored) == 100_000 // one.used
+    assert stored.used == len(stored) * one.used
     assert stored.find("r99") is not None
     assert stored.find("r0") is None
     add(stored, "large", text="z" * 100_000)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import socket
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -32,16 +31,7 @@ def wait_until_idle(here: Here) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_hangs_up_costs_nothing_more(here: Here, stream: bool) -> None:
-    connection = here.connect()
-    body = json.dumps({**ENDLESS, "stream": stream})
-    connection.request("POST", COMPLETIONS, body, {"Content-Type": "application/json"})
-    if stream:
-        assert connection.getresponse().read(100)
-    else:
-        while here.texts.load[0] == 0:
-            pass
-    connection.sock.shutdown(socket.SHUT_RDWR)
-    connection.close()
+    here.hang_up(COMPLETIONS, {**ENDLESS, "stream": stream})
     wait_until_idle(here)
     assert any(line.startswith(f"{COMPLETIONS} gone: 6 tokens in") for line in here.log)
 
